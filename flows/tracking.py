@@ -1,0 +1,225 @@
+"""Hamilton UI tracking for dataflows that run inside Prefect tasks.
+
+    with tracking.track("prepare_data_task") as tracked:
+        driver = builder.with_adapters(*tracked.adapters).build()
+        result = driver.execute([...], inputs={...})
+    tracked.run_url  # permalink in the Hamilton UI, None when tracking is off
+
+Tracking is on when `HAMILTON_UI_USERNAME` and `HAMILTON_UI_PROJECT_ID` are set. Optional:
+`HAMILTON_API_URL` (where runs are sent), `HAMILTON_UI_URL` (what links point at), both
+http://localhost:8241 by default, and `HAMILTON_API_KEY`, the server's shared key.
+
+It is best-effort: whatever the Hamilton UI does, the dataflow's result is the same as without
+tracking. All waiting for it in one flow run is bounded by `PATIENCE` seconds; after a failure the
+rest of the flow run (in this process) is not tracked, and one warning says why.
+
+The UI stores a dataflow's source code, its config, its inputs and a summary of every node's result
+(for a data frame: statistics of each column; for a scalar or a text: the value). Never pass a
+secret as input or config. `HAMILTON_CAPTURE_DATA_STATISTICS=false` leaves the result summaries
+out; `HAMILTON_MAX_LIST_LENGTH_CAPTURE` (50) and `HAMILTON_MAX_DICT_LENGTH_CAPTURE` (100) bound
+how many items of a list or a dict a summary holds.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from prefect.artifacts import create_markdown_artifact
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_logger, get_run_logger
+from prefect.runtime import flow_run
+
+DEFAULT_URL = "http://localhost:8241"
+
+PATIENCE = 8.0
+"""Seconds that one flow run may wait for the Hamilton UI, all its tasks together."""
+
+FREE_WAIT = 0.25
+"""Seconds of a single call that do not count: a healthy server's answers never use PATIENCE up."""
+
+
+class TrackingError(Exception):
+    """The Hamilton UI cannot be used; the message names the cause and the way out."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and as whom to track. Raises TrackingError when the environment makes no sense."""
+
+    username: str
+    project_id: int
+    api_url: str
+    ui_url: str
+    api_key: str | None = field(repr=False)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings | None":
+        """Read the environment; None when tracking is not asked for."""
+        username = env.get("HAMILTON_UI_USERNAME", "").strip()
+        project = env.get("HAMILTON_UI_PROJECT_ID", "").strip()
+        if not username and not project:
+            return None
+        if not username or not project:
+            missing = "HAMILTON_UI_PROJECT_ID" if username else "HAMILTON_UI_USERNAME"
+            raise TrackingError(f"{missing} is not set (both it and its counterpart are needed)")
+        if not project.isdecimal():
+            raise TrackingError(f"HAMILTON_UI_PROJECT_ID must be a number, not {project!r}")
+        api_url = env.get("HAMILTON_API_URL") or DEFAULT_URL
+        ui_url = env.get("HAMILTON_UI_URL") or DEFAULT_URL
+        for name, url in (("HAMILTON_API_URL", api_url), ("HAMILTON_UI_URL", ui_url)):
+            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+                raise TrackingError(f"{name} must be an http(s) URL, not {url!r}")
+        return cls(
+            username=username,
+            project_id=int(project),
+            api_url=api_url.rstrip("/"),
+            ui_url=ui_url.rstrip("/"),
+            api_key=env.get("HAMILTON_API_KEY") or None,
+        )
+
+
+class FlowRunTracking:
+    """What the tasks of one flow run share: the patience left and whether tracking was given up."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._patience = PATIENCE
+        self.given_up = False
+        self.project_checked = False
+
+    @property
+    def patience(self) -> float:
+        """Seconds that may still be waited."""
+        return self._patience
+
+    def waited(self, seconds: float) -> None:
+        """Count a wait of `seconds`."""
+        with self._lock:
+            self._patience = max(0.0, self._patience - max(0.0, seconds - FREE_WAIT))
+
+    def give_up(self) -> bool:
+        """Stop tracking; True for the first caller only, which is the one that warns."""
+        with self._lock:
+            first, self.given_up = not self.given_up, True
+            return first
+
+
+_flow_runs: dict[str | None, FlowRunTracking] = {}
+_flow_runs_lock = threading.Lock()
+
+
+def _of_flow_run(flow_run_id: str | None) -> FlowRunTracking:
+    with _flow_runs_lock:
+        return _flow_runs.setdefault(flow_run_id, FlowRunTracking())
+
+
+@dataclass
+class Tracked:
+    """One tracked dataflow execution.
+
+    `adapters` go to `driver.Builder.with_adapters`; empty when tracking is off or unavailable.
+    `run_url` is the permalink of the latest execution, None before the first or without tracking.
+    """
+
+    adapters: list[Any] = field(default_factory=list)
+    run_url: str | None = None
+
+
+@contextmanager
+def track(
+    task_name: str, *, dag_name: str | None = None, tags: Mapping[str, str] | None = None
+) -> Iterator[Tracked]:
+    """Track the dataflows that are built and executed in this block.
+
+    They show in the Hamilton UI as `prefect_<task_name>`, tagged with the Prefect task, flow and
+    flow run, and with `dataflow=<dag_name>` when that is given. Exceptions of the block pass
+    through; none comes from the tracking.
+    """
+    logger = _run_logger()
+    run_id = flow_run.get_id()
+    shared = _of_flow_run(run_id)
+    tracked = Tracked()
+
+    def give_up(error: Exception) -> None:
+        if shared.give_up():
+            cause = str(error) if isinstance(error, TrackingError) else repr(error)
+            logger.warning(
+                "Hamilton UI tracking is off for the rest of this flow run: %s. "
+                "The flow goes on without it.",
+                cause,
+            )
+
+    sender = None
+    try:
+        settings = None if shared.given_up else Settings.from_env()
+        if settings is not None:
+            # The SDK takes seconds to import: only flows that track pay for it.
+            from flows import tracking_sdk
+
+            project_url = f"{settings.ui_url}/dashboard/project/{settings.project_id}"
+
+            def started(hamilton_run_id: int) -> None:
+                tracked.run_url = f"{project_url}/runs/{hamilton_run_id}"
+                logger.info("Hamilton UI tracking is on: %s", tracked.run_url)
+                _publish_link(task_name, tracked.run_url, logger)
+
+            sender = tracking_sdk.Sender(settings, shared)
+            tracker = tracking_sdk.BestEffortTracker(
+                settings,
+                sender,
+                shared,
+                dag_name=f"prefect_{task_name}",
+                tags=_tags(task_name, dag_name, run_id) | dict(tags or {}),
+                on_started=started,
+                on_failure=give_up,
+            )
+            tracked.adapters.append(tracker)
+    except Exception as error:
+        give_up(error)
+    try:
+        yield tracked
+    finally:
+        if sender is not None:
+            sender.close()
+
+
+def _run_logger() -> "logging.Logger | logging.LoggerAdapter[Any]":
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return get_logger(__name__)
+
+
+def _tags(task_name: str, dag_name: str | None, run_id: str | None) -> dict[str, str]:
+    tags = {
+        "orchestrator": "prefect",
+        "prefect_task": task_name,
+        "prefect_flow": flow_run.get_flow_name(),
+        "prefect_flow_run_id": run_id,
+        "prefect_flow_run_url": flow_run.get_flow_run_ui_url(),
+        "dataflow": dag_name,
+    }
+    return {name: value for name, value in tags.items() if value}
+
+
+def _publish_link(
+    task_name: str, url: str, logger: "logging.Logger | logging.LoggerAdapter[Any]"
+) -> None:
+    if flow_run.get_id() is None:
+        return
+    # _sync: in an async task the function would return a coroutine instead.
+    create: Any = create_markdown_artifact
+    try:
+        create(
+            key=f"hamilton-run-{task_name.lower().replace('_', '-')}",
+            markdown=f"[prefect_{task_name} in the Hamilton UI]({url})",
+            description=f"Hamilton UI: {task_name} execution",
+            _sync=True,
+        )
+    except Exception as error:
+        logger.warning("Could not publish the link to %s as an artifact: %s", url, error)
