@@ -1,0 +1,1 @@
+"""Hamilton dataflows: modules of pure functions, one function a node."""

@@ -1,0 +1,221 @@
+"""Dataflow that sorts raw records of time, metric and value into accepted and rejected ones.
+
+The rules are Pandera schemas, attached to nodes with Hamilton's ``check_output``. On
+`typed_records` and `valid_records` the check is not a gate but data: each failure case becomes the
+reason a rejected record is kept with. On `accepted_records` it is the gate: the run fails if a
+record that breaks a rule gets that far.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pandera.pandas as pa
+from hamilton.data_quality.base import ValidationResult
+from hamilton.function_modifiers import check_output
+
+EARLIEST_TIME = pd.Timestamp("1900-01-01", tz="UTC")
+KEY = ["metric", "time"]
+
+
+def _rule(reason: str, passes: Any) -> pa.Check:
+    """Check whole records; `reason` is what a person reads beside a rejected one."""
+    return pa.Check(passes, name=reason, error=reason)
+
+
+TYPED_RECORD = pa.DataFrameSchema(
+    {
+        "record_number": pa.Column("int64", unique=True),
+        "time": pa.Column("datetime64[us, UTC]", nullable=True),
+        "metric": pa.Column("str", nullable=True),
+        "value": pa.Column("float64", nullable=True),
+    },
+    checks=[
+        _rule("time is missing", lambda df: df["raw_time"].notna()),
+        _rule(
+            "time is not an ISO 8601 date or time",
+            lambda df: df["time"].notna() | df["raw_time"].isna(),
+        ),
+        _rule("time is before 1900", lambda df: (df["time"] >= EARLIEST_TIME) | df["time"].isna()),
+        _rule(
+            "time is in the future",
+            lambda df: (df["time"] <= df["latest_time"]) | df["time"].isna(),
+        ),
+        _rule("metric is missing", lambda df: df["metric"].notna()),
+        _rule("value is missing", lambda df: df["raw_value"].notna()),
+        _rule("value is not a number", lambda df: df["value"].notna() | df["raw_value"].isna()),
+        _rule("value is infinite", lambda df: ~np.isinf(df["value"])),
+        _rule(
+            "value is below the metric's minimum",
+            lambda df: ~((df["value"] < df["minimum"]) & np.isfinite(df["value"])),
+        ),
+        _rule(
+            "value is above the metric's maximum",
+            lambda df: ~((df["value"] > df["maximum"]) & np.isfinite(df["value"])),
+        ),
+    ],
+)
+
+UNIQUE_RECORD = pa.DataFrameSchema(unique=KEY, report_duplicates="exclude_first")
+DUPLICATE_REASON = "duplicate of an earlier record"
+
+ACCEPTED_RECORD = pa.DataFrameSchema(
+    {
+        "time": pa.Column("datetime64[us, UTC]", pa.Check.ge(EARLIEST_TIME)),
+        "metric": pa.Column("str", pa.Check.str_length(min_value=1)),
+        "value": pa.Column("float64", pa.Check(np.isfinite, name="finite")),
+    },
+    unique=KEY,
+    strict=True,
+)
+
+
+def numbered_records(raw_records: pd.DataFrame) -> pd.DataFrame:
+    """Raw records (text columns time, metric, value), numbered from 1 in the source's order."""
+    numbered = raw_records.reset_index(drop=True)
+    return numbered.assign(record_number=np.arange(1, len(numbered) + 1, dtype="int64"))
+
+
+@check_output(schema=TYPED_RECORD, importance="warn")
+def typed_records(
+    numbered_records: pd.DataFrame, metric_dimension: pd.DataFrame, as_of: pd.Timestamp
+) -> pd.DataFrame:
+    """Time (UTC, microseconds), metric and value as types, beside their text and allowed range.
+
+    What cannot be read becomes null here; the schema then says why. Up to a day after `as_of` a
+    time counts as now, for clocks and time zones differ.
+    """
+    metric = numbered_records["metric"].astype("str").str.strip()
+    limits = metric_dimension.set_index("metric")
+    time = pd.to_datetime(numbered_records["time"], utc=True, errors="coerce", format="ISO8601")
+    value = pd.to_numeric(numbered_records["value"], errors="coerce")
+    return pd.DataFrame(
+        {
+            "record_number": numbered_records["record_number"],
+            "time": time.dt.as_unit("us"),
+            "metric": metric.where(metric.notna() & (metric != "")),
+            "value": value.astype("float64"),
+            "raw_time": numbered_records["time"],
+            "raw_value": numbered_records["value"],
+            "minimum": metric.map(limits["minimum"]).astype("float64"),
+            "maximum": metric.map(limits["maximum"]).astype("float64"),
+            "latest_time": as_of + pd.Timedelta(days=1),
+        }
+    )
+
+
+def invalid_records(
+    typed_records_raw: pd.DataFrame, typed_records_pandera_schema_validator: ValidationResult
+) -> pd.DataFrame:
+    """Columns record_number and reason: one row for each rule that a record breaks."""
+    failures = _failed_rows(typed_records_pandera_schema_validator)
+    return pd.DataFrame(
+        {
+            "record_number": typed_records_raw["record_number"].reindex(failures["row"]).to_numpy(),
+            "reason": failures["reason"].to_numpy(),
+        }
+    )
+
+
+@check_output(schema=UNIQUE_RECORD, importance="warn")
+def valid_records(typed_records_raw: pd.DataFrame, invalid_records: pd.DataFrame) -> pd.DataFrame:
+    """Keep the records that break no rule of their own; the same metric and time may come twice."""
+    broken = typed_records_raw["record_number"].isin(invalid_records["record_number"])
+    return typed_records_raw.loc[~broken, ["record_number", "time", "metric", "value"]]
+
+
+def duplicate_records(
+    valid_records_raw: pd.DataFrame, valid_records_pandera_schema_validator: ValidationResult
+) -> pd.DataFrame:
+    """Columns record_number and reason: every record but the first of its metric and time."""
+    rows = _failed_rows(valid_records_pandera_schema_validator)["row"].unique()
+    numbers = valid_records_raw["record_number"].reindex(rows).to_numpy()
+    return pd.DataFrame({"record_number": numbers, "reason": DUPLICATE_REASON})
+
+
+def rejection_reasons(
+    invalid_records: pd.DataFrame, duplicate_records: pd.DataFrame
+) -> pd.DataFrame:
+    """Columns record_number and reason for all rejected records; several reasons, several rows."""
+    reasons = pd.concat([invalid_records, duplicate_records], ignore_index=True)
+    return reasons.astype({"record_number": "int64", "reason": "str"})
+
+
+def rejected_records(
+    numbered_records: pd.DataFrame, rejection_reasons: pd.DataFrame
+) -> pd.DataFrame:
+    """Rejected records as they came (text), with all their reasons joined by ``; ``."""
+    reasons = rejection_reasons.groupby("record_number")["reason"].agg("; ".join)
+    columns = ["record_number", "time", "metric", "value"]
+    rejected = numbered_records.loc[
+        numbered_records["record_number"].isin(reasons.index), columns
+    ].rename(columns={"time": "raw_time", "metric": "raw_metric", "value": "raw_value"})
+    return rejected.assign(reasons=rejected["record_number"].map(reasons)).reset_index(drop=True)
+
+
+@check_output(schema=ACCEPTED_RECORD, importance="fail")
+def accepted_records(
+    valid_records_raw: pd.DataFrame, duplicate_records: pd.DataFrame
+) -> pd.DataFrame:
+    """Columns time, metric, value of all records that keep every rule, by metric and time."""
+    duplicated = valid_records_raw["record_number"].isin(duplicate_records["record_number"])
+    accepted = valid_records_raw.loc[~duplicated, ["time", "metric", "value"]]
+    return accepted.sort_values(KEY, ignore_index=True)
+
+
+def time_gaps(accepted_records: pd.DataFrame) -> pd.DataFrame:
+    """Columns metric, last_before, first_after, missing: where a metric's usual step is exceeded.
+
+    The usual step is the median distance of a metric's records; `missing` is how many records
+    would fill the gap. At least three records are needed to speak of a step.
+    """
+    spaced = accepted_records.assign(
+        last_before=accepted_records.groupby("metric")["time"].shift(),
+    ).rename(columns={"time": "first_after"})
+    spaced["distance"] = spaced["first_after"] - spaced["last_before"]
+    by_metric = spaced.groupby("metric")["distance"]
+    usual = by_metric.transform("median").where(by_metric.transform("count") >= 2)
+    steps = spaced["distance"] / usual
+    gaps = spaced.assign(missing=(steps.round() - 1))[steps >= 1.5]
+    columns = ["metric", "last_before", "first_after", "missing"]
+    return gaps[columns].astype({"missing": "int64"}).reset_index(drop=True)
+
+
+def quality_report(
+    numbered_records: pd.DataFrame,
+    accepted_records: pd.DataFrame,
+    rejected_records: pd.DataFrame,
+    rejection_reasons: pd.DataFrame,
+    time_gaps: pd.DataFrame,
+    metric_dimension: pd.DataFrame,
+) -> dict[str, Any]:
+    """Count the whole: rows read, accepted, rejected, by reason, missing in time, unknown."""
+    known = set(metric_dimension["metric"])
+    return {
+        "rows_read": len(numbered_records),
+        "rows_accepted": len(accepted_records),
+        "rows_rejected": len(rejected_records),
+        "reasons": {
+            str(reason): int(count)
+            for reason, count in rejection_reasons["reason"].value_counts().items()
+        },
+        "gaps": len(time_gaps),
+        "missing_in_gaps": int(time_gaps["missing"].sum()),
+        "unknown_metrics": sorted(set(accepted_records["metric"].unique()) - known),
+    }
+
+
+def _failed_rows(result: ValidationResult) -> pd.DataFrame:
+    """Columns row (index label) and reason of a Pandera check's failure cases, each pair once."""
+    cases = [
+        pd.DataFrame(
+            {
+                "row": error.failure_cases["index"],
+                "reason": getattr(error.check, "error", None) or str(error.check),
+            }
+        )
+        for error in result.diagnostics.get("schema_errors", [])
+    ]
+    if not cases:
+        return pd.DataFrame({"row": pd.Series(dtype="int64"), "reason": pd.Series(dtype="str")})
+    return pd.concat(cases, ignore_index=True).drop_duplicates(ignore_index=True)
