@@ -1,0 +1,181 @@
+"""Serve the Hamilton UI on this machine: `python -m scripts.hamilton_ui --port 8241 --state DIR`.
+
+The package's own `hamilton ui` is Django's development server in debug mode, with a secret key that
+everybody knows, on every network address. This serves the same application with gunicorn, on
+127.0.0.1 only, with its data (SQLite, source code of the DAG versions) in the state folder.
+
+Anybody who reaches the port may read and write everything, under any user name, unless
+`HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY` is set: then only with that key.
+"""
+
+import importlib
+import importlib.util
+import os
+import secrets
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+HOST = "127.0.0.1"
+
+
+class CannotServeError(Exception):
+    """The Hamilton UI cannot be served; the message names the cause and the way out."""
+
+
+def package_folder() -> Path:
+    """Folder of the installed `hamilton_ui`, which holds Django's top-level modules."""
+    spec = importlib.util.find_spec("hamilton_ui")
+    if spec is None or not spec.submodule_search_locations:
+        raise CannotServeError("apache-hamilton-ui is not installed: uv sync --group hamilton-ui")
+    return Path(spec.submodule_search_locations[0])
+
+
+def bind(port: int) -> socket.socket:
+    """Bind HOST:`port`; from here on nobody else can take the port."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((HOST, port))
+        # Two sockets may share a bound address until one of them listens.
+        listener.listen(socket.SOMAXCONN)
+    except OSError as error:
+        raise CannotServeError(
+            f"port {port} on {HOST} cannot be used ({error.strerror}); "
+            "stop what uses it or take another with --port"
+        ) from error
+    return listener
+
+
+def secret_key(state: Path) -> str:
+    """Django's secret key, made once per state folder and readable by its owner only."""
+    path = state / "secret-key"
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_text()
+    with os.fdopen(descriptor, "w") as file:
+        key = secrets.token_urlsafe(50)
+        file.write(key)
+    return key
+
+
+def configure(state: Path) -> None:
+    """Set Django up on top of the package's own settings, with its data in `state`."""
+    package = package_folder()
+    sys.path.insert(0, str(package))
+    os.environ["HAMILTON_BASE_DIR"] = str(state)  # the package's settings read it at import
+    defaults: Any = importlib.import_module("server.settings_mini")
+
+    from django.conf import settings
+
+    from scripts import hamilton_ui_page
+
+    own = {
+        "DEBUG": False,
+        "SECRET_KEY": secret_key(state),
+        "ALLOWED_HOSTS": ["localhost", HOST],
+        # The folder whose `build/` is served as the page.
+        "BASE_DIR": hamilton_ui_page.prepare(package / "build", state / "page"),
+        "MIDDLEWARE": [
+            "scripts.hamilton_ui_page.content_security_policy",
+            *defaults.MIDDLEWARE,
+        ],
+        "DATABASES": {
+            "default": {
+                "ENGINE": "django.db.backends.sqlite3",
+                "NAME": state / "db.sqlite3",
+                # Several flows write at once: wait for each other instead of failing.
+                "OPTIONS": {
+                    "timeout": 20,
+                    "transaction_mode": "IMMEDIATE",
+                    "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+                },
+            }
+        },
+        "HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY": (
+            os.environ.get("HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY") or None
+        ),
+        "LOGGING": {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+            "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "plain"}},
+            # A request for another host is answered 400; no need of a traceback, too.
+            "loggers": {"django.security.DisallowedHost": {"propagate": False}},
+            "root": {"handlers": ["console"], "level": os.environ.get("LOG_LEVEL", "WARNING")},
+        },
+    }
+    settings.configure(**{k: v for k, v in vars(defaults).items() if k.isupper()} | own)
+
+
+def migrate() -> None:
+    """Bring the database to the package's schema."""
+    import django
+    from django.core.management import call_command
+    from django.db import DatabaseError
+
+    django.setup()
+    try:
+        call_command("migrate", interactive=False, verbosity=0)
+    except DatabaseError as error:
+        database = django.db.connection.settings_dict["NAME"]
+        raise CannotServeError(f"the database {database} cannot be used: {error}") from error
+
+
+def serve(listener: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT; does not return."""
+    from django.core.wsgi import get_wsgi_application
+    from gunicorn.app.base import BaseApplication
+
+    class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no type hints
+        def load_config(self) -> None:
+            options = {
+                "bind": f"fd://{listener.fileno()}",
+                "workers": 1,  # SQLite has one writer at a time anyway
+                "threads": 8,
+                "preload_app": True,
+                "graceful_timeout": 5,
+                "control_socket_disable": True,
+                "loglevel": os.environ.get("LOG_LEVEL", "WARNING").lower(),
+            }
+            for name, value in options.items():
+                self.cfg.set(name, value)
+
+        def load(self) -> Any:
+            return get_wsgi_application()
+
+    Application().run()
+
+
+def main(
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")
+    ] = 8241,
+    state: Annotated[
+        Path, typer.Option(file_okay=False, help="Folder of the database and the secret key.")
+    ] = Path(".state/hamilton-ui"),
+) -> None:
+    """Serve the Hamilton UI on 127.0.0.1 until SIGTERM or Ctrl-C."""
+    try:
+        listener = bind(port)
+        try:
+            state = state.absolute()
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            configure(state)
+            migrate()
+        except OSError as error:
+            raise CannotServeError(f"the state folder {state} cannot be used: {error}") from error
+    except CannotServeError as error:
+        typer.echo(f"Hamilton UI: {error}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"Hamilton UI on http://{HOST}:{listener.getsockname()[1]}, data in {state}")
+    sys.stdout.flush()
+    serve(listener)
+
+
+if __name__ == "__main__":
+    typer.run(main)
