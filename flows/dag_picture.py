@@ -18,7 +18,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 from xml.sax.saxutils import escape
 
 from prefect.artifacts import create_markdown_artifact
@@ -84,16 +83,15 @@ def render(
     return _draw(_ordered_source(digraph))
 
 
-def publish(task_name: str, png: bytes) -> UUID:
-    """Publish a picture as a markdown artifact of the running task; returns the artifact's id."""
+def publish(task_name: str, png: bytes) -> None:
+    """Publish a picture as a markdown artifact of the running task."""
     slug = re.sub(r"[^a-z0-9]+", "-", task_name.lower()).strip("-")
     data_uri = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-    artifact_id: UUID = create_markdown_artifact(
+    create_markdown_artifact(
         markdown=f"![Hamilton DAG of {task_name}]({data_uri})",
         key=f"hamilton-dag-{slug}",
         description=f"Hamilton DAG: {task_name} execution",
     )
-    return artifact_id
 
 
 def _ordered_source(digraph: "graphviz.Digraph") -> str:
