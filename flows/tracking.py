@@ -33,6 +33,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
+from prefect.utilities.urls import url_for
 
 DEFAULT_URL = "http://localhost:8241"
 
@@ -201,7 +202,7 @@ def _tags(task_name: str, dag_name: str | None, run_id: str | None) -> dict[str,
         "prefect_task": task_name,
         "prefect_flow": flow_run.get_flow_name(),
         "prefect_flow_run_id": run_id,
-        "prefect_flow_run_url": flow_run.get_flow_run_ui_url(),
+        "prefect_flow_run_url": url_for("flow-run", obj_id=run_id) if run_id else None,
         "dataflow": dag_name,
     }
     return {name: value for name, value in tags.items() if value}

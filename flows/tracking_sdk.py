@@ -240,7 +240,7 @@ class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no ty
             raise self._no_answer() from error
         except httpx.HTTPError as error:
             raise TrackingError(
-                f"cannot reach {url} ({error}); is the Hamilton UI up, is HAMILTON_API_URL right?"
+                f"cannot reach {url} ({error}); start the Hamilton UI or correct HAMILTON_API_URL"
             ) from error
         if response.status_code == httpx.codes.UNAUTHORIZED:
             raise TrackingError(f"{url} refuses the API key; set HAMILTON_API_KEY to the server's")
@@ -250,10 +250,11 @@ class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no ty
             raise _ServerError(f"{url} answered {response.status_code} to {method} {path}")
         if not response.is_success:
             raise TrackingError(f"{url} answered {response.status_code} to {method} {path}")
-        try:
-            return response.json()
-        except ValueError as error:
-            raise TrackingError(f"{url} is no Hamilton UI; is HAMILTON_API_URL right?") from error
+        if not response.content:
+            return None
+        if not response.headers.get("content-type", "").startswith("application/json"):
+            raise TrackingError(f"{url} is no Hamilton UI; correct HAMILTON_API_URL")
+        return response.json()
 
     # In the caller's thread.
 
@@ -270,7 +271,7 @@ class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no ty
             self._shared.waited(time.monotonic() - started)
 
     def _no_answer(self) -> TrackingError:
-        return TrackingError(f"{self._settings.api_url} does not answer; is the Hamilton UI up?")
+        return TrackingError(f"{self._settings.api_url} does not answer; is the Hamilton UI well?")
 
     def _unknown_project(self) -> TrackingError:
         project, user = self._settings.project_id, self._settings.username

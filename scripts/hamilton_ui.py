@@ -105,7 +105,7 @@ def configure(state: Path) -> None:
             "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
             "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "plain"}},
             # A request for another host is answered 400; no need of a traceback, too.
-            "loggers": {"django.security.DisallowedHost": {"propagate": False}},
+            "loggers": {"django.security.DisallowedHost": {"level": "CRITICAL"}},
             "root": {"handlers": ["console"], "level": os.environ.get("LOG_LEVEL", "WARNING")},
         },
     }
