@@ -1,0 +1,20 @@
+#!/bin/sh
+# Leaves in a virtual environment what runs: `slim.sh /opt/venv`. Used by the build stage of each image.
+set -eu
+site=$(echo "$1"/lib/python3.*/site-packages)
+
+# Test suites, C headers and sources, and source maps of web pages.
+find "$site" -type d -name tests -prune -exec rm -rf {} +
+rm -rf "$site/pyarrow/include" "$site/pyarrow/src" "$site/numpy/_core/include"
+find "$site" -type f \( -name '*.map' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' -o -name '*.c' -o -name '*.cpp' \
+  -o -name '*.h' -o -name '*.hpp' \) -delete
+
+# botocore describes every AWS service in 25 MB; object storage needs S3 and ways to log in.
+if [ -d "$site/botocore/data" ]; then
+  find "$site/botocore/data" -mindepth 1 -maxdepth 1 -type d \
+    ! -name s3 ! -name sts ! -name sso ! -name sso-oidc ! -name signin -exec rm -rf {} +
+fi
+
+# Bytecode that is never checked against its source: nothing in an image changes, and no start compiles.
+find "$site" -type d -name __pycache__ -prune -exec rm -rf {} +
+"$1/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$site"
