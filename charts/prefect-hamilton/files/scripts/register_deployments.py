@@ -1,0 +1,52 @@
+"""Clone the flow repository and register its deployments.
+
+Usage: register_deployments.py NAME...: names of deployments in prefect.yaml, or patterns.
+Reads FLOWS_REPOSITORY, FLOWS_BRANCH or FLOWS_COMMIT, and GIT_ACCESS_TOKEN for a private repository.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from prefect.runner.storage import GitRepository
+from prefect.types import SecretStr
+
+
+def main(names: list[str]) -> None:
+    """Clone as a flow run does, then deploy as a person does."""
+    repository = os.environ["FLOWS_REPOSITORY"]
+    ref = os.environ.get("FLOWS_COMMIT") or os.environ.get("FLOWS_BRANCH")
+    with tempfile.TemporaryDirectory() as folder:
+        checkout = clone(repository, Path(folder))
+        print(f"Cloned {repository} at {ref}.", flush=True)
+        if not (checkout / "prefect.yaml").exists():
+            sys.exit(f"{repository} at {ref} has no prefect.yaml.")
+        command = ["prefect", "--no-prompt", "deploy"]
+        for name in names:
+            command += ["--name", name]
+        sys.exit(subprocess.run(command, cwd=checkout, check=False).returncode)
+
+
+def clone(repository: str, folder: Path) -> Path:
+    """Clone at the wanted branch or commit; ends with one line where that fails."""
+    token = os.environ.get("GIT_ACCESS_TOKEN")
+    storage = GitRepository(
+        url=repository,
+        credentials={"access_token": SecretStr(token)} if token else None,
+        name="flows",
+        branch=os.environ.get("FLOWS_BRANCH"),
+        commit_sha=os.environ.get("FLOWS_COMMIT"),
+    )
+    storage.set_base_path(folder)
+    try:
+        asyncio.run(storage.pull_code())
+    except RuntimeError as error:
+        sys.exit(f"{repository} cannot be cloned: {error}")
+    return storage.destination
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,149 @@
+{{- define "prefect-hamilton.bootstrap.name" -}}
+{{ include "prefect-hamilton.fullname" . }}-bootstrap
+{{- end }}
+
+{{/* What the servers are to hold beside the image's bootstrap/desired-state.yaml. */}}
+{{- define "prefect-hamilton.bootstrap.state" -}}
+{{- $state := .Values.bootstrap.state -}}
+{{- with .Values.workers }}
+work_pools:
+  {{- range $pool, $settings := . }}
+  - name: {{ $pool }}
+    type: kubernetes
+    description: Runs each flow run as a pod.
+    {{- if hasKey ($settings | default dict) "concurrencyLimit" }}
+    concurrency_limit: {{ $settings.concurrencyLimit }}
+    {{- end }}
+    {{- if $.Values.hamiltonUi.enabled }}
+    hamilton_tracking: true
+    {{- end }}
+    base_job_template: base-job-template-{{ include "prefect-hamilton.worker.slug" $pool }}.yaml
+  {{- end }}
+{{- end }}
+{{- $blocks := $state.blocks }}
+{{- if not (include "prefect-hamilton.warehouse.secretName" .) }}
+{{- $blocks = prepend $blocks (dict "name" "warehouse-url" "type" "secret" "optional" true "values" (dict "value" (dict "from_env" "WAREHOUSE_URL"))) }}
+{{- end }}
+{{- range $key, $entries := set (deepCopy $state) "blocks" $blocks }}
+{{- with $entries }}
+{{ $key }}:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- if .Values.hamiltonUi.enabled }}
+hamilton:
+  name: {{ .Values.hamiltonUi.project | quote }}
+  username: {from_env: HAMILTON_UI_USERNAME}
+{{- else }}
+hamilton: null
+{{- end }}
+{{- end }}
+
+{{- define "prefect-hamilton.bootstrap.data" -}}
+state.yaml: |
+  {{- include "prefect-hamilton.bootstrap.state" . | trim | nindent 2 }}
+{{- range $pool, $_ := .Values.workers }}
+base-job-template-{{ include "prefect-hamilton.worker.slug" $pool }}.yaml: |
+  {{- include "prefect-hamilton.flows.baseJobTemplate" (dict "root" $ "pool" $pool) | nindent 2 }}
+{{- end }}
+{{- if .Values.flows.repository }}
+{{ include "prefect-hamilton.script" (dict "root" . "name" "register_deployments.py") }}
+{{- end }}
+{{- end }}
+
+{{- define "prefect-hamilton.bootstrap.env" -}}
+{{- $credential := .Values.flows.gitCredential -}}
+{{ include "prefect-hamilton.api.env" . }}
+PREFECT_HOME: /tmp/prefect
+{{- if .Values.hamiltonUi.enabled }}
+HAMILTON_API_URL: {{ include "prefect-hamilton.hamilton-ui.apiUrl" . }}
+HAMILTON_UI_URL: {{ include "prefect-hamilton.hamilton-ui.url" . }}
+HAMILTON_UI_USERNAME: {{ .Values.hamiltonUi.username | quote }}
+HAMILTON_API_KEY:
+  secretKeyRef:
+    name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
+    key: api-key
+{{- end }}
+{{- with include "prefect-hamilton.warehouse.secretName" . }}
+WAREHOUSE_URL:
+  secretKeyRef:
+    name: {{ . }}
+    key: {{ include "prefect-hamilton.warehouse.key" $ }}
+{{- end }}
+{{- with .Values.flows.repository }}
+FLOWS_REPOSITORY: {{ . | quote }}
+{{ regexMatch "^[0-9a-f]{40}$" $.Values.flows.ref | ternary "FLOWS_COMMIT" "FLOWS_BRANCH" }}: {{ $.Values.flows.ref | quote }}
+{{- end }}
+{{- if $credential.existingSecret }}
+{{- if eq $credential.type "token" }}
+# Of a block, so that no token is stored with a deployment.
+FLOWS_ACCESS_TOKEN: "{{ "{{ prefect.blocks.secret.git-access-token }}" }}"
+GIT_ACCESS_TOKEN:
+  secretKeyRef:
+    name: {{ $credential.existingSecret }}
+    key: token
+{{- else }}
+GIT_SSH_COMMAND: {{ include "prefect-hamilton.flows.sshCommand" . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "prefect-hamilton.bootstrap.jobSpec" -}}
+{{- $s := include "prefect-hamilton.settings" (dict "root" . "own" .Values.bootstrap) | fromYaml }}
+{{- $context := dict "root" . "component" "bootstrap" "settings" $s "image" .Values.server.image "checksum" (include "prefect-hamilton.bootstrap.data" .) -}}
+{{- $usesSsh := and (eq .Values.flows.gitCredential.type "ssh") .Values.flows.gitCredential.existingSecret -}}
+backoffLimit: 6
+template:
+  metadata:
+    {{- include "prefect-hamilton.podMetadata" $context | nindent 4 }}
+  spec:
+    {{- include "prefect-hamilton.pod" $context | nindent 4 }}
+    restartPolicy: OnFailure
+    {{- with $s.initContainers }}
+    initContainers:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    containers:
+      - name: bootstrap
+        {{- include "prefect-hamilton.container" $context | nindent 8 }}
+        {{- $apply := printf "python -m bootstrap apply --add /bootstrap/state.yaml --timeout %v" .Values.bootstrap.timeoutSeconds }}
+        {{- if .Values.flows.repository }}
+        args:
+          - sh
+          - -ec
+          - |
+            {{ $apply }}
+            python /bootstrap/register_deployments.py {{ range .Values.flows.deployments }}{{ . | squote }} {{ end }}
+            # Automations that run what has just been registered.
+            {{ $apply }}
+        {{- else }}
+        args: [{{ splitList " " $apply | join ", " }}]
+        {{- end }}
+        {{- include "prefect-hamilton.env" (dict "own" (include "prefect-hamilton.bootstrap.env" .) "settings" $s) | nindent 8 }}
+        resources:
+          {{- toYaml $s.resources | nindent 10 }}
+        volumeMounts:
+          - {name: bootstrap, mountPath: /bootstrap, readOnly: true}
+          - {name: tmp, mountPath: /tmp}
+          {{- if $usesSsh }}
+          - {name: git-credential, mountPath: /git-credential, readOnly: true}
+          {{- end }}
+          {{- with $s.volumeMounts }}
+          {{- toYaml . | nindent 10 }}
+          {{- end }}
+    volumes:
+      - name: bootstrap
+        configMap:
+          name: {{ include "prefect-hamilton.bootstrap.name" . }}
+      - name: tmp
+        emptyDir: {}
+      {{- if $usesSsh }}
+      - name: git-credential
+        secret:
+          secretName: {{ .Values.flows.gitCredential.existingSecret }}
+          defaultMode: 0440
+      {{- end }}
+      {{- with $s.volumes }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+{{- end }}

@@ -1,0 +1,191 @@
+{{/*
+The base job template of a work pool. What stands in braces is Prefect's: a job variable. Takes root
+and pool.
+*/}}
+{{- define "prefect-hamilton.flows.baseJobTemplate" -}}
+{{- $root := .root }}
+{{- $s := include "prefect-hamilton.flows.settings" . | fromYaml }}
+{{- $requests := $s.resources.requests | default dict }}
+{{- $limits := $s.resources.limits | default dict }}
+{{- $usesSsh := and (eq $root.Values.flows.gitCredential.type "ssh") $root.Values.flows.gitCredential.existingSecret }}
+{{- $labels := merge (dict) (dict
+  "app.kubernetes.io/instance" $root.Release.Name
+  "app.kubernetes.io/component" "flow-run"
+  "prefect-hamilton/work-pool" (include "prefect-hamilton.worker.slug" .pool)) ($s.podLabels | default dict) $root.Values.global.labels -}}
+variables:
+  type: object
+  properties:
+    name:
+      title: Name
+      description: Start of the names of Job and pod.
+      type: string
+    env:
+      title: Environment variables
+      description: Environment of the flow.
+      type: object
+      additionalProperties:
+        anyOf: [{type: string}, {type: "null"}]
+    labels:
+      title: Labels
+      description: Labels of Job and pod.
+      type: object
+      additionalProperties: {type: string}
+    annotations:
+      title: Annotations
+      description: Annotations of Job and pod.
+      type: object
+      additionalProperties: {type: string}
+    command:
+      title: Command
+      description: What runs the flow; Prefect's own command when empty.
+      type: string
+      {{- with $s.command }}
+      default: {{ . | quote }}
+      {{- end }}
+    image:
+      title: Image
+      description: Image of the flow's container.
+      type: string
+      default: {{ include "prefect-hamilton.image" (dict "root" $root "image" $s.image) }}
+    image_pull_policy:
+      title: Image pull policy
+      description: When the image is pulled.
+      type: string
+      enum: [IfNotPresent, Always, Never]
+      default: {{ $root.Values.global.imagePullPolicy }}
+    service_account_name:
+      title: Service account
+      description: Identity of the pod.
+      type: string
+      default: {{ include "prefect-hamilton.flows.serviceAccountName" $root }}
+    {{- range $name, $value := dict "cpu_request" $requests.cpu "cpu_limit" $limits.cpu "memory_request" $requests.memory "memory_limit" $limits.memory }}
+    {{ $name }}:
+      title: {{ $name | replace "_" " " | replace "cpu" "CPU" | replace "memory" "Memory" }}
+      description: As Kubernetes writes it, such as {{ contains "cpu" $name | ternary "500m" "512Mi" }}.
+      type: string
+      {{- with $value }}
+      default: {{ . | toString | quote }}
+      {{- end }}
+    {{- end }}
+    active_deadline_seconds:
+      title: Deadline
+      description: The pod is ended after so many seconds.
+      type: integer
+      {{- with $s.activeDeadlineSeconds }}
+      default: {{ . }}
+      {{- end }}
+    finished_job_ttl:
+      title: Time to keep a finished Job
+      description: A finished Job is deleted after so many seconds.
+      type: integer
+      default: {{ $s.ttlSecondsAfterFinished }}
+    node_selector:
+      title: Node selector
+      description: Labels that a node must have.
+      type: object
+      additionalProperties: {type: string}
+      {{- with $s.nodeSelector }}
+      default:
+        {{- toYaml . | nindent 8 }}
+      {{- end }}
+job_configuration:
+  name: "{{ "{{ name }}" }}"
+  command: "{{ "{{ command }}" }}"
+  env: "{{ "{{ env }}" }}"
+  labels: "{{ "{{ labels }}" }}"
+  annotations: "{{ "{{ annotations }}" }}"
+  namespace: {{ include "prefect-hamilton.flows.namespace" $root }}
+  job_manifest:
+    apiVersion: batch/v1
+    kind: Job
+    metadata:
+      namespace: {{ include "prefect-hamilton.flows.namespace" $root }}
+      generateName: "{{ "{{ name }}" }}-"
+      labels:
+        {{- toYaml $labels | nindent 8 }}
+    spec:
+      # Prefect starts a run again whose pod was ended: Kubernetes must not do so too.
+      backoffLimit: 0
+      activeDeadlineSeconds: "{{ "{{ active_deadline_seconds }}" }}"
+      ttlSecondsAfterFinished: "{{ "{{ finished_job_ttl }}" }}"
+      template:
+        metadata:
+          labels:
+            {{- toYaml $labels | nindent 12 }}
+          {{- with $s.podAnnotations }}
+          annotations:
+            {{- toYaml . | nindent 12 }}
+          {{- end }}
+        spec:
+          parallelism: 1
+          completions: 1
+          restartPolicy: Never
+          serviceAccountName: "{{ "{{ service_account_name }}" }}"
+          automountServiceAccountToken: false
+          enableServiceLinks: false
+          securityContext:
+            {{- include "prefect-hamilton.podSecurityContext" (dict "user" 1001 "own" $s.podSecurityContext) | nindent 12 }}
+          {{- with $s.terminationGracePeriodSeconds }}
+          terminationGracePeriodSeconds: {{ . }}
+          {{- end }}
+          {{- with $root.Values.global.imagePullSecrets }}
+          imagePullSecrets:
+            {{- range . }}
+            - name: {{ . }}
+            {{- end }}
+          {{- end }}
+          nodeSelector: "{{ "{{ node_selector }}" }}"
+          {{- with $s.affinity }}
+          affinity:
+            {{- toYaml . | nindent 12 }}
+          {{- end }}
+          {{- with $s.tolerations }}
+          tolerations:
+            {{- toYaml . | nindent 12 }}
+          {{- end }}
+          {{- with $s.priorityClassName }}
+          priorityClassName: {{ . }}
+          {{- end }}
+          containers:
+            - name: prefect-job
+              image: "{{ "{{ image }}" }}"
+              imagePullPolicy: "{{ "{{ image_pull_policy }}" }}"
+              args: "{{ "{{ command }}" }}"
+              # Joined with the variable `env`, which wins.
+              {{- include "prefect-hamilton.env" (dict "own" (include "prefect-hamilton.flows.env" $root) "settings" $s) | nindent 14 }}
+              resources:
+                requests:
+                  cpu: "{{ "{{ cpu_request }}" }}"
+                  memory: "{{ "{{ memory_request }}" }}"
+                  {{- with omit $requests "cpu" "memory" }}
+                  {{- toYaml . | nindent 18 }}
+                  {{- end }}
+                limits:
+                  cpu: "{{ "{{ cpu_limit }}" }}"
+                  memory: "{{ "{{ memory_limit }}" }}"
+                  {{- with omit $limits "cpu" "memory" }}
+                  {{- toYaml . | nindent 18 }}
+                  {{- end }}
+              securityContext:
+                {{- include "prefect-hamilton.securityContext" (dict "own" $s.securityContext) | nindent 16 }}
+              volumeMounts:
+                - {name: tmp, mountPath: /tmp}
+                {{- if $usesSsh }}
+                - {name: git-credential, mountPath: /git-credential, readOnly: true}
+                {{- end }}
+                {{- with $s.volumeMounts }}
+                {{- toYaml . | nindent 16 }}
+                {{- end }}
+          volumes:
+            - name: tmp
+              emptyDir: {}
+            {{- if $usesSsh }}
+            - name: git-credential
+              secret:
+                secretName: {{ $root.Values.flows.gitCredential.existingSecret }}
+                defaultMode: 0440
+            {{- end }}
+            {{- with $s.volumes }}
+            {{- toYaml . | nindent 12 }}
+            {{- end }}
+{{- end }}

@@ -1,0 +1,44 @@
+{{- define "prefect-hamilton.flows.namespace" -}}
+{{- .Values.flows.namespace | default .Release.Namespace }}
+{{- end }}
+
+{{- define "prefect-hamilton.flows.serviceAccountName" -}}
+{{- include "prefect-hamilton.serviceAccountName" (dict "root" . "account" .Values.flows.serviceAccount "component" "flows") }}
+{{- end }}
+
+{{/* Settings of a pool's flow pods: `flows` and the pool's own. Takes root and pool. */}}
+{{- define "prefect-hamilton.flows.settings" -}}
+{{- $own := (get .root.Values.workers .pool | default dict).flows | default dict }}
+{{- $shared := dict "nodeSelector" .root.Values.global.nodeSelector "tolerations" .root.Values.global.tolerations }}
+{{- $flows := .root.Values.flows }}
+{{- range $key, $value := $shared }}
+{{- if not (get $flows $key) }}
+{{- $flows = merge (dict $key $value) $flows }}
+{{- end }}
+{{- end }}
+{{- mergeOverwrite (deepCopy $flows) (deepCopy $own) | toYaml }}
+{{- end }}
+
+{{/* Environment of flow pods, by name: what the chart knows, and `flows.env` over it. */}}
+{{- define "prefect-hamilton.flows.env" -}}
+{{- with include "prefect-hamilton.warehouse.secretName" . }}
+WAREHOUSE_URL:
+  secretKeyRef:
+    name: {{ . }}
+    key: {{ include "prefect-hamilton.warehouse.key" $ }}
+{{- end }}
+{{- if .Values.hamiltonUi.enabled }}
+HAMILTON_API_KEY:
+  secretKeyRef:
+    name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
+    key: api-key
+{{- end }}
+{{- if and (eq .Values.flows.gitCredential.type "ssh") .Values.flows.gitCredential.existingSecret }}
+GIT_SSH_COMMAND: {{ include "prefect-hamilton.flows.sshCommand" . }}
+{{- end }}
+PREFECT_HOME: /tmp/prefect
+{{- end }}
+
+{{- define "prefect-hamilton.flows.sshCommand" -}}
+ssh -i /git-credential/ssh-privatekey -o IdentitiesOnly=yes -o UserKnownHostsFile=/git-credential/known_hosts
+{{- end }}

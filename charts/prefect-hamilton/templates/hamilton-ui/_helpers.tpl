@@ -1,0 +1,108 @@
+{{- define "prefect-hamilton.hamilton-ui.name" -}}
+{{ include "prefect-hamilton.fullname" . }}-hamilton-ui
+{{- end }}
+
+{{- define "prefect-hamilton.hamilton-ui.secretName" -}}
+{{- .Values.hamiltonUi.existingSecret | default (include "prefect-hamilton.hamilton-ui.name" .) }}
+{{- end }}
+
+{{- define "prefect-hamilton.hamilton-ui.settings" -}}
+{{- include "prefect-hamilton.settings" (dict "root" . "own" .Values.hamiltonUi) }}
+{{- end }}
+
+{{/* Address inside the cluster, as flow pods name it. */}}
+{{- define "prefect-hamilton.hamilton-ui.apiUrl" -}}
+{{- printf "http://%s:%v" (include "prefect-hamilton.serviceHost" (dict "root" . "name" (include "prefect-hamilton.hamilton-ui.name" .))) .Values.hamiltonUi.service.port }}
+{{- end }}
+
+{{/* Address as people see it; that of a port-forward when nothing else is known. */}}
+{{- define "prefect-hamilton.hamilton-ui.url" -}}
+{{- include "prefect-hamilton.publicUrl" (dict "root" . "component" .Values.hamiltonUi) | default "http://localhost:8241" }}
+{{- end }}
+
+{{- define "prefect-hamilton.hamilton-ui.env" -}}
+{{- $name := include "prefect-hamilton.hamilton-ui.name" . -}}
+{{- $database := .Values.postgres.databases.hamilton -}}
+{{- $host := (urlParse (include "prefect-hamilton.hamilton-ui.url" .)).host | splitList ":" | first -}}
+DB_HOST: {{ include "prefect-hamilton.postgres.host" . }}
+DB_PORT: {{ include "prefect-hamilton.postgres.port" . }}
+DB_NAME: {{ $database.name }}
+DB_USER: {{ $database.user }}
+DB_PASSWORD:
+  secretKeyRef:
+    name: {{ include "prefect-hamilton.postgres.secretName" . }}
+    key: {{ $database.key }}
+PGCONNECT_TIMEOUT: 5
+{{- if .Values.postgres.tls.enabled }}
+PGSSLMODE: verify-full
+PGSSLROOTCERT: {{ empty .Values.postgres.tls.caSecret | ternary "system" "/postgres-ca/ca.crt" }}
+{{- end }}
+DJANGO_SECRET_KEY:
+  secretKeyRef:
+    name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
+    key: django-secret-key
+HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY:
+  secretKeyRef:
+    name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
+    key: api-key
+HAMILTON_ALLOWED_HOSTS: {{ concat (list $name (printf "%s.%s" $name .Release.Namespace) (printf "%s.%s.svc" $name .Release.Namespace) (printf "%s.%s.svc.cluster.local" $name .Release.Namespace) $host) .Values.hamiltonUi.allowedHosts | uniq | join "," }}
+{{- if .Values.hamiltonUi.s3.bucket }}
+HAMILTON_BLOB_STORE: s3
+HAMILTON_S3_BUCKET: {{ .Values.hamiltonUi.s3.bucket }}
+{{- with .Values.hamiltonUi.s3.region }}
+HAMILTON_S3_REGION: {{ . }}
+{{- end }}
+{{- with .Values.hamiltonUi.s3.endpointUrl }}
+HAMILTON_S3_ENDPOINT_URL: {{ . }}
+{{- end }}
+{{- with .Values.hamiltonUi.s3.existingSecret }}
+AWS_ACCESS_KEY_ID:
+  secretKeyRef:
+    name: {{ . }}
+    key: access-key-id
+AWS_SECRET_ACCESS_KEY:
+  secretKeyRef:
+    name: {{ . }}
+    key: secret-access-key
+{{- end }}
+{{- else }}
+HAMILTON_BLOB_STORE: local
+HAMILTON_LOCAL_BLOB_DIR: /data/blobs
+{{- end }}
+{{- end }}
+
+{{- define "prefect-hamilton.hamilton-ui.mounts" -}}
+- {name: tmp, mountPath: /tmp}
+{{- if not .Values.hamiltonUi.s3.bucket }}
+- {name: data, mountPath: /data}
+{{- end }}
+{{- if include "prefect-hamilton.postgres.waitsForSecret" . }}
+# A missing Secret holds the pod back here: volumes are tried again at once, variables after 10 s.
+- {name: postgres-secret, mountPath: /postgres-secret, readOnly: true}
+{{- end }}
+{{- if and .Values.postgres.tls.enabled .Values.postgres.tls.caSecret }}
+- {name: postgres-ca, mountPath: /postgres-ca, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "prefect-hamilton.hamilton-ui.volumes" -}}
+- name: tmp
+  emptyDir: {}
+{{- if not .Values.hamiltonUi.s3.bucket }}
+- name: data
+  persistentVolumeClaim:
+    claimName: {{ .Values.hamiltonUi.storage.existingClaim | default (include "prefect-hamilton.hamilton-ui.name" .) }}
+{{- end }}
+{{- if include "prefect-hamilton.postgres.waitsForSecret" . }}
+- name: postgres-secret
+  secret:
+    secretName: {{ include "prefect-hamilton.postgres.secretName" . }}
+    items:
+      - {key: {{ .Values.postgres.databases.hamilton.key }}, path: password}
+{{- end }}
+{{- if and .Values.postgres.tls.enabled .Values.postgres.tls.caSecret }}
+- name: postgres-ca
+  secret:
+    secretName: {{ .Values.postgres.tls.caSecret }}
+{{- end }}
+{{- end }}

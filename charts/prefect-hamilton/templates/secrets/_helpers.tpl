@@ -1,0 +1,108 @@
+{{- define "prefect-hamilton.secrets.name" -}}
+{{ include "prefect-hamilton.fullname" . }}-secrets
+{{- end }}
+
+{{/*
+The Secrets to create where they are missing, as YAML: name, namespace and data, in which every
+$name is a random text; or `copy`: keys of another Secret. Empty when all are given.
+*/}}
+{{- define "prefect-hamilton.secrets.wanted" -}}
+{{- $namespace := .Release.Namespace }}
+{{- $flows := include "prefect-hamilton.flows.namespace" . }}
+{{- $copies := ne $flows $namespace }}
+{{- if and .Values.server.enabled (eq .Values.auth.type "basic") (not .Values.auth.existingSecret) }}
+- name: {{ include "prefect-hamilton.auth.secretName" . }}
+  namespace: {{ $namespace }}
+  data:
+    auth-string: prefect:$password
+    username: prefect
+    password: $password
+{{- if $copies }}
+- name: {{ include "prefect-hamilton.auth.secretName" . }}
+  namespace: {{ $flows }}
+  copy: [auth-string]
+{{- end }}
+{{- end }}
+{{- if and .Values.postgres.enabled (not .Values.postgres.existingSecret) }}
+- name: {{ include "prefect-hamilton.postgres.secretName" . }}
+  namespace: {{ $namespace }}
+  data:
+    postgres-password: $postgres
+    {{ .Values.postgres.databases.prefect.key }}: $prefect
+    {{ .Values.postgres.databases.hamilton.key }}: $hamilton
+    warehouse-password: $warehouse
+    warehouse-url: postgresql://warehouse:$warehouse@{{ include "prefect-hamilton.serviceHost" (dict "root" . "name" (include "prefect-hamilton.postgres.name" .)) }}:5432/warehouse
+{{- if and $copies .Values.warehouse.enabled (not .Values.warehouse.existingSecret) }}
+- name: {{ include "prefect-hamilton.postgres.secretName" . }}
+  namespace: {{ $flows }}
+  copy: [warehouse-url]
+{{- end }}
+{{- end }}
+{{- if and .Values.hamiltonUi.enabled (not .Values.hamiltonUi.existingSecret) }}
+- name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
+  namespace: {{ $namespace }}
+  data:
+    api-key: $api_key
+    django-secret-key: $django_secret_key
+{{- if $copies }}
+- name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
+  namespace: {{ $flows }}
+  copy: [api-key]
+{{- end }}
+{{- end }}
+{{- if and .Values.valkey.enabled (not .Values.valkey.existingSecret) }}
+- name: {{ include "prefect-hamilton.valkey.secretName" . }}
+  namespace: {{ $namespace }}
+  data:
+    password: $password
+    {{ .Values.valkey.urlKey }}: redis://:$password@{{ include "prefect-hamilton.valkey.name" . }}:6379/0
+{{- end }}
+{{- end }}
+
+{{- define "prefect-hamilton.secrets.isNeeded" -}}
+{{- if and .Values.secrets.enabled (include "prefect-hamilton.secrets.wanted" . | trim) }}true{{ end }}
+{{- end }}
+
+{{- define "prefect-hamilton.secrets.data" -}}
+{{ include "prefect-hamilton.script" (dict "root" . "name" "create_secrets.py") }}
+secrets.yaml: |
+  {{- include "prefect-hamilton.secrets.wanted" . | trim | nindent 2 }}
+{{- end }}
+
+{{- define "prefect-hamilton.secrets.jobSpec" -}}
+{{- $s := include "prefect-hamilton.settings" (dict "root" . "own" .Values.secrets) | fromYaml }}
+{{- $context := dict "root" . "component" "secrets" "settings" $s "image" .Values.server.image "checksum" (include "prefect-hamilton.secrets.data" .) "serviceAccountName" (include "prefect-hamilton.secrets.name" .) "token" true -}}
+backoffLimit: 10
+template:
+  metadata:
+    {{- include "prefect-hamilton.podMetadata" $context | nindent 4 }}
+  spec:
+    {{- include "prefect-hamilton.pod" $context | nindent 4 }}
+    restartPolicy: OnFailure
+    {{- with $s.initContainers }}
+    initContainers:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+    containers:
+      - name: secrets
+        {{- include "prefect-hamilton.container" $context | nindent 8 }}
+        args: [python, /scripts/create_secrets.py, /scripts/secrets.yaml]
+        {{- include "prefect-hamilton.env" (dict "own" "" "settings" $s) | nindent 8 }}
+        resources:
+          {{- toYaml $s.resources | nindent 10 }}
+        volumeMounts:
+          - {name: scripts, mountPath: /scripts, readOnly: true}
+          - {name: tmp, mountPath: /tmp}
+          {{- with $s.volumeMounts }}
+          {{- toYaml . | nindent 10 }}
+          {{- end }}
+    volumes:
+      - name: scripts
+        configMap:
+          name: {{ include "prefect-hamilton.secrets.name" . }}
+      - name: tmp
+        emptyDir: {}
+      {{- with $s.volumes }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+{{- end }}

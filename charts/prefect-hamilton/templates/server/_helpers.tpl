@@ -1,0 +1,203 @@
+{{- define "prefect-hamilton.server.name" -}}
+{{ include "prefect-hamilton.fullname" . }}-server
+{{- end }}
+
+{{- define "prefect-hamilton.server.settings" -}}
+{{- include "prefect-hamilton.settings" (dict "root" . "own" .Values.server) }}
+{{- end }}
+
+{{/* Whether background services run in pods of their own. */}}
+{{- define "prefect-hamilton.server.isSplit" -}}
+{{- if or (gt (int .Values.server.replicas) 1) .Values.server.autoscaling.enabled .Values.backgroundServices.separate }}true{{ end }}
+{{- end }}
+
+{{/*
+Address of a web page as people see it; empty when it is not known. Takes root and component, the
+component's values.
+*/}}
+{{- define "prefect-hamilton.publicUrl" -}}
+{{- if .component.url }}
+{{- .component.url }}
+{{- else if and .component.host (or .root.Values.ingress.enabled .root.Values.gateway.enabled) }}
+{{- $isTls := or (and .root.Values.ingress.enabled .root.Values.ingress.tls) (and .root.Values.gateway.enabled .root.Values.gateway.tls) }}
+{{- printf "%s://%s" ($isTls | ternary "https" "http") .component.host }}
+{{- end }}
+{{- end }}
+
+{{- define "prefect-hamilton.server.url" -}}
+{{- include "prefect-hamilton.publicUrl" (dict "root" . "component" .Values.server) }}
+{{- end }}
+
+{{/*
+Host of a Service of ours as flow pods name it: with its namespace only when theirs is another.
+Takes root and name.
+*/}}
+{{- define "prefect-hamilton.serviceHost" -}}
+{{- $isLocal := eq (include "prefect-hamilton.flows.namespace" .root) .root.Release.Namespace }}
+{{- $isLocal | ternary .name (printf "%s.%s" .name .root.Release.Namespace) }}
+{{- end }}
+
+{{- define "prefect-hamilton.api.url" -}}
+{{- if .Values.server.enabled }}
+{{- $host := include "prefect-hamilton.serviceHost" (dict "root" . "name" (include "prefect-hamilton.server.name" .)) }}
+{{- printf "http://%s:%v/api" $host .Values.server.service.port }}
+{{- else }}
+{{- .Values.api.url }}
+{{- end }}
+{{- end }}
+
+{{/* The Secret with the API's credential, and its key. */}}
+{{- define "prefect-hamilton.auth.secretName" -}}
+{{- .Values.auth.existingSecret | default (printf "%s-auth" (include "prefect-hamilton.fullname" .)) }}
+{{- end }}
+
+{{- define "prefect-hamilton.auth.key" -}}
+{{- .Values.auth.key | default (eq .Values.auth.type "apiKey" | ternary "api-key" "auth-string") }}
+{{- end }}
+
+{{- define "prefect-hamilton.auth.reference" -}}
+secretKeyRef:
+  name: {{ include "prefect-hamilton.auth.secretName" . }}
+  key: {{ include "prefect-hamilton.auth.key" . }}
+{{- end }}
+
+{{/* Environment of a client's credential. */}}
+{{- define "prefect-hamilton.auth.env" -}}
+{{- if ne .Values.auth.type "none" -}}
+{{ eq .Values.auth.type "apiKey" | ternary "PREFECT_API_KEY" "PREFECT_API_AUTH_STRING" }}:
+  {{- include "prefect-hamilton.auth.reference" . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Environment of every client of the API. */}}
+{{- define "prefect-hamilton.api.env" -}}
+PREFECT_API_URL: {{ include "prefect-hamilton.api.url" . }}
+{{ include "prefect-hamilton.auth.env" . }}
+{{- with include "prefect-hamilton.server.url" . }}
+PREFECT_UI_URL: {{ . }}
+{{- end }}
+{{- end }}
+
+{{/* Environment of what reads and writes the server's database. */}}
+{{- define "prefect-hamilton.server.databaseEnv" -}}
+{{- if .Values.server.sqlite.enabled -}}
+PREFECT_SERVER_DATABASE_DRIVER: sqlite+aiosqlite
+PREFECT_SERVER_DATABASE_NAME: /data/prefect.db
+{{- else -}}
+PREFECT_SERVER_DATABASE_DRIVER: postgresql+asyncpg
+PREFECT_SERVER_DATABASE_HOST: {{ include "prefect-hamilton.postgres.host" . }}
+PREFECT_SERVER_DATABASE_PORT: {{ include "prefect-hamilton.postgres.port" . }}
+PREFECT_SERVER_DATABASE_NAME: {{ .Values.postgres.databases.prefect.name }}
+PREFECT_SERVER_DATABASE_USER: {{ .Values.postgres.databases.prefect.user }}
+PREFECT_SERVER_DATABASE_PASSWORD:
+  secretKeyRef:
+    name: {{ include "prefect-hamilton.postgres.secretName" . }}
+    key: {{ .Values.postgres.databases.prefect.key }}
+PREFECT_SERVER_DATABASE_MIGRATE_ON_START: false
+{{- if .Values.postgres.tls.enabled }}
+PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_TLS_ENABLED: true
+{{- if .Values.postgres.tls.caSecret }}
+PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_TLS_CA_FILE: /postgres-ca/ca.crt
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Environment that API and background services share. */}}
+{{- define "prefect-hamilton.server.env" -}}
+{{ include "prefect-hamilton.server.databaseEnv" . }}
+PREFECT_HOME: /tmp/prefect
+PREFECT_SERVER_ANALYTICS_ENABLED: false
+PREFECT_SERVER_LOGGING_LEVEL: {{ .Values.server.logLevel }}
+{{- if eq .Values.auth.type "basic" }}
+PREFECT_SERVER_API_AUTH_STRING:
+  {{- include "prefect-hamilton.auth.reference" . | nindent 2 }}
+{{- end }}
+{{- with include "prefect-hamilton.server.url" . }}
+PREFECT_UI_URL: {{ . }}
+{{- end }}
+{{- with .Values.server.retention }}
+PREFECT_SERVER_EVENTS_RETENTION_PERIOD: {{ printf "P%dD" (int .eventsDays) }}
+{{- if .flowRunsDays }}
+PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED: events,flow_runs
+PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD: {{ mul .flowRunsDays 86400 }}
+{{- end }}
+{{- end }}
+{{- if include "prefect-hamilton.valkey.isUsed" . }}
+PREFECT_MESSAGING_BROKER: prefect_redis.messaging
+PREFECT_MESSAGING_CACHE: prefect_redis.messaging
+PREFECT_SERVER_EVENTS_CAUSAL_ORDERING: prefect_redis.ordering
+PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE: prefect_redis.lease_storage
+PREFECT_SERVER_WORKER_CHANNEL_CLEANUP_QUEUE_STORAGE: prefect_redis.cleanup_queue
+{{- range list "PREFECT_REDIS_MESSAGING_URL" "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL" "PREFECT_SERVER_DOCKET_URL" }}
+{{ . }}:
+  secretKeyRef:
+    name: {{ include "prefect-hamilton.valkey.secretName" $ }}
+    key: {{ $.Values.valkey.urlKey }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/*
+The init container that migrates the database; pods wait for each other under an advisory lock.
+Takes root and settings.
+*/}}
+{{- define "prefect-hamilton.server.migration" -}}
+- name: migrate
+  {{- include "prefect-hamilton.container" (dict "root" .root "image" .root.Values.server.image "settings" .settings) | nindent 2 }}
+  args: [python, /scripts/migrate.py]
+  {{- $own := printf "PREFECT_HOME: /tmp/prefect\n%s" (include "prefect-hamilton.server.databaseEnv" .root) }}
+  {{- include "prefect-hamilton.env" (dict "own" $own "settings" .settings) | nindent 2 }}
+  resources:
+    {{- toYaml .settings.resources | nindent 4 }}
+  volumeMounts:
+    {{- include "prefect-hamilton.server.mounts" .root | nindent 4 }}
+    - {name: scripts, mountPath: /scripts, readOnly: true}
+{{- end }}
+
+{{/* Volumes of whatever opens the server's database, and their mounts. */}}
+{{- define "prefect-hamilton.server.mounts" -}}
+- {name: tmp, mountPath: /tmp}
+{{- if .Values.server.sqlite.enabled }}
+- {name: data, mountPath: /data}
+{{- else if include "prefect-hamilton.postgres.waitsForSecret" . }}
+# A missing Secret holds the pod back here: volumes are tried again at once, variables after 10 s.
+- {name: postgres-secret, mountPath: /postgres-secret, readOnly: true}
+{{- end }}
+{{- if and .Values.postgres.tls.enabled .Values.postgres.tls.caSecret }}
+- {name: postgres-ca, mountPath: /postgres-ca, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "prefect-hamilton.server.volumes" -}}
+- name: tmp
+  emptyDir: {}
+{{- if .Values.server.sqlite.enabled }}
+- name: data
+  persistentVolumeClaim:
+    claimName: {{ .Values.server.sqlite.storage.existingClaim | default (include "prefect-hamilton.server.name" .) }}
+{{- else }}
+- name: scripts
+  configMap:
+    name: {{ include "prefect-hamilton.server.name" . }}
+{{- if include "prefect-hamilton.postgres.waitsForSecret" . }}
+- name: postgres-secret
+  secret:
+    secretName: {{ include "prefect-hamilton.postgres.secretName" . }}
+    items:
+      - {key: {{ .Values.postgres.databases.prefect.key }}, path: password}
+{{- end }}
+{{- end }}
+{{- if and .Values.postgres.tls.enabled .Values.postgres.tls.caSecret }}
+- name: postgres-ca
+  secret:
+    secretName: {{ .Values.postgres.tls.caSecret }}
+{{- end }}
+{{- end }}
+
+{{- define "prefect-hamilton.server.scripts" -}}
+{{ include "prefect-hamilton.script" (dict "root" . "name" "migrate.py") }}
+{{- if include "prefect-hamilton.server.isSplit" . }}
+{{ include "prefect-hamilton.script" (dict "root" . "name" "probe_services.py") }}
+{{- end }}
+{{- end }}
