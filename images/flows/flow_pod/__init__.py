@@ -1,0 +1,6 @@
+"""Runs one flow run in a pod, as `prefect flow-run execute` does, with one start of Python.
+
+`prefect flow-run execute` is a supervisor that starts a second interpreter for the engine, which
+imports Prefect again: most of the time between a pod's start and the flow's first line. Here the
+supervisor imports Prefect once and forks the engine. What it supervises, and how, is Prefect's own.
+"""

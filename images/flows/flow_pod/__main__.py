@@ -1,0 +1,29 @@
+"""Execute the flow run that PREFECT__FLOW_RUN_ID, or the only argument, names."""
+
+import os
+import signal
+import sys
+from uuid import UUID
+
+
+def flow_run_id() -> UUID:
+    """The flow run to execute; exits 2 and says how to name one if there is none."""
+    value = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("PREFECT__FLOW_RUN_ID", "")
+    try:
+        return UUID(value)
+    except ValueError:
+        print(
+            f"flow_pod: {value!r} is not the id of a flow run; set PREFECT__FLOW_RUN_ID",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    # A pod may be told to end while Prefect is still being imported. The signal then waits until
+    # somebody handles it, so that the run is rescheduled.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    from flow_pod import launcher
+
+    sys.exit(launcher.execute(flow_run_id()))
