@@ -169,10 +169,10 @@ Environment of a container as a list: the chart's own (YAML text, name to value 
 settings' `env` over it; a null removes a name. Takes own and settings.
 */}}
 {{- define "prefect-hamilton.env" -}}
-{{- $own := fromYaml .own }}
-{{- range $name, $value := .settings.env }}
-{{- $_ := set $own $name $value }}
-{{- end }}
+{{- $own := fromYaml .own -}}
+{{- range $name, $value := .settings.env -}}
+{{- $_ := set $own $name $value -}}
+{{- end -}}
 {{- with $own -}}
 env:
 {{- range $name, $value := . }}
@@ -200,16 +200,14 @@ securityContext:
   {{- include "prefect-hamilton.securityContext" (dict "own" .settings.securityContext) | nindent 2 }}
 {{- end }}
 
-{{/* Replicas, or none where an autoscaler owns them. Takes settings. */}}
-{{- define "prefect-hamilton.replicas" -}}
-{{- if not (.settings.autoscaling | default dict).enabled }}
-replicas: {{ .settings.replicas }}
-{{- end }}
-{{- end }}
-
 {{/* Whether a component has several pods. Takes settings. */}}
 {{- define "prefect-hamilton.isReplicated" -}}
 {{- if or (gt (int .settings.replicas) 1) (.settings.autoscaling | default dict).enabled }}true{{ end }}
+{{- end }}
+
+{{/* Text as a ConfigMap's data: indented, but for its empty lines. */}}
+{{- define "prefect-hamilton.data" -}}
+{{- regexReplaceAll "(?m)^ +$" (nindent 2 .) "" }}
 {{- end }}
 
 {{/* A script of files/scripts as a ConfigMap's data. Takes root and name. */}}

@@ -106,14 +106,14 @@ template:
     containers:
       - name: bootstrap
         {{- include "prefect-hamilton.container" $context | nindent 8 }}
-        {{- $apply := printf "python -m bootstrap apply --add /bootstrap/state.yaml --timeout %v" .Values.bootstrap.timeoutSeconds }}
+        {{- $apply := printf "python -m bootstrap apply --add /bootstrap/state.yaml --timeout=%v" .Values.bootstrap.timeoutSeconds }}
         {{- if .Values.flows.repository }}
         args:
           - sh
           - -ec
           - |
             {{ $apply }}
-            python /bootstrap/register_deployments.py {{ range .Values.flows.deployments }}{{ . | squote }} {{ end }}
+            python /bootstrap/register_deployments.py {{- range .Values.flows.deployments }} {{ . | squote }}{{ end }}
             # Automations that run what has just been registered.
             {{ $apply }}
         {{- else }}

@@ -87,7 +87,9 @@ template:
       - name: secrets
         {{- include "prefect-hamilton.container" $context | nindent 8 }}
         args: [python, /scripts/create_secrets.py, /scripts/secrets.yaml]
-        {{- include "prefect-hamilton.env" (dict "own" "" "settings" $s) | nindent 8 }}
+        {{- with include "prefect-hamilton.env" (dict "own" "" "settings" $s) }}
+        {{- trim . | nindent 8 }}
+        {{- end }}
         resources:
           {{- toYaml $s.resources | nindent 10 }}
         volumeMounts:

@@ -161,7 +161,7 @@ Takes root and settings.
 {{- if .Values.server.sqlite.enabled }}
 - {name: data, mountPath: /data}
 {{- else if include "prefect-hamilton.postgres.waitsForSecret" . }}
-# A missing Secret holds the pod back here: volumes are tried again at once, variables after 10 s.
+# Holds the pod back until the Secret is there: a variable would be tried again after 10 s.
 - {name: postgres-secret, mountPath: /postgres-secret, readOnly: true}
 {{- end }}
 {{- if and .Values.postgres.tls.enabled .Values.postgres.tls.caSecret }}

@@ -1,0 +1,123 @@
+{{/*
+Mistakes that no schema can see, each told in a sentence. Included once, by validation.yaml.
+*/}}
+{{- define "prefect-hamilton.validate" -}}
+{{- $v := .Values }}
+{{- $mistakes := list }}
+
+{{- if $v.server.enabled }}
+{{- if $v.api.url }}
+{{- $mistakes = append $mistakes "api.url names a Prefect API elsewhere, but server.enabled is true: set one of them." }}
+{{- end }}
+{{- if eq $v.auth.type "apiKey" }}
+{{- $mistakes = append $mistakes "auth.type: apiKey is for Prefect Cloud (server.enabled: false with api.url); a server of ours takes basic or none." }}
+{{- end }}
+{{- if $v.server.sqlite.enabled }}
+{{- if include "prefect-hamilton.server.isSplit" . }}
+{{- $mistakes = append $mistakes "server.sqlite.enabled allows one server replica with its background services: set server.replicas to 1, no autoscaling and backgroundServices.separate to false, or use PostgreSQL." }}
+{{- end }}
+{{- end }}
+{{- if and (include "prefect-hamilton.server.isSplit" .) (not (include "prefect-hamilton.valkey.isUsed" .)) }}
+{{- $mistakes = append $mistakes "Several server pods talk to each other through Valkey: set valkey.enabled, or valkey.existingSecret with the URL of one elsewhere." }}
+{{- end }}
+{{- else }}
+{{- if and $v.workers (not $v.api.url) }}
+{{- $mistakes = append $mistakes "server.enabled is false: set api.url to the Prefect API that the workers use." }}
+{{- end }}
+{{- if and $v.workers (ne $v.auth.type "none") (not $v.auth.existingSecret) }}
+{{- $mistakes = append $mistakes (printf "auth.type is %s: set auth.existingSecret to the Secret with the credential for api.url." $v.auth.type) }}
+{{- end }}
+{{- range $what, $isOn := dict "valkey.enabled" $v.valkey.enabled "serviceMonitor.enabled" $v.serviceMonitor.enabled "server.autoscaling.enabled" $v.server.autoscaling.enabled }}
+{{- if $isOn }}
+{{- $mistakes = append $mistakes (printf "%s needs server.enabled: there is no server in this release." $what) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- if not (or $v.server.enabled $v.workers $v.hamiltonUi.enabled) }}
+{{- $mistakes = append $mistakes "Nothing is left to install: server.enabled and hamiltonUi.enabled are false, and workers is empty." }}
+{{- end }}
+
+{{- if include "prefect-hamilton.postgres.isUsed" . }}
+{{- if and $v.postgres.enabled $v.postgres.host }}
+{{- $mistakes = append $mistakes "postgres.host names a PostgreSQL elsewhere, but postgres.enabled is true: set one of them." }}
+{{- end }}
+{{- if not (or $v.postgres.enabled $v.postgres.host) }}
+{{- $mistakes = append $mistakes "PostgreSQL is needed: set postgres.enabled, or postgres.host for one elsewhere. (Only server.sqlite.enabled with hamiltonUi.enabled: false does without.)" }}
+{{- end }}
+{{- if and $v.postgres.host (not $v.postgres.existingSecret) }}
+{{- $mistakes = append $mistakes "postgres.host is set: set postgres.existingSecret to the Secret with the users' passwords." }}
+{{- end }}
+{{- end }}
+{{- if and $v.postgres.tls.caSecret (not $v.postgres.tls.enabled) }}
+{{- $mistakes = append $mistakes "postgres.tls.caSecret is set, but postgres.tls.enabled is false." }}
+{{- end }}
+{{- if and $v.postgres.tls.enabled $v.postgres.enabled }}
+{{- $mistakes = append $mistakes "postgres.tls is for a PostgreSQL elsewhere; ours has no certificate: set postgres.tls.enabled to false." }}
+{{- end }}
+
+{{- if and (gt (int $v.hamiltonUi.replicas) 1) (not $v.hamiltonUi.s3.bucket) }}
+{{- $mistakes = append $mistakes "hamiltonUi.replicas above 1 needs hamiltonUi.s3.bucket: a volume can be mounted by one pod only." }}
+{{- end }}
+
+{{- if not $v.secrets.enabled }}
+{{- range include "prefect-hamilton.secrets.wanted" . | fromYamlArray }}
+{{- if .data }}
+{{- $mistakes = append $mistakes (printf "secrets.enabled is false: name the Secret that replaces %s (an existingSecret)." .name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- range $what, $isOn := dict "ingress" $v.ingress.enabled "gateway" $v.gateway.enabled }}
+{{- if $isOn }}
+{{- if and $v.server.enabled (not $v.server.host) }}
+{{- $mistakes = append $mistakes (printf "%s.enabled needs server.host: the host name of the Prefect page." $what) }}
+{{- end }}
+{{- if and $v.hamiltonUi.enabled (not $v.hamiltonUi.host) }}
+{{- $mistakes = append $mistakes (printf "%s.enabled needs hamiltonUi.host: the Hamilton UI cannot share a host." $what) }}
+{{- end }}
+{{- if not (or $v.server.enabled $v.hamiltonUi.enabled) }}
+{{- $mistakes = append $mistakes (printf "%s.enabled, but this release has neither of the two web pages." $what) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if and $v.server.host (eq $v.server.host $v.hamiltonUi.host) }}
+{{- $mistakes = append $mistakes "server.host and hamiltonUi.host must differ: the Hamilton UI cannot share a host." }}
+{{- end }}
+{{- if and $v.gateway.enabled (not $v.gateway.parentRefs) }}
+{{- $mistakes = append $mistakes "gateway.enabled needs gateway.parentRefs: the Gateways that the routes join." }}
+{{- end }}
+{{- if and $v.serviceMonitor.enabled (not $v.server.metrics) }}
+{{- $mistakes = append $mistakes "serviceMonitor.enabled needs server.metrics: there is nothing to scrape otherwise." }}
+{{- end }}
+
+{{- if and $v.flows.repository (not $v.bootstrap.enabled) }}
+{{- $mistakes = append $mistakes "flows.repository is registered by the bootstrap: set bootstrap.enabled." }}
+{{- end }}
+{{- if and (hasPrefix "git@" $v.flows.repository) (ne $v.flows.gitCredential.type "ssh") }}
+{{- $mistakes = append $mistakes "flows.repository is an SSH address: set flows.gitCredential.type to ssh, and existingSecret to the Secret with the key." }}
+{{- end }}
+{{- if and $v.flows.gitCredential.existingSecret (eq $v.flows.gitCredential.type "token") (not (hasPrefix "http" $v.flows.repository)) }}
+{{- $mistakes = append $mistakes "flows.gitCredential.type: token is for a repository at an https:// address." }}
+{{- end }}
+
+{{- $slugs := dict }}
+{{- range $pool, $_ := $v.workers }}
+{{- $slug := include "prefect-hamilton.worker.slug" $pool }}
+{{- with get $slugs $slug }}
+{{- $mistakes = append $mistakes (printf "The work pools %s and %s get the same name here: rename one." . $pool) }}
+{{- end }}
+{{- $_ := set $slugs $slug $pool }}
+{{- $s := include "prefect-hamilton.worker.settings" (dict "root" $ "pool" $pool) | fromYaml }}
+{{- if and $s.autoscaling.enabled (gt (int $s.autoscaling.minReplicas) (int $s.autoscaling.maxReplicas)) }}
+{{- $mistakes = append $mistakes (printf "Autoscaling of the worker of %s: minReplicas is above maxReplicas." $pool) }}
+{{- end }}
+{{- end }}
+{{- if and $v.server.autoscaling.enabled (gt (int $v.server.autoscaling.minReplicas) (int $v.server.autoscaling.maxReplicas)) }}
+{{- $mistakes = append $mistakes "server.autoscaling: minReplicas is above maxReplicas." }}
+{{- end }}
+
+{{- with $mistakes }}
+{{- fail (printf "\n\n%s\n" (join "\n" .)) }}
+{{- end }}
+{{- end }}

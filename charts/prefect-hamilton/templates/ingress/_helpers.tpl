@@ -1,0 +1,11 @@
+{{/*
+The web pages with a host: a YAML list of component, host, service and port.
+*/}}
+{{- define "prefect-hamilton.ingress.pages" -}}
+{{- if .Values.server.enabled }}
+- {component: server, host: {{ .Values.server.host | quote }}, service: {{ include "prefect-hamilton.server.name" . }}, port: {{ .Values.server.service.port }}}
+{{- end }}
+{{- if .Values.hamiltonUi.enabled }}
+- {component: hamilton-ui, host: {{ .Values.hamiltonUi.host | quote }}, service: {{ include "prefect-hamilton.hamilton-ui.name" . }}, port: {{ .Values.hamiltonUi.service.port }}}
+{{- end }}
+{{- end }}
