@@ -105,11 +105,16 @@ def template_text(
     return done.stdout
 
 
-def render(values: Object | None = None, *, name: str = "demo", namespace: str = "flows") -> Release:
+def render(
+    values: Object | None = None, *, name: str = "demo", namespace: str = "flows"
+) -> Release:
     """Render, and check every object against Kubernetes and Pod Security `restricted`."""
     text = template_text(values, name=name, namespace=namespace)
     release = Release(text, [o for o in yaml.safe_load_all(text) if o])
-    assert len(release.names()) == len(release.objects), "two objects with one name"
+    keys = {
+        (o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in release.objects
+    }
+    assert len(keys) == len(release.objects), "two objects with one name"
     for obj in release.objects:
         check(obj)
     return release
