@@ -1,0 +1,24 @@
+"""What all chart tests share."""
+
+import pytest
+import yaml
+from tests.chart.charts import CHART, Object, Release, render
+
+PROFILES = tuple(sorted(path.stem for path in (CHART / "ci").glob("*.yaml")))
+
+
+def profile_values(name: str) -> Object:
+    """Return the values of one of the chart's example files."""
+    return dict(yaml.safe_load((CHART / "ci" / f"{name}.yaml").read_text()))
+
+
+@pytest.fixture(scope="session")
+def default() -> Release:
+    """Render without any value."""
+    return render()
+
+
+@pytest.fixture(scope="session")
+def profiles() -> dict[str, Release]:
+    """Render each example file once."""
+    return {name: render(profile_values(name)) for name in PROFILES}

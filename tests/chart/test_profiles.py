@@ -1,0 +1,262 @@
+"""What the chart renders for the default values and for each example file in ci/."""
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+from tests.chart.charts import (
+    CHART,
+    COMPONENT,
+    Release,
+    check,
+    containers,
+    env,
+    labels,
+    pod_template,
+    render,
+    template_text,
+)
+from tests.chart.conftest import PROFILES, profile_values
+
+
+def test_the_default_is_a_whole_installation(default: Release) -> None:
+    workloads = {
+        name.removeprefix("demo-prefect-hamilton-")
+        for kind, name in default.names()
+        if kind in ("Deployment", "StatefulSet")
+    }
+    assert workloads == {"server", "worker-kubernetes", "hamilton-ui", "postgres"}
+    jobs = {labels(job)[COMPONENT] for job in default.of("Job")}
+    assert jobs == {"bootstrap", "secrets"}
+
+
+def test_the_default_fits_a_small_node(default: Release) -> None:
+    """2 CPUs and 4 GiB, of which a kind control plane takes 950m and about 300 MiB."""
+
+    def requests(kinds: tuple[str, ...], resource: str) -> float:
+        return sum(
+            quantity(container["resources"]["requests"][resource])
+            for kind in kinds
+            for obj in default.of(kind)
+            for container in pod_template(obj)["spec"]["containers"]
+        )
+
+    flow = yaml.safe_load(default.get("ConfigMap", "bootstrap")["data"][POOL_FILE])
+    variables = flow["variables"]["properties"]
+    kinds = ("Deployment", "StatefulSet")
+    largest = 0.1  # a second server pod during a rolling update
+    cpu = requests(kinds, "cpu") + largest + 20 * quantity(variables["cpu_request"]["default"])
+    assert requests((*kinds, "Job"), "cpu") < 0.4
+    assert cpu + 0.95 <= 2
+    memory = requests(kinds, "memory") + 20 * quantity(variables["memory_request"]["default"])
+    assert memory + 300 * 2**20 <= 4 * 2**30
+
+
+POOL_FILE = "base-job-template-kubernetes.yaml"
+UNITS = {"m": 0.001, "Mi": 2**20, "Gi": 2**30, "": 1}
+
+
+def quantity(text: str | float) -> float:
+    match = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", str(text))
+    assert match
+    return float(match[1]) * UNITS[match[2]]
+
+
+def test_minimal_has_no_database_pod(profiles: dict[str, Release]) -> None:
+    release = profiles["minimal"]
+    assert not release.of("StatefulSet")
+    server = release.get("Deployment", "server")
+    assert server["spec"]["strategy"] == {"type": "Recreate"}
+    assert env(pod_template(server)["spec"]["containers"][0])["PREFECT_SERVER_DATABASE_NAME"] == (
+        "/data/prefect.db"
+    )
+    assert "initContainers" not in pod_template(server)["spec"]
+
+
+def test_several_servers_share_everything(profiles: dict[str, Release]) -> None:
+    release = profiles["high-availability"]
+    api = pod_template(release.get("Deployment", "server"))["spec"]["containers"][0]
+    services = pod_template(release.get("Deployment", "background-services"))["spec"]["containers"]
+    assert "--no-services" in api["args"]
+    assert services[0]["args"] == ["prefect", "server", "services", "start"]
+    shared = {
+        "PREFECT_MESSAGING_BROKER": "prefect_redis.messaging",
+        "PREFECT_MESSAGING_CACHE": "prefect_redis.messaging",
+        "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "prefect_redis.ordering",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect_redis.lease_storage",
+        "PREFECT_SERVER_WORKER_CHANNEL_CLEANUP_QUEUE_STORAGE": "prefect_redis.cleanup_queue",
+        "PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "false",
+    }
+    url = {"secretKeyRef": {"name": "demo-prefect-hamilton-valkey", "key": "url"}}
+    for container in (api, services[0]):
+        found = env(container)
+        assert found.items() >= shared.items()
+        assert found["PREFECT_SERVER_DOCKET_URL"] == url
+        assert found["PREFECT_REDIS_MESSAGING_URL"] == url
+    budgets = {o["metadata"]["name"].split("hamilton-", 1)[1] for o in release.of("PodDisruptionBudget")}
+    assert budgets == {"server", "background-services", "worker-kubernetes", "hamilton-ui"}
+    for deployment in release.of("Deployment"):
+        assert pod_template(deployment)["spec"]["topologySpreadConstraints"]
+
+
+def test_a_worker_release_is_only_that(profiles: dict[str, Release]) -> None:
+    release = profiles["worker-only"]
+    assert [labels(o)[COMPONENT] for o in release.of("Deployment")] == ["worker"]
+    assert not release.of("StatefulSet") + release.of("Service") + release.of("Secret")
+    worker = env(pod_template(release.of("Deployment")[0])["spec"]["containers"][0])
+    assert worker["PREFECT_API_URL"] == "https://api.prefect.cloud/api/accounts/1/workspaces/2"
+    assert worker["PREFECT_API_KEY"] == {"secretKeyRef": {"name": "prefect-cloud", "key": "api-key"}}
+    assert worker["PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_KEY_SECRET_NAME"] == "prefect-cloud"
+    assert "PREFECT_API_AUTH_STRING" not in worker
+
+
+def test_nothing_is_made_that_is_given(profiles: dict[str, Release]) -> None:
+    release = profiles["external"]
+    assert not release.of("StatefulSet")
+    assert {labels(job)[COMPONENT] for job in release.of("Job")} == {"bootstrap"}
+    referenced = set(re.findall(r"name: (\S+)\n", yaml.safe_dump(secret_references(release))))
+    assert referenced == {"prefect-auth", "valkey", "databases", "hamilton", "warehouse"}
+    server = env(pod_template(release.get("Deployment", "server"))["spec"]["containers"][0])
+    assert server["PREFECT_SERVER_DATABASE_HOST"] == "db.example.org"
+    assert server["PREFECT_SERVER_DATABASE_PORT"] == "6432"
+    assert server["PREFECT_SERVER_DATABASE_USER"] == "prefect_app"
+    assert server["PREFECT_SERVER_DATABASE_PASSWORD"] == {
+        "secretKeyRef": {"name": "databases", "key": "prefect"}
+    }
+    assert server["PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_TLS_ENABLED"] == "true"
+    hamilton = env(pod_template(release.get("Deployment", "hamilton-ui"))["spec"]["containers"][0])
+    assert (hamilton["DB_NAME"], hamilton["PGSSLMODE"]) == ("hamilton_prod", "verify-full")
+
+
+def secret_references(release: Release) -> list[Any]:
+    return [
+        source
+        for obj in release.objects
+        if (template := pod_template(obj))
+        for container in containers(template)
+        for source in env(container).values()
+        if isinstance(source, dict) and "secretKeyRef" in source
+    ]
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_two_renders_are_byte_identical(name: str) -> None:
+    values = profile_values(name)
+    assert template_text(values) == template_text(values)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_output_reads_well(name: str, profiles: dict[str, Release]) -> None:
+    text = profiles[name].text
+    assert not re.search(r"[ \t]+$", text, re.MULTILINE), "blanks at the end of a line"
+    # Python scripts have two empty lines between functions; nothing has three.
+    assert "\n\n\n\n" not in text
+    assert "<no value>" not in text
+    assert "null" not in re.sub(r'type: "null"|hamilton: null|is not None|None', "", text)
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_container_has_requests_limits_and_every_server_probes(
+    name: str, profiles: dict[str, Release]
+) -> None:
+    for obj in profiles[name].objects:
+        if (template := pod_template(obj)) is None:
+            continue
+        for container in containers(template):
+            if container["name"] in ("extra", "sidecar"):
+                continue
+            assert container["resources"]["requests"], container["name"]
+            assert container["resources"]["limits"], container["name"]
+        if obj["kind"] in ("Deployment", "StatefulSet"):
+            assert "livenessProbe" in template["spec"]["containers"][0], obj["metadata"]["name"]
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_no_secret_is_in_clear(name: str, profiles: dict[str, Release]) -> None:
+    """No Secret is rendered; what is called a password, key or token is a reference."""
+    release = profiles[name]
+    assert not release.of("Secret")
+    secret = re.compile(r"(PASSWORD|AUTH_STRING|API_KEY|SECRET_KEY|ACCESS_KEY|_TOKEN)$")
+    for obj in release.objects:
+        for container in containers(template) if (template := pod_template(obj)) else ():
+            for variable, value in env(container).items():
+                if not secret.search(variable) or variable.startswith("PREFECT_INTEGRATIONS_"):
+                    continue
+                is_block = isinstance(value, str) and value.startswith("{{ prefect.blocks.")
+                assert is_block or "secretKeyRef" in value, variable
+
+
+def test_two_releases_do_not_collide(default: Release) -> None:
+    other = render(name="other")
+    assert not default.names() & other.names()
+    for mine in default.of("Service"):
+        for obj in other.objects:
+            if template := pod_template(obj):
+                selected = mine["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+                assert not selected, obj["metadata"]["name"]
+
+
+def test_selectors_match_their_pods_and_no_others(profiles: dict[str, Release]) -> None:
+    for release in profiles.values():
+        pods = [
+            (o["metadata"]["name"], t.get("metadata", {}).get("labels", {}))
+            for o in release.objects
+            if (t := pod_template(o)) and o["kind"] in ("Deployment", "StatefulSet")
+        ]
+        for obj in [*release.of("Deployment"), *release.of("StatefulSet")]:
+            selector = obj["spec"]["selector"]["matchLabels"].items()
+            assert [n for n, own in pods if selector <= own.items()] == [obj["metadata"]["name"]]
+
+
+def test_an_upgrade_of_the_chart_alone_rolls_no_pod(default: Release) -> None:
+    """What follows the chart's version stands nowhere in a pod template."""
+    for obj in default.objects:
+        if (template := pod_template(obj)) and obj["kind"] != "Pod":
+            assert "helm.sh/chart" not in template["metadata"]["labels"]
+            assert "app.kubernetes.io/version" not in template["metadata"]["labels"]
+
+
+def test_a_jobs_name_follows_its_content() -> None:
+    def names(values: dict[str, Any]) -> dict[str, str]:
+        return {labels(j)[COMPONENT]: j["metadata"]["name"] for j in render(values).of("Job")}
+
+    before = names({})
+    after = names({"flows": {"resources": {"requests": {"cpu": "30m"}}}})
+    assert after["bootstrap"] != before["bootstrap"]
+    assert after["secrets"] == before["secrets"]
+    again = names({"rolloutToken": "again"})
+    assert again["bootstrap"] != before["bootstrap"]
+    assert again["secrets"] != before["secrets"]
+
+
+def test_the_check_finds_what_it_is_for(default: Release) -> None:
+    """Break an object in several ways: each is noticed."""
+    deployment = default.get("Deployment", "server")
+
+    def broken(**spec: Any) -> dict[str, Any]:
+        template = {**deployment["spec"]["template"]}
+        template["spec"] = {**template["spec"], **spec}
+        return {**deployment, "spec": {**deployment["spec"], "template": template}}
+
+    check(broken())
+    for spec in (
+        {"nodeSelectors": {"a": "b"}},
+        {"hostNetwork": True},
+        {"securityContext": {"runAsNonRoot": False}},
+        {"tolerations": []},
+        {"terminationGracePeriodSeconds": "soon"},
+        {"containers": [{"name": "x"}]},
+    ):
+        with pytest.raises(AssertionError):
+            check(broken(**spec))
+
+
+def test_the_chart_has_no_hooks_but_tests_and_asks_the_cluster_nothing() -> None:
+    sources = {p: p.read_text() for p in (CHART / "templates").rglob("*") if p.is_file()}
+    for path, text in sources.items():
+        code = re.sub(r"\{\{/\*.*?\*/\}\}", "", text, flags=re.DOTALL)
+        assert not re.search(r"\b(lookup|rand\w+|now|genCA|gen\w+Cert)\b", code), path
+        assert ".Capabilities" not in code
+        assert not re.search(r"\.Release\.(IsInstall|IsUpgrade|Revision)", code), path
+        assert "helm.sh/hook" not in code or path.parent.name == "tests", path
