@@ -6,6 +6,9 @@ site=$(echo "$1"/lib/python3.*/site-packages)
 # Test suites, C headers and sources, and source maps of web pages.
 find "$site" -type d -name tests -prune -exec rm -rf {} +
 rm -rf "$site/pyarrow/include" "$site/pyarrow/src" "$site/numpy/_core/include"
+# Arrow's network server and query plans for other engines: 37 MB that reading and writing files does not use.
+rm -f "$site"/pyarrow/libarrow_flight.so* "$site"/pyarrow/_flight*.so "$site"/pyarrow/flight.py \
+  "$site"/pyarrow/libarrow_substrait.so* "$site"/pyarrow/_substrait*.so "$site"/pyarrow/substrait.py
 find "$site" -type f \( -name '*.map' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' -o -name '*.c' -o -name '*.cpp' \
   -o -name '*.h' -o -name '*.hpp' \) -delete
 

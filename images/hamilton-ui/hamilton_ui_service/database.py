@@ -28,7 +28,7 @@ def wait(seconds: float) -> None:
         retry=tenacity.retry_if_exception_type(OperationalError),
         stop=tenacity.stop_after_delay(seconds),
         wait=tenacity.wait_fixed(1),
-        before_sleep=tenacity.before_sleep_log(logger, logging.INFO),
+        before_sleep=lambda _: logger.info("the database does not answer yet"),
         reraise=True,
     ):
         with attempt:
@@ -44,9 +44,10 @@ def migrate() -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_lock(%s)", [MIGRATION_LOCK])
         try:
-            call_command("migrate", interactive=False, verbosity=1)
+            call_command("migrate", interactive=False, verbosity=0)
         finally:
             cursor.execute("SELECT pg_advisory_unlock(%s)", [MIGRATION_LOCK])
+    logger.info("the database has the schema of this version")
 
 
 def delete_runs(older_than: timedelta) -> int:

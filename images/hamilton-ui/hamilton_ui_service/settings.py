@@ -6,7 +6,7 @@ needs. Added here:
 
 - HAMILTON_UI_HTTPS: `true` if browsers reach this through HTTPS that ends at a proxy, which sets
   X-Forwarded-Proto; cookies are then for HTTPS only.
-- LOG_LEVEL: INFO unless set. Logs are one JSON object a line.
+- LOG_LEVEL: WARNING unless set. Logs are one JSON object a line.
 """
 
 import os
@@ -51,8 +51,8 @@ LOGGING: dict[str, Any] = {
     "disable_existing_loggers": False,
     "formatters": {
         "json": {
-            "class": "pythonjsonlogger.json.JsonFormatter",
-            "format": "{levelname}{name}{message}",
+            "()": "pythonjsonlogger.json.JsonFormatter",
+            "fmt": "{levelname}{name}{message}",
             "style": "{",
             "timestamp": True,
             "rename_fields": {"levelname": "level", "name": "logger"},
@@ -60,6 +60,10 @@ LOGGING: dict[str, Any] = {
     },
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "json"}},
     # A request for another host is answered 400; no need of a traceback, too.
-    "loggers": {"django.security.DisallowedHost": {"handlers": [], "propagate": False}},
-    "root": {"handlers": ["console"], "level": os.environ.get("LOG_LEVEL", "INFO")},
+    "loggers": {
+        "django.security.DisallowedHost": {"handlers": [], "propagate": False},
+        "hamilton_ui_service": {"level": "INFO"},
+    },
+    # INFO is several lines a request.
+    "root": {"handlers": ["console"], "level": os.environ.get("LOG_LEVEL", "WARNING")},
 }
