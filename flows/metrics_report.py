@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect import flow, get_run_logger, task
@@ -21,11 +21,19 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.utilities.urls import url_for
-from pydantic import Field
 
 from flows import warehouse
 from flows.task_metrics import measure
-from flows.warehouse import DEFAULT_TARGET, LOADS, METRICS, MONTHLY, REPORTS, Target, Warehouse
+from flows.warehouse import (
+    DEFAULT_TARGET,
+    LOADS,
+    METRICS,
+    MONTHLY,
+    REPORTS,
+    Target,
+    TargetTable,
+    Warehouse,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +52,7 @@ class ReportError(Exception):
 @flow(name="Metrics Quality Report")
 def metrics_quality_report(
     upstream_flow_run_id: UUID | None = None,
-    target_table: Annotated[str | None, Field(pattern=warehouse.TARGET_PATTERN)] = None,
+    target_table: TargetTable | None = None,
 ) -> "State[Any]":
     """
     Report on what one run of the data pipeline loaded: quality, months and a plot.
@@ -251,7 +259,8 @@ def _plot(rows: "pd.DataFrame") -> bytes:
         # "$" would start a formula.
         panel.set_title(str(metric).replace("$", r"\$"), loc="left", fontsize=10)
         panel.set_ylabel(unit if isinstance(unit, str) else "")
-    panels[0].legend(loc="upper right", ncols=3, fontsize=8)
+    # Above the first panel, where it hides no value.
+    panels[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=8, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -43,8 +43,7 @@ DEFAULT_TARGET = "warehouse.prod.metrics"
 # Three lowercase names: then quoting and the engines' different case rules change nothing.
 # PostgreSQL cuts names at 63 bytes: 48 leaves room for the companions' endings.
 _NAME = "[a-z_][a-z0-9_]{0,47}"
-TARGET_PATTERN = rf"^{_NAME}\.{_NAME}\.{_NAME}$"
-TargetTable = Annotated[str, Field(pattern=TARGET_PATTERN)]
+_TARGET = rf"{_NAME}\.{_NAME}\.{_NAME}"
 
 # Seconds that a writer waits for another one to let go of the DuckDB file or of its rows.
 LOCK_TIMEOUT = 120.0
@@ -160,7 +159,7 @@ class Target:
     @classmethod
     def parse(cls, target_table: str) -> "Target":
         """Take `catalog.schema.table` apart; raises WarehouseError when it is not that."""
-        if not re.fullmatch(rf"{_NAME}(\.{_NAME}){{2}}", target_table):
+        if not re.fullmatch(_TARGET, target_table):
             raise WarehouseError(
                 f"target_table {target_table!r} is not catalog.schema.table in lowercase letters, "
                 f"digits and underscores, like {DEFAULT_TARGET}"
@@ -174,6 +173,20 @@ class Target:
     def shown(self, spec: TableSpec) -> str:
         """Return the name as people write it."""
         return f"{self.catalog}.{self.schema}.{self.table}{spec.suffix}"
+
+
+def _valid_target(target_table: str) -> str:
+    try:
+        Target.parse(target_table)
+    except WarehouseError as error:
+        raise ValueError(str(error)) from None
+    return target_table
+
+
+# The pattern is for the run form and the API; the validator says the same in words.
+TargetTable = Annotated[
+    str, AfterValidator(_valid_target), Field(json_schema_extra={"pattern": f"^{_TARGET}$"})
+]
 
 
 class Warehouse(Protocol):
