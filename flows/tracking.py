@@ -37,7 +37,7 @@ from prefect.utilities.urls import url_for
 
 DEFAULT_URL = "http://localhost:8241"
 
-PATIENCE = 8.0
+PATIENCE = 6.0
 """Seconds that one flow run may wait for the Hamilton UI, all its tasks together."""
 
 FREE_WAIT = 0.25
