@@ -1,0 +1,115 @@
+"""What the flows talk to, for real: HTTP servers, an object store, PostgreSQL, a DuckDB file."""
+
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from tests.services import free_port
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+@dataclass
+class WebServer:
+    """A real HTTP server; `answers` maps a path with its query to status, headers and body."""
+
+    url: str
+    answers: dict[str, Answer | Callable[[bytes], Answer]] = field(default_factory=dict)
+    requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+
+    def serve(self, path: str, body: bytes | str, status: int = 200, **headers: str) -> str:
+        """Answer `path` from now on; returns its URL."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        content = body.encode() if isinstance(body, str) else body
+        self.answers[path] = (status, named, content)
+        return self.url + path
+
+
+@pytest.fixture
+def web_server() -> Iterator[WebServer]:
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            web.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
+            answer = web.answers.get(self.path, (404, {}, b"not here"))
+            status, headers, content = answer(body) if callable(answer) else answer
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = _answer  # noqa: N815 (the names http.server calls)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    web = WebServer(f"http://127.0.0.1:{server.server_port}")
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield web
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server's URL without database; it refuses to run as root, so it does not."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not programs:
+        pytest.skip("no PostgreSQL server in /usr/lib/postgresql: apt-get install postgresql")
+    folder = programs[-1].parent
+    user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    as_user = user if os.getuid() == 0 else []
+    home = tmp_path_factory.mktemp("postgres")
+    for parent in (home, home.parent, home.parent.parent):
+        parent.chmod(0o755)
+    data = home / "data"
+    data.mkdir()
+    if as_user:
+        shutil.chown(data, "nobody", "nogroup")
+    initdb = [str(folder / "initdb"), "-D", str(data), "-U", "loader", "--auth=trust", "-N"]
+    subprocess.run([*as_user, *initdb], check=True, capture_output=True, cwd=home)
+    port = free_port()
+    options = f"-c port={port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
+    control = [*as_user, str(folder / "pg_ctl"), "-D", str(data), "-w", "-s"]
+    log = ["-l", str(data / "log"), "-o", f"{options}'' -c fsync=off"]
+    subprocess.run([*control, *log, "start"], check=True, cwd=home)
+    yield f"postgresql://loader@127.0.0.1:{port}"
+    subprocess.run([*control, "-m", "immediate", "stop"], check=True, cwd=home)
+
+
+@pytest.fixture(params=["duckdb", "postgres"])
+def any_warehouse(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """An empty warehouse of each kind, in WAREHOUSE_URL; returns the URL."""
+    if request.param == "duckdb":
+        url = f"duckdb:///{tmp_path}/warehouse.duckdb"
+    else:
+        server = request.getfixturevalue("postgres")
+        with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+            connection.execute("DROP DATABASE IF EXISTS warehouse WITH (FORCE)")
+            connection.execute("CREATE DATABASE warehouse")
+        url = f"{server}/warehouse"
+    monkeypatch.setenv("WAREHOUSE_URL", url)
+    return url
+
+
+@pytest.fixture
+def duckdb_warehouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty DuckDB warehouse, in WAREHOUSE_URL; returns the URL."""
+    url = f"duckdb:///{tmp_path}/warehouse.duckdb"
+    monkeypatch.setenv("WAREHOUSE_URL", url)
+    return url
