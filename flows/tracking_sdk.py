@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -329,10 +330,12 @@ class BestEffortTracker(HamiltonTracker):  # type: ignore[misc]  # the SDK has n
 
     def post_node_execute(self, **event: Any) -> None:
         """Note the end of a node and a summary of its result."""
+        event |= _interruption()
         self._guard(super().post_node_execute, event)
 
     def post_graph_execute(self, **event: Any) -> None:
         """Send the last nodes and close the run."""
+        event |= _interruption()
         self._guard(super().post_graph_execute, event)
 
     def _guard(self, hook: Callable[..., T], event: dict[str, Any]) -> T | None:
@@ -343,6 +346,17 @@ class BestEffortTracker(HamiltonTracker):  # type: ignore[misc]  # the SDK has n
         except Exception as error:
             self._on_failure(error)
             return None
+
+
+def _interruption() -> dict[str, Any]:
+    """Correct an event that reports success while a signal (Ctrl-C, SIGTERM) ends the dataflow.
+
+    Hamilton only looks for an `Exception` and reports success for anything else.
+    """
+    error = sys.exception()
+    if error is None or isinstance(error, Exception):
+        return {}
+    return {"success": False, "error": error}
 
 
 def _now() -> str:

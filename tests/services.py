@@ -43,7 +43,7 @@ class Service:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def wait_until_ready(self, seconds: float = 60) -> None:
+    def wait_until_ready(self, seconds: float = 180) -> None:
         """Return when the server answers; RuntimeError with its log when it ends or does not."""
         for attempt in tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(httpx.HTTPError),

@@ -6,7 +6,6 @@ All against the real Hamilton UI and a real Prefect server.
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -88,10 +87,31 @@ def run(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Ru
 
 
 @pytest.fixture
-def own_ui(tmp_path: Path) -> Iterator[HamiltonUi]:
-    """A Hamilton UI that the test may stop and freeze."""
-    with services.hamilton_ui(tmp_path / "ui") as service:
-        yield HamiltonUi(service, "tests", ensure_project(service.url, "tests", "tests"))
+def baseline(run: Run) -> Outcome:
+    """The flow run without tracking."""
+    if not _baseline:
+        _baseline.append(run({}))
+    return _baseline[0]
+
+
+_baseline: list[Outcome] = []
+
+
+@pytest.fixture(scope="module")
+def own_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Service]:
+    with services.hamilton_ui(tmp_path_factory.mktemp("own-hamilton-ui")) as service:
+        yield service
+
+
+@pytest.fixture
+def own_ui(own_service: services.Service, request: pytest.FixtureRequest) -> Iterator[HamiltonUi]:
+    """A Hamilton UI that the test may stop and freeze, with a new project."""
+    project_id = ensure_project(own_service.url, "tests", request.node.name)
+    yield HamiltonUi(own_service, "tests", project_id)
+    if own_service.alive:
+        own_service.thaw()
+    else:
+        own_service.start()
 
 
 def get(ui: HamiltonUi, path: str, **params: Any) -> Any:
@@ -215,36 +235,38 @@ def test_without_settings_nothing_is_tracked_and_nothing_said(run: Run) -> None:
         ({"HAMILTON_API_URL": "localhost:8241"}, "HAMILTON_API_URL must be an http"),
     ],
 )
-def test_senseless_setting(run: Run, env: dict[str, str], cause: str) -> None:
+def test_senseless_setting(run: Run, baseline: Outcome, env: dict[str, str], cause: str) -> None:
     if len(env) == 1 and "is not set" not in cause:
         env = {"HAMILTON_UI_USERNAME": "a", "HAMILTON_UI_PROJECT_ID": "1"} | env
-    assert_as_without_tracking(run(env), run({}), cause)
+    assert_as_without_tracking(run(env), baseline, cause)
 
 
-def test_down_at_start(run: Run, hamilton_ui: HamiltonUi) -> None:
+def test_down_at_start(run: Run, baseline: Outcome, hamilton_ui: HamiltonUi) -> None:
     env = hamilton_ui.env | {"HAMILTON_API_URL": f"http://127.0.0.1:{services.free_port()}"}
-    assert_as_without_tracking(run(env), run({}), "cannot reach http://127.0.0.1:.*refused")
+    assert_as_without_tracking(run(env), baseline, "cannot reach http://127.0.0.1:.*refused")
 
 
 @pytest.mark.parametrize("point", ["built", "executing"])
-def test_down_in_the_middle(run: Run, own_ui: HamiltonUi, point: str) -> None:
+def test_down_in_the_middle(run: Run, baseline: Outcome, own_ui: HamiltonUi, point: str) -> None:
     def stop(reached: str) -> None:
         if reached == point:
             own_ui.service.stop()
 
     outcome = run(own_ui.env, stop)
     assert not own_ui.service.alive
-    assert_as_without_tracking(outcome, run({}), "cannot reach")
+    assert_as_without_tracking(outcome, baseline, "cannot reach")
 
 
 @pytest.mark.parametrize("point", ["before", "built", "executing"])
-def test_accepting_but_never_answering(run: Run, own_ui: HamiltonUi, point: str) -> None:
+def test_accepting_but_never_answering(
+    run: Run, baseline: Outcome, own_ui: HamiltonUi, point: str
+) -> None:
     def freeze(reached: str) -> None:
         if reached == point:
             own_ui.service.freeze()
 
     outcome = run(own_ui.env, freeze)
-    assert_as_without_tracking(outcome, run({}), "does not answer")
+    assert_as_without_tracking(outcome, baseline, "does not answer")
 
 
 def test_back_before_the_end_of_the_dataflow_loses_nothing(run: Run, own_ui: HamiltonUi) -> None:
@@ -259,21 +281,20 @@ def test_back_before_the_end_of_the_dataflow_loses_nothing(run: Run, own_ui: Ham
         assert node_states(hamilton_run(own_ui, url)) == ALL_SUCCEEDED
 
 
-def test_unknown_project(run: Run, hamilton_ui: HamiltonUi) -> None:
+def test_unknown_project(run: Run, baseline: Outcome, hamilton_ui: HamiltonUi) -> None:
     outcome = run(hamilton_ui.env | {"HAMILTON_UI_PROJECT_ID": "999"})
-    assert_as_without_tracking(outcome, run({}), "project 999 does not exist")
+    assert_as_without_tracking(outcome, baseline, "project 999 does not exist")
 
 
-def test_project_of_somebody_else(run: Run, hamilton_ui: HamiltonUi) -> None:
+def test_project_of_somebody_else(run: Run, baseline: Outcome, hamilton_ui: HamiltonUi) -> None:
     outcome = run(hamilton_ui.env | {"HAMILTON_UI_USERNAME": "stranger"})
-    assert_as_without_tracking(outcome, run({}), "user 'stranger' may not write to it")
+    assert_as_without_tracking(outcome, baseline, "user 'stranger' may not write to it")
 
 
-def test_key(run: Run, tmp_path: Path) -> None:
+def test_key(run: Run, baseline: Outcome, tmp_path: Path) -> None:
     with services.hamilton_ui(tmp_path / "ui", global_key="the-right-key") as service:
         project = ensure_project(service.url, "tests", "tests", "the-right-key")
         env = HamiltonUi(service, "tests", project).env
-        baseline = run({})
 
         tracked = run(env | {"HAMILTON_API_KEY": "the-right-key"})
         assert tracked.warnings == []
@@ -391,27 +412,29 @@ def test_killed_in_the_middle(start: Start, hamilton_ui: HamiltonUi, run: Run) -
     assert run(hamilton_ui.env).warnings == []
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_terminated_in_the_middle(start: Start, own_ui: HamiltonUi, frozen: bool) -> None:
-    untracked = start({}, "executing")
-    wait_for(untracked, "executing")
-    untracked.send_signal(signal.SIGTERM)
-    began = time.monotonic()
-    untracked.communicate(timeout=30)
-    baseline = time.monotonic() - began
+def test_terminated_in_the_middle(start: Start, own_ui: HamiltonUi) -> None:
+    """As without tracking: same exit code, and soon, even when the Hamilton UI hangs."""
 
-    process = start(own_ui.env, "executing")
-    seen = wait_for(process, "executing")
-    if frozen:
-        own_ui.service.freeze()
-    process.send_signal(signal.SIGTERM)
-    began = time.monotonic()
-    process.communicate(timeout=30)
-    assert time.monotonic() - began <= baseline + BOUND
-    assert process.returncode == untracked.returncode
-    if not frozen:
-        url = re.search(r"tracking is on: (\S+)", seen)
-        assert url is not None
-        in_ui = hamilton_run(own_ui, url[1])
-        assert in_ui["run_status"] == "FAILURE"
-        assert node_states(in_ui)["doubled"] == "SUCCESS"
+    def terminate(process: subprocess.Popen[str]) -> float:
+        began = time.monotonic()
+        process.terminate()
+        process.wait(timeout=60)
+        return time.monotonic() - began
+
+    untracked, tracked, hanging = (start(env, "executing") for env in ({}, own_ui.env, own_ui.env))
+    wait_for(untracked, "executing")
+    seen = wait_for(tracked, "executing")
+    wait_for(hanging, "executing")
+    seconds = terminate(untracked)
+
+    terminate(tracked)
+    assert tracked.returncode == untracked.returncode
+    url = re.search(r"tracking is on: (\S+)", seen)
+    assert url is not None
+    in_ui = hamilton_run(own_ui, url[1])
+    assert in_ui["run_status"] == "FAILURE"
+    assert node_states(in_ui) == {"doubled": "SUCCESS", "checked": "FAILURE"}
+
+    own_ui.service.freeze()
+    assert terminate(hanging) <= seconds + BOUND
+    assert hanging.returncode == untracked.returncode
