@@ -9,6 +9,7 @@ where none is configured, on a temporary one.
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 # Hamilton, pandas and scikit-learn are imported by the tasks that use them: they take seconds,
 # and neither registering the flow nor refusing bad parameters needs them.
+
+# When a node raises, Hamilton logs a box with its traceback and input values. The same exception
+# reaches the task, and a value could be a URL with a password.
+logging.getLogger("hamilton").setLevel(logging.CRITICAL)
 
 Feature = Literal[
     "reason_for_absence",
@@ -79,6 +84,8 @@ DEFAULT_FEATURES: list[Feature] = [
 DEFAULT_VALIDATION_USER_IDS = [5, 10, 15, 20, 25, 30]
 SEED = 7
 PREVIEW_ROWS = 20
+NEGLIGIBLE = 0.0005
+"""An improvement that three decimals do not show is none."""
 
 LOSSES: dict[Label, str] = {
     "absenteeism_time_in_hours": "mean absolute error (h)",
@@ -112,9 +119,9 @@ class Evaluation(BaseModel):
 
 def verdict(improvement: float, low: float | None) -> str:
     """Say what the improvement over the baseline, and the low end of its interval, allow to say."""
-    if improvement <= 0:
+    if improvement < NEGLIGIBLE:
         return "The model does not beat the baseline."
-    if low is None or low <= 0:
+    if low is None or low < NEGLIGIBLE:
         return "The model is better than the baseline here, but that may be chance."
     return "The model beats the baseline."
 
@@ -160,10 +167,10 @@ def prepare_data_task(
         description=f"The first {min(PREVIEW_ROWS, len(model_data))} of {len(model_data)} absences",
     )
     get_run_logger().info(
-        "Prepared %s absences of %s people, %s features",
+        "Prepared %s absences of %s people; features: %s",
         len(model_data),
         model_data["user_id"].nunique(),
-        len(feature_set),
+        ", ".join(feature_set),
     )
     return model_data
 
@@ -264,7 +271,7 @@ def absenteeism_prediction_flow(
     features = list(dict.fromkeys(feature_set))
     prepared = prepare_data_task(raw_data_location, features, label, return_state=True)
     if not prepared.is_completed():
-        return prepared
+        return Failed(message=prepared.message)
     update_progress_artifact(
         progress, 50.0, description="Training and evaluating the model (step 2 of 2)"
     )
@@ -272,7 +279,7 @@ def absenteeism_prediction_flow(
         prepared.result(), features, label, validation_user_ids, model, return_state=True
     )
     if not trained.is_completed():
-        return trained
+        return Failed(message=trained.message)
     evaluation = cast(Evaluation, trained.result())
     create_markdown_artifact(
         markdown=results_markdown(evaluation),
@@ -287,7 +294,8 @@ def absenteeism_prediction_flow(
 def in_short(evaluation: Evaluation) -> str:
     """Sum an evaluation up in one line."""
     return (
-        f"{evaluation.verdict} On {evaluation.validation_people} people not trained on, "
+        f"{evaluation.verdict} Held out: {evaluation.validation_people} of "
+        f"{evaluation.validation_people + evaluation.training_people} people; "
         f"{evaluation.loss}: {evaluation.model_loss:.3f} ({evaluation.model} model), "
         f"{evaluation.baseline_loss:.3f} (baseline)"
     )

@@ -2,9 +2,10 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from prefect import Flow
+from prefect.client.schemas.objects import State
 from prefect.exceptions import ParameterTypeError
 from prefect.settings import (
     PREFECT_SERVER_ANALYTICS_ENABLED,
@@ -27,7 +28,7 @@ def run(flow: Flow[..., Any], parameters: Mapping[str, Any], in_short: Callable[
     """
     try:
         with temporary_settings(set_defaults=_TEMPORARY_SERVER):
-            state = flow(**parameters, return_state=True)
+            state = cast(State[Any], flow(**parameters, return_state=True))
             result = state.result(raise_on_failure=False)
     except ParameterTypeError as error:
         sys.stderr.write(f"{' '.join(str(error).split())}\n")

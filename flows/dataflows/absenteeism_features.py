@@ -5,15 +5,21 @@ The input is the data set "Absenteeism at work" (UCI Machine Learning Repository
 when an absence is reported; how long it will last is what the labels say.
 """
 
+import io
 from pathlib import Path
 
 import fsspec
+import httpx
 import pandas as pd
 from hamilton.function_modifiers import extract_columns
+
+from flows.extract import public_url
 
 SAMPLES = {"absenteeism-at-work": Path(__file__).parents[1] / "data" / "Absenteeism_at_work.csv"}
 
 FULL_DAY_HOURS = 8
+DOWNLOAD_TIMEOUT = 30.0
+"""Seconds that a web server may take to connect, and between two pieces of its answer."""
 
 COLUMNS = {
     "ID": "user_id",
@@ -59,32 +65,49 @@ def raw_data(raw_data_location: str) -> pd.DataFrame:
     Read the records as they come: CSV, separated by ";".
 
     The location is `sample:absenteeism-at-work`, a path, or a URL that fsspec understands.
-    Raises RawDataError for a location or a content that cannot be used, OSError for other
-    failures (network, disk), which may pass.
+    Raises RawDataError for a location or a content that cannot be used, OSError for what may pass
+    (network, disk).
     """
+    shown = public_url(raw_data_location)
     scheme, _, name = raw_data_location.partition(":")
-    if scheme == "sample":
-        if name not in SAMPLES:
-            raise RawDataError(f"No sample data {name!r}; there is {', '.join(SAMPLES)}")
-        return pd.read_csv(SAMPLES[name], sep=";")
     try:
-        with fsspec.open(raw_data_location, "rb") as file:
-            return pd.read_csv(file, sep=";")
+        if scheme == "sample":
+            content = SAMPLES[name].read_bytes()
+        elif scheme in ("http", "https"):
+            content = _download(raw_data_location)
+        else:
+            with fsspec.open(raw_data_location, "rb") as file:
+                content = file.read()
+        data: pd.DataFrame = pd.read_csv(io.BytesIO(content), sep=";")
+    except KeyError:
+        raise RawDataError(f"No sample data {name!r}; there is {', '.join(SAMPLES)}") from None
     except FileNotFoundError:
-        raise RawDataError(f"There is no file {raw_data_location}") from None
+        raise RawDataError(f"There is no file {shown}") from None
     except IsADirectoryError:
-        raise RawDataError(f"{raw_data_location} is a folder, not a CSV file") from None
+        raise RawDataError(f"{shown} is a folder, not a CSV file") from None
     except PermissionError:
-        raise RawDataError(f"{raw_data_location} may not be read: permission denied") from None
+        raise RawDataError(f"{shown} may not be read: permission denied") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
-        raise RawDataError(
-            f"{raw_data_location} is not a CSV file separated by semicolons"
-        ) from None
-    except (
-        ValueError,
-        ImportError,
-    ) as error:  # fsspec: a protocol that is unknown or not installed
-        raise RawDataError(f"{raw_data_location} cannot be opened: {error}") from None
+        raise RawDataError(f"{shown} is not a CSV file separated by semicolons") from None
+    except (ValueError, ImportError) as error:  # fsspec: a protocol unknown or not installed
+        raise RawDataError(f"{shown} cannot be opened: {error}") from None
+    return data
+
+
+def _download(url: str) -> bytes:
+    shown = public_url(url)
+    try:
+        answer = httpx.get(url, timeout=DOWNLOAD_TIMEOUT, follow_redirects=True)
+    except httpx.TransportError as error:
+        raise ConnectionError(f"{shown} cannot be reached: {error or repr(error)}") from None
+    except httpx.InvalidURL as error:
+        raise RawDataError(f"{shown} is not a URL: {error}") from None
+    status = f"{answer.status_code} {answer.reason_phrase}"
+    if answer.is_server_error:
+        raise ConnectionError(f"{shown} answered {status}")
+    if not answer.is_success:
+        raise RawDataError(f"{shown} answered {status}")
+    return answer.content
 
 
 def records(raw_data: pd.DataFrame) -> pd.DataFrame:
