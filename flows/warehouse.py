@@ -226,11 +226,16 @@ def _default_file() -> Path:
     return Path(os.environ.get("PREFECT_HAMILTON_STATE") or root / ".state") / "warehouse.duckdb"
 
 
+def _duckdb_file(url: str) -> Path:
+    """Return the file of a `duckdb:` URL; always absolute, for a run may start in any folder."""
+    return Path("/" + unquote(urlsplit(url).path).lstrip("/"))
+
+
 def describe(url: str) -> str:
     """Return the warehouse's address without credentials."""
     parts = urlsplit(url)
     if parts.scheme == "duckdb":
-        return f"duckdb://{parts.path}"
+        return f"duckdb:///{_duckdb_file(url)}"
     port = f":{parts.port}" if parts.port else ""
     return f"postgresql://{parts.hostname or 'localhost'}{port}{parts.path}"
 
@@ -244,8 +249,8 @@ def check(url: str, target: Target) -> None:
     """
     parts = urlsplit(url)
     if parts.scheme == "duckdb":
-        database = Path(unquote(parts.path)).stem
-        what = f"the DuckDB file {Path(unquote(parts.path)).name}"
+        database = _duckdb_file(url).stem
+        what = f"the DuckDB file {_duckdb_file(url).name}"
     elif parts.scheme in ("postgresql", "postgres"):
         database = unquote(parts.path.lstrip("/"))
         what = f"the PostgreSQL database {database or '(none named)'}"
@@ -278,7 +283,7 @@ def connect(
 
     """
     if urlsplit(url).scheme == "duckdb":
-        with _connect_duckdb(Path(unquote(urlsplit(url).path)), lock_timeout, on_wait) as duck:
+        with _connect_duckdb(_duckdb_file(url), lock_timeout, on_wait) as duck:
             yield DuckDBWarehouse(duck)
     else:
         with _connect_postgres(url) as postgres:
@@ -345,7 +350,8 @@ def _connect_postgres(url: str) -> Iterator["psycopg.Connection[Any]"]:
 
 
 def _create_statements(target: Target, specs: Sequence[TableSpec]) -> list[str]:
-    statements = [f'CREATE SCHEMA IF NOT EXISTS "{target.catalog}"."{target.schema}"']
+    # PostgreSQL takes no catalog here; the connection is to the right one in any case.
+    statements = [f'CREATE SCHEMA IF NOT EXISTS "{target.schema}"']
     for spec in specs:
         columns = [
             f'"{name}" {kind}{" NOT NULL" if name in spec.key else ""}'

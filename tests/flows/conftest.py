@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import tenacity
 
 from tests.services import free_port
 
@@ -82,12 +84,28 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     initdb = [str(folder / "initdb"), "-D", str(data), "-U", "loader", "--auth=trust", "-N"]
     subprocess.run([*as_user, *initdb], check=True, capture_output=True, cwd=home)
     port = free_port()
-    options = f"-c port={port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
-    control = [*as_user, str(folder / "pg_ctl"), "-D", str(data), "-w", "-s"]
-    log = ["-l", str(data / "log"), "-o", f"{options}'' -c fsync=off"]
-    subprocess.run([*control, *log, "start"], check=True, cwd=home)
-    yield f"postgresql://loader@127.0.0.1:{port}"
-    subprocess.run([*control, "-m", "immediate", "stop"], check=True, cwd=home)
+    settings = {
+        "port": str(port),
+        "listen_addresses": "127.0.0.1",
+        "unix_socket_directories": "",
+        "fsync": "off",
+    }
+    options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+    command = [*as_user, str(folder / "postgres"), "-D", str(data), *options]
+    with (home / "log").open("wb") as log:
+        server = subprocess.Popen(command, cwd=home, stdout=log, stderr=subprocess.STDOUT)
+    url = f"postgresql://loader@127.0.0.1:{port}"
+    try:
+        tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(psycopg.OperationalError),
+            stop=tenacity.stop_after_delay(60),
+            wait=tenacity.wait_fixed(0.1),
+            reraise=True,
+        )(psycopg.connect, f"{url}/postgres").close()
+        yield url
+    finally:
+        server.send_signal(signal.SIGINT)  # fast shutdown
+        server.wait(timeout=60)
 
 
 @pytest.fixture(params=["duckdb", "postgres"])
