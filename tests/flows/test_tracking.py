@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from hamilton import ad_hoc_utils, driver
 from prefect import State, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
@@ -221,6 +222,30 @@ def test_without_settings_nothing_is_tracked_and_nothing_said(run: Run) -> None:
     assert outcome.result == [3, 3]
     assert outcome.urls == [None, None]
     assert not [message for message in outcome.messages if "Hamilton" in message]
+
+
+def first_row(source: str, rows: list[int]) -> str:
+    return f"{rows[0]} of {source}"
+
+
+def test_password_of_a_url_and_large_inputs_are_not_stored(
+    hamilton_ui: HamiltonUi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in hamilton_ui.env.items():
+        monkeypatch.setenv(name, value)
+    module = ad_hoc_utils.create_temporary_module(first_row, module_name="first_row")
+    inputs = {"source": "postgresql://reader:hunter2@db/warehouse", "rows": list(range(5000))}
+    with tracking.track("first_row") as tracked:
+        dataflow = driver.Builder().with_modules(module).with_adapters(*tracked.adapters).build()
+        assert "hunter2" in dataflow.execute(["first_row"], inputs=inputs)["first_row"]
+    in_ui = hamilton_run(hamilton_ui, tracked.run_url)
+    assert in_ui["inputs"] == {
+        "source": "postgresql://reader:***@db/warehouse",
+        "rows": "list of 28890 characters, not kept",
+    }
+    assert node_states(in_ui) == {"first_row": "SUCCESS"}
+    assert "reader:***@db" in str(in_ui["node_runs"])
+    assert "hunter2" not in str(in_ui)
 
 
 # What goes wrong
