@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ def web_server() -> Iterator[WebServer]:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """A PostgreSQL server's URL without database; it refuses to run as root, so it does not."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not programs:
@@ -74,9 +75,13 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = programs[-1].parent
     user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
     as_user = user if os.getuid() == 0 else []
-    home = tmp_path_factory.mktemp("postgres")
-    for parent in (home, home.parent, home.parent.parent):
-        parent.chmod(0o755)
+    # Not below pytest's folder, which only its owner may enter.
+    with tempfile.TemporaryDirectory(prefix="postgres-") as home:
+        yield from _postgres(folder, as_user, Path(home))
+
+
+def _postgres(folder: Path, as_user: list[str], home: Path) -> Iterator[str]:
+    home.chmod(0o755)
     data = home / "data"
     data.mkdir()
     if as_user:
