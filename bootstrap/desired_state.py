@@ -184,7 +184,9 @@ def _key(entry: Any) -> tuple[str, ...]:
 
 
 def _load_one(path: Path) -> DesiredState:
-    content = _read(path) or {}
+    content = _read(path)
+    if content is None:
+        content = {}
     if isinstance(content, dict):
         for pool in content.get("work_pools") or []:
             if isinstance(pool, dict) and isinstance(
