@@ -117,7 +117,7 @@ def records(raw_data: pd.DataFrame) -> pd.DataFrame:
     if missing:
         raise RawDataError(f"The raw data lacks the columns {', '.join(missing)}")
     used = named[list(COLUMNS)].rename(columns=COLUMNS)
-    numbers = used.apply(pd.to_numeric, errors="coerce")
+    numbers: pd.DataFrame = used.apply(pd.to_numeric, errors="coerce")
     bad = numbers.columns[numbers.isna().any()]
     if len(bad):
         rows = int(numbers.isna().any(axis="columns").sum())

@@ -10,7 +10,6 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import Artifact, State
 from prefect.exceptions import ParameterTypeError
-from prefect.filesystems import LocalFileSystem
 from prefect.utilities.callables import parameter_schema
 
 from flows import absenteeism
@@ -61,9 +60,8 @@ def test_default_run_evaluates_on_people_not_trained_on_and_publishes_it() -> No
 
 
 def test_a_repeated_run_with_persisted_results_gives_the_same_scores(tmp_path: Path) -> None:
-    storage = LocalFileSystem(basepath=str(tmp_path))
     persisted = absenteeism_prediction_flow.with_options(
-        persist_result=True, result_storage=storage
+        persist_result=True, result_storage=tmp_path
     )
     parameters: dict[str, Any] = {"label": "full_day_absence", "feature_set": ["is_disease", "age"]}
 
