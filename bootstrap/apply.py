@@ -239,7 +239,7 @@ def base_job_template(pool: WorkPool, tracking: Mapping[str, str]) -> dict[str, 
         properties = template["variables"]["properties"]
         for name, default in pool.defaults.items():
             properties[name]["default"] = default
-        env = resolve(pool.env) | (tracking if pool.hamilton_tracking else {})
+        env = resolve(pool.env) | (dict(tracking) if pool.hamilton_tracking else {})
         if env:
             properties["env"]["default"] = (properties["env"].get("default") or {}) | env
     except KeyError as error:

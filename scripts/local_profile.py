@@ -289,7 +289,7 @@ def _listener(port: int) -> str:
     for connection in connections:
         if (
             connection.status == psutil.CONN_LISTEN
-            and connection.laddr.port == port
+            and connection.laddr[1:] == (port,)
             and connection.pid is not None
         ):
             try:
