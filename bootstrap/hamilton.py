@@ -20,6 +20,7 @@ class _ServerError(HamiltonError):
 class _Project(BaseModel):
     id: int
     name: str
+    role: str | None = None
 
 
 # Two first requests of a new user at once make the server answer 500 to one of them.
@@ -58,7 +59,7 @@ def ensure_project(
         found = TypeAdapter(list[_Project]).validate_json(
             _request(http, "GET", "/projects", username)
         )
-        ids = [project.id for project in found if project.name == name]
+        ids = [p.id for p in found if p.name == name and p.role == "write"]
         if ids:
             return min(ids)
         created = _request(

@@ -66,7 +66,7 @@ def render(
     Draw what `driver.execute(final_vars, inputs=inputs)` runs.
 
     Returns a PNG of at most `DPI * MAX_INCHES` pixels a side. The same dataflow gives the same
-    bytes, in every process. Input values are not shown, only names and types.
+    bytes, in every process. Of inputs only names and types are shown, of the config also values.
     Raises ValueError when Hamilton cannot plan the execution, RuntimeError when Graphviz cannot
     draw it.
     """

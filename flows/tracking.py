@@ -13,11 +13,12 @@ It is best-effort: whatever the Hamilton UI does, the dataflow's result is the s
 tracking. All waiting for it in one flow run is bounded by `PATIENCE` seconds; after a failure the
 rest of the flow run (in this process) is not tracked, and one warning says why.
 
-The UI stores a dataflow's source code, its config, its inputs and a summary of every node's result
-(for a data frame: statistics of each column; for a scalar or a text: the value). Never pass a
-secret as input or config. `HAMILTON_CAPTURE_DATA_STATISTICS=false` leaves the result summaries
-out; `HAMILTON_MAX_LIST_LENGTH_CAPTURE` (50) and `HAMILTON_MAX_DICT_LENGTH_CAPTURE` (100) bound
-how many items of a list or a dict a summary holds.
+The UI stores a dataflow's source code, its config, its inputs (up to 10,000 characters each) and a
+summary of every node's result (for a data frame: statistics of each column; for a scalar or a
+text: the value). Never pass a secret as input or config; the password of a URL is masked.
+`HAMILTON_CAPTURE_DATA_STATISTICS=false` keeps every value here: of inputs only the type's name is
+sent, of results only the schema. `HAMILTON_MAX_LIST_LENGTH_CAPTURE` (50) and
+`HAMILTON_MAX_DICT_LENGTH_CAPTURE` (100) bound how many items of a list or a dict a summary holds.
 """
 
 import logging
@@ -37,7 +38,7 @@ from prefect.utilities.urls import url_for
 
 DEFAULT_URL = "http://localhost:8241"
 
-PATIENCE = 8.0
+PATIENCE = 6.0
 """Seconds that one flow run may wait for the Hamilton UI, all its tasks together."""
 
 FREE_WAIT = 0.25

@@ -8,8 +8,11 @@ server has answered, and sends the last nodes only after up to five seconds.
 
 import contextlib
 import datetime
+import json
 import logging
 import queue
+import re
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +24,7 @@ import tenacity
 from hamilton_sdk.adapters import HamiltonTracker
 from hamilton_sdk.api import clients
 from hamilton_sdk.api.projecttypes import GitInfo
+from hamilton_sdk.tracking import constants
 from hamilton_sdk.tracking.utils import make_json_safe
 
 from flows.tracking import FlowRunTracking, Settings, TrackingError
@@ -32,6 +36,12 @@ TIMEOUT = httpx.Timeout(5.0, connect=3.0)
 
 FLUSH_INTERVAL = 2.0
 """Seconds between two sendings of node updates while a dataflow runs."""
+
+INPUT_LIMIT = 10_000
+"""Characters of JSON up to which an input is kept as it is."""
+
+URL_PASSWORD = re.compile(r"""(://[^/\s:@"]*):[^/\s@"]+@""")
+"""No input should hold a secret; the password of a URL is masked in all that is sent anyway."""
 
 # Its warnings about Git and its tracebacks say nothing that our one warning does not.
 # A level that the user set stays.
@@ -145,7 +155,7 @@ class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no ty
         body = {
             "run_start_time": _now(),
             "tags": tags,
-            "inputs": make_json_safe(inputs),
+            "inputs": {name: _summary(value) for name, value in inputs.items()},
             "outputs": outputs,
             "run_status": "RUNNING",
         }
@@ -185,7 +195,10 @@ class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no ty
     # In the thread.
 
     def _work(self) -> None:
-        headers = {"x-api-user": self._settings.username}
+        headers = {
+            "x-api-user": self._settings.username,
+            "content-type": "application/json",
+        }
         if self._settings.api_key:
             headers["x-api-key"] = self._settings.api_key
         with httpx.Client(
@@ -234,6 +247,9 @@ class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no ty
 
     def _request(self, method: str, path: str, **content: Any) -> Any:
         url = self._settings.api_url
+        if "json" in content:
+            body = json.dumps(content.pop("json"), allow_nan=False)
+            content["content"] = URL_PASSWORD.sub(r"\1:***@", body)
         try:
             response = self._http.request(method, path, **content)
         except httpx.TimeoutException as error:
@@ -329,10 +345,12 @@ class BestEffortTracker(HamiltonTracker):  # type: ignore[misc]  # the SDK has n
 
     def post_node_execute(self, **event: Any) -> None:
         """Note the end of a node and a summary of its result."""
+        event |= _interruption()
         self._guard(super().post_node_execute, event)
 
     def post_graph_execute(self, **event: Any) -> None:
         """Send the last nodes and close the run."""
+        event |= _interruption()
         self._guard(super().post_graph_execute, event)
 
     def _guard(self, hook: Callable[..., T], event: dict[str, Any]) -> T | None:
@@ -343,6 +361,26 @@ class BestEffortTracker(HamiltonTracker):  # type: ignore[misc]  # the SDK has n
         except Exception as error:
             self._on_failure(error)
             return None
+
+
+def _summary(value: Any) -> Any:
+    """Return an input as it is shown: small values as they are, of others only what they are."""
+    if not constants.CAPTURE_DATA_STATISTICS:
+        return type(value).__name__
+    safe = make_json_safe(value)
+    size = len(json.dumps(safe, default=str))
+    return safe if size <= INPUT_LIMIT else f"{type(value).__name__} of {size} characters, not kept"
+
+
+def _interruption() -> dict[str, Any]:
+    """Correct an event that reports success while a signal (Ctrl-C, SIGTERM) ends the dataflow.
+
+    Hamilton only looks for an `Exception` and reports success for anything else.
+    """
+    error = sys.exception()
+    if error is None or isinstance(error, Exception):
+        return {}
+    return {"success": False, "error": error}
 
 
 def _now() -> str:

@@ -33,10 +33,13 @@ THIRD_PARTY = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 
+# The page's font came from there; without it a browser falls back to Times.
+FONT = "<style>html { font-family: Inter, system-ui, sans-serif }</style>\n  </head>"
+
 
 def clean(html: str) -> str:
     """Return the page without scripts and links of third parties."""
-    return THIRD_PARTY.sub("", html)
+    return THIRD_PARTY.sub("", html).replace("</head>", FONT, 1)
 
 
 def prepare(build: Path, folder: Path) -> Path:

@@ -1,0 +1,69 @@
+# Thin: each target calls one well-known program or a script with its own --help.
+# A fresh machine needs Python 3.11, 3.12 or 3.13 and make; uv is fetched when it is not there.
+.DEFAULT_GOAL := help
+.PHONY: help up down status logs env demo test lint clean
+
+# Never fetches a Python: the newest of these that the machine has.
+PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& command -v $$p && break; done)
+UV := $(or $(shell uv --version >/dev/null 2>&1 && command -v uv),.cache/uv/bin/uv)
+RUN := .venv/bin/python -m
+export UV_PYTHON_DOWNLOADS := never
+# Without cached bytecode every command, and every flow run, compiles Prefect first.
+unexport PYTHONDONTWRITEBYTECODE
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+up: .venv/run.stamp ## Start Prefect server, worker and Hamilton UI; options: OPTIONS='--port 4200 --api-port 4210'
+	@$(RUN) scripts.local up $(OPTIONS)
+
+down: .venv/run.stamp ## End them; what they stored stays
+	@$(RUN) scripts.local down
+
+status: .venv/run.stamp ## Say what runs and where
+	@$(RUN) scripts.local status
+
+logs: .venv/run.stamp ## Follow their output (Ctrl-C ends it); one of them: OPTIONS=worker
+	@$(RUN) scripts.local logs --follow $(OPTIONS)
+
+env: .venv/run.stamp ## Print settings for a terminal: eval "$(make -s env)"
+	@$(RUN) scripts.local env $(OPTIONS)
+
+demo: .venv/run.stamp ## Show it all: set up, run the flows, check the results; KEEP=1 leaves it up
+	@$(RUN) scripts.demo $(if $(KEEP),--keep) $(OPTIONS)
+
+test: .venv/dev.stamp ## Lint, types, lock file and all tests; some tests: OPTIONS='tests/local -k down'
+	@$(MAKE) --no-print-directory lint
+	@.venv/bin/pytest -n 2 --dist loadgroup $(OPTIONS) && echo 'All checks and tests passed.'
+
+lint: .venv/dev.stamp ## Lint, format, types and lock file only
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+	@$(UV) lock --check --quiet --python .venv/bin/python && echo 'uv.lock fits pyproject.toml.'
+
+clean: ## End the local profile and remove its data, .venv and caches
+	@if [ -x .venv/bin/python ]; then $(RUN) scripts.local down; fi
+	@rm -rf .venv .state .cache .mypy_cache .pytest_cache .ruff_cache
+
+# What running needs; the tools of development are added by dev.stamp, and then kept.
+.venv/run.stamp: pyproject.toml uv.lock | $(UV)
+	@$(UV) sync --frozen --quiet --python $(PYTHON) $(if $(wildcard .venv/dev.stamp),,--no-group dev)
+	@touch $@
+
+.venv/dev.stamp: pyproject.toml uv.lock | $(UV)
+	@$(UV) sync --frozen --quiet --python $(PYTHON)
+	@touch $@ .venv/run.stamp
+
+ifeq ($(PYTHON),)
+$(UV): no-python
+.PHONY: no-python
+no-python:
+	@echo 'No Python 3.11, 3.12 or 3.13 found on PATH: install one (this never fetches a Python).' >&2; exit 1
+endif
+
+.cache/uv/bin/uv:
+	@echo 'Fetching uv into .cache/uv'
+	@$(PYTHON) -m venv .cache/uv && .cache/uv/bin/pip install --quiet 'uv>=0.9,<0.14'

@@ -1,0 +1,416 @@
+"""Bring a Prefect server and a Hamilton UI to the desired state; write only what differs.
+
+Nothing is removed, and what people add beside it (queues, other variables, a paused pool) stays.
+"""
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import anyio
+import httpx
+from prefect.blocks.core import Block as PrefectBlock
+from prefect.blocks.system import Secret
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import (
+    GlobalConcurrencyLimitCreate,
+    GlobalConcurrencyLimitUpdate,
+    VariableCreate,
+    VariableUpdate,
+    WorkPoolCreate,
+    WorkPoolUpdate,
+)
+from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import ObjectNotFound
+from prefect.filesystems import LocalFileSystem
+from prefect.settings import get_current_settings
+from prefect.workers.base import BaseWorker
+from pydantic import ValidationError
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from bootstrap import hamilton
+from bootstrap.desired_state import (
+    Automation,
+    Block,
+    DesiredState,
+    FromEnvironment,
+    GlobalConcurrencyLimit,
+    HamiltonProject,
+    TagConcurrencyLimit,
+    Variable,
+    WorkPool,
+    resolve,
+)
+from bootstrap.errors import BootstrapError
+
+DEFAULT_HAMILTON_URL = "http://localhost:8241"
+
+Outcome = Literal["created", "updated", "unchanged", "present", "left out", "waiting"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of one object; `note` says why when it was not brought about."""
+
+    outcome: Outcome
+    kind: str
+    name: str
+    note: str = ""
+
+    def line(self) -> str:
+        """Return the change as a line of a report."""
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.outcome:<9}  {self.kind:<24}  {self.name}{note}"
+
+
+BLOCK_TYPES: dict[str, type[PrefectBlock]] = {
+    "secret": Secret,
+    "local-file-system": LocalFileSystem,
+}
+"""The block types that a desired state may hold, by slug."""
+
+
+class _NotYetThereError(Exception):
+    """The server does not answer yet; worth another try."""
+
+
+async def apply(
+    state: DesiredState, *, timeout: float = 60.0, report: Callable[[Change], None]
+) -> list[Change]:
+    """Apply the state to the server at PREFECT_API_URL and the UI at HAMILTON_API_URL.
+
+    `timeout` is how many seconds to wait for each of them to answer. `report` is called with each
+    change as it happens. An automation whose deployment is not registered yet is reported as
+    `waiting`: apply again after `prefect deploy`. Raises BootstrapError.
+    """
+    changes: list[Change] = []
+
+    def note(change: Change) -> None:
+        changes.append(change)
+        report(change)
+
+    async with _client(timeout) as client:
+        tracking: dict[str, str] = {}
+        if state.hamilton is not None:
+            tracking = await _hamilton_project(state.hamilton, timeout, note)
+        for pool in state.work_pools:
+            note(await _work_pool(client, pool, tracking))
+        for variable in state.variables:
+            note(await _variable(client, variable))
+        for block in state.blocks:
+            note(await _block(client, block))
+        for limit in state.global_concurrency_limits:
+            note(await _global_limit(client, limit))
+        for tag_limit in state.tag_concurrency_limits:
+            note(await _tag_limit(client, tag_limit))
+        for automation in state.automations:
+            note(await _automation(client, automation))
+    return changes
+
+
+@asynccontextmanager
+async def _client(timeout: float) -> AsyncIterator[PrefectClient]:
+    """Yield a client of a server that answers; its errors become one line each."""
+    url = get_current_settings().api.url
+    if url is None:
+        raise BootstrapError(
+            "PREFECT_API_URL is not set: set it to the server's address, which ends in /api."
+        )
+    await _wait(lambda: _probe_prefect(url), timeout)
+    try:
+        async with get_client() as client:
+            yield client
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code == httpx.codes.UNAUTHORIZED:
+            raise _unauthorized(url) from error
+        reason = " ".join(error.response.text.split())[:300]
+        raise BootstrapError(
+            f"{url} refused {error.request.method} {error.request.url.path} "
+            f"({error.response.status_code}): {reason}"
+        ) from error
+    except httpx.TransportError as error:
+        raise BootstrapError(f"{url} stopped answering ({type(error).__name__}).") from error
+
+
+def _unauthorized(url: str) -> BootstrapError:
+    return BootstrapError(
+        f"{url} wants a password (401): set PREFECT_API_AUTH_STRING to the server's user:password."
+    )
+
+
+async def _get(url: str, what: str, variable: str, auth: str | None = None) -> httpx.Response:
+    """GET with one short try. Raises _NotYetThereError when waiting may help."""
+    user, _, password = (auth or "").partition(":")
+    try:
+        async with httpx.AsyncClient(timeout=5, trust_env=False) as http:
+            response = await http.get(url, auth=(user, password) if auth else None)
+    except httpx.TransportError as error:
+        reason = str(error) or type(error).__name__
+        raise _NotYetThereError(
+            f"{what} does not answer at {url} ({reason}): is it started, and is {variable} right?"
+        ) from error
+    if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
+        raise _NotYetThereError(f"{what} answers {response.status_code} at {url}: see its log.")
+    return response
+
+
+async def _probe_prefect(url: str) -> None:
+    secret = get_current_settings().api.auth_string
+    response = await _get(
+        f"{url.rstrip('/')}/admin/version",
+        "the Prefect server",
+        "PREFECT_API_URL",
+        secret.get_secret_value() if secret else None,
+    )
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        raise _unauthorized(url)
+    # The server's page answers 200 to any path.
+    if response.status_code != httpx.codes.OK or not response.text.startswith('"'):
+        raise BootstrapError(
+            f"{url} is not a Prefect API ({response.status_code}): set PREFECT_API_URL to the "
+            "address of the API, such as http://127.0.0.1:4200/api."
+        )
+
+
+async def _probe_hamilton(url: str) -> None:
+    response = await _get(f"{url.rstrip('/')}/api/ping", "the Hamilton UI", "HAMILTON_API_URL")
+    if response.status_code != httpx.codes.OK:
+        raise BootstrapError(
+            f"{url} is not a Hamilton UI ({response.status_code} at /api/ping): set "
+            "HAMILTON_API_URL to its address, such as http://127.0.0.1:8241."
+        )
+
+
+async def _wait(probe: Callable[[], Awaitable[None]], timeout: float) -> None:
+    try:
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(_NotYetThereError),
+            stop=stop_after_delay(timeout),
+            wait=wait_fixed(0.3),
+            reraise=True,
+        ):
+            with attempt:
+                await probe()
+    except _NotYetThereError as error:
+        raise BootstrapError(f"After {timeout:g} s {error}") from error
+
+
+async def _hamilton_project(
+    project: HamiltonProject, timeout: float, note: Callable[[Change], None]
+) -> dict[str, str]:
+    """Ensure the project; returns the environment that turns tracking on in flow runs."""
+    url = os.environ.get("HAMILTON_API_URL", DEFAULT_HAMILTON_URL)
+    username = project.username.resolve(os.environ)
+    if username is None:
+        raise BootstrapError(f"{project.username.from_env} is not set: the Hamilton UI's user.")
+    await _wait(lambda: _probe_hamilton(url), timeout)
+    key = os.environ.get("HAMILTON_API_KEY")
+    try:
+        project_id = await anyio.to_thread.run_sync(
+            hamilton.ensure_project, url, username, project.name, key
+        )
+    except hamilton.HamiltonError as error:
+        raise BootstrapError(f"Hamilton project {project.name}: {error}") from error
+    note(Change("present", "Hamilton project", project.name, f"id {project_id}, user {username}"))
+    return {
+        "HAMILTON_UI_USERNAME": username,
+        "HAMILTON_UI_PROJECT_ID": str(project_id),
+        "HAMILTON_API_URL": url,
+        "HAMILTON_UI_URL": os.environ.get("HAMILTON_UI_URL", url),
+    }
+
+
+def base_job_template(pool: WorkPool, tracking: Mapping[str, str]) -> dict[str, Any]:
+    """Return the file's template or the worker type's own, with the pool's overrides."""
+    if pool.base_job_template is not None:
+        template = deepcopy(pool.base_job_template)
+    else:
+        worker = BaseWorker.get_worker_class_from_type(pool.type)
+        if worker is None:
+            raise BootstrapError(
+                f"Work pool {pool.name}: no worker of type {pool.type} is installed here; "
+                "give a base_job_template or install its package."
+            )
+        template = deepcopy(worker.get_default_base_job_template())
+    try:
+        properties = template["variables"]["properties"]
+        for name, default in pool.defaults.items():
+            properties[name]["default"] = default
+        env = resolve(pool.env) | (dict(tracking) if pool.hamilton_tracking else {})
+        if env:
+            properties["env"]["default"] = (properties["env"].get("default") or {}) | env
+    except KeyError as error:
+        raise BootstrapError(
+            f"Work pool {pool.name}: its base job template has no variable {error}."
+        ) from error
+    return template
+
+
+async def _work_pool(client: PrefectClient, pool: WorkPool, tracking: Mapping[str, str]) -> Change:
+    template = base_job_template(pool, tracking)
+    try:
+        existing = await client.read_work_pool(pool.name)
+    except ObjectNotFound:
+        await client.create_work_pool(
+            WorkPoolCreate(
+                name=pool.name,
+                type=pool.type,
+                description=pool.description,
+                base_job_template=template,
+                concurrency_limit=pool.concurrency_limit,
+            )
+        )
+        return Change("created", "work pool", pool.name)
+    if existing.type != pool.type:
+        raise BootstrapError(
+            f"Work pool {pool.name} has the type {existing.type}, not {pool.type}, and a type "
+            f"cannot be changed: delete it (prefect work-pool delete {pool.name}) or rename it."
+        )
+    if (existing.description, existing.concurrency_limit, existing.base_job_template) == (
+        pool.description,
+        pool.concurrency_limit,
+        template,
+    ):
+        return Change("unchanged", "work pool", pool.name)
+    await client.update_work_pool(
+        pool.name,
+        WorkPoolUpdate(
+            description=pool.description,
+            base_job_template=template,
+            concurrency_limit=pool.concurrency_limit,
+        ),
+    )
+    return Change("updated", "work pool", pool.name)
+
+
+async def _variable(client: PrefectClient, variable: Variable) -> Change:
+    existing = await client.read_variable_by_name(variable.name)
+    if existing is None:
+        await client.create_variable(VariableCreate(**variable.model_dump()))
+        return Change("created", "variable", variable.name)
+    if (existing.value, existing.tags) == (variable.value, variable.tags):
+        return Change("unchanged", "variable", variable.name)
+    await client.update_variable(VariableUpdate(**variable.model_dump()))
+    return Change("updated", "variable", variable.name)
+
+
+async def _block(client: PrefectClient, block: Block) -> Change:
+    kind = f"{block.type} block"
+    data = resolve(block.values)
+    if missing := [
+        value.from_env
+        for name, value in block.values.items()
+        if isinstance(value, FromEnvironment) and name not in data
+    ]:
+        if block.optional:
+            return Change("left out", kind, block.name, f"{', '.join(missing)} is not set")
+        raise BootstrapError(
+            f"{missing[0]} is not set: the {kind} {block.name} takes its value from it."
+        )
+    try:
+        desired = BLOCK_TYPES[block.type](**data)
+    except KeyError:
+        raise BootstrapError(
+            f"Block {block.name}: the type {block.type} is not one of {', '.join(BLOCK_TYPES)}."
+        ) from None
+    except ValidationError as error:
+        # Not the whole error: it quotes the value, which may be a secret.
+        first = error.errors(include_input=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BootstrapError(f"Block {block.name}: {place}: {first['msg']}.") from None
+    try:
+        existing = await client.read_block_document_by_name(
+            block.name, block_type_slug=block.type, include_secrets=True
+        )
+    except ObjectNotFound:
+        await desired.save(block.name, client=client)
+        return Change("created", kind, block.name)
+    # What the file does not say stays as it is.
+    if all(existing.data.get(name) == value for name, value in data.items()):
+        return Change("unchanged", kind, block.name)
+    await desired.save(block.name, overwrite=True, client=client)
+    return Change("updated", kind, block.name)
+
+
+async def _global_limit(client: PrefectClient, limit: GlobalConcurrencyLimit) -> Change:
+    kind = "global concurrency limit"
+    try:
+        existing = await client.read_global_concurrency_limit_by_name(limit.name)
+    except ObjectNotFound:
+        await client.create_global_concurrency_limit(
+            GlobalConcurrencyLimitCreate(**limit.model_dump())
+        )
+        return Change("created", kind, limit.name)
+    if (existing.limit, existing.slot_decay_per_second) == (
+        limit.limit,
+        limit.slot_decay_per_second,
+    ):
+        return Change("unchanged", kind, limit.name)
+    await client.update_global_concurrency_limit(
+        limit.name, GlobalConcurrencyLimitUpdate(**limit.model_dump())
+    )
+    return Change("updated", kind, limit.name)
+
+
+async def _tag_limit(client: PrefectClient, limit: TagConcurrencyLimit) -> Change:
+    kind = "tag concurrency limit"
+    outcome: Outcome = "updated"
+    try:
+        existing = await client.read_concurrency_limit_by_tag(limit.tag)
+        if existing.concurrency_limit == limit.limit:
+            return Change("unchanged", kind, limit.tag)
+    except ObjectNotFound:
+        outcome = "created"
+    # The server updates a limit that exists.
+    await client.create_concurrency_limit(limit.tag, limit.limit)
+    return Change(outcome, kind, limit.tag)
+
+
+async def _automation(client: PrefectClient, automation: Automation) -> Change:
+    kind = "automation"
+    try:
+        deployment = await client.read_deployment_by_name(automation.run_deployment)
+    except ObjectNotFound:
+        note = f"deployment {automation.run_deployment} is not registered yet"
+        return Change("waiting", kind, automation.name, note)
+    try:
+        desired = AutomationCore.model_validate(
+            {
+                "name": automation.name,
+                "description": automation.description,
+                "trigger": automation.trigger,
+                "actions": [
+                    {
+                        "type": "run-deployment",
+                        "source": "selected",
+                        "deployment_id": deployment.id,
+                        "parameters": automation.parameters,
+                    }
+                ],
+            }
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BootstrapError(f"Automation {automation.name}: {place}: {first['msg']}.") from error
+    named = await client.read_automations_by_name(automation.name)
+    if not named:
+        await client.create_automation(desired)
+        return Change("created", kind, automation.name)
+    # Whether it is enabled is left to people, as is a pool's pause.
+    existing = named[0]
+    desired = desired.model_copy(update={"enabled": existing.enabled})
+    if _comparable(existing) == _comparable(desired):
+        return Change("unchanged", kind, automation.name)
+    await client.update_automation(existing.id, desired)
+    return Change("updated", kind, automation.name)
+
+
+def _comparable(automation: AutomationCore) -> dict[str, Any]:
+    """Return an automation as plain values, without what the server adds."""
+    return AutomationCore.model_validate(automation.model_dump()).model_dump(
+        mode="json", exclude={"owner_resource"}
+    )

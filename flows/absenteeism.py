@@ -1,0 +1,382 @@
+"""Flow `hamilton-absenteeism-prediction`: predict how long an absence from work lasts.
+
+    python flows/absenteeism.py --help
+
+Two tasks, each with a Hamilton dataflow of its own: features are prepared, then a model is trained
+and measured on people it has not seen, with a baseline beside it. Runs on a Prefect server, or,
+where none is configured, on a temporary one.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+from uuid import UUID
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.states import Failed
+from pydantic import BaseModel, Field
+
+from flows import command_line
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Hamilton, pandas and scikit-learn are imported by the tasks that use them: they take seconds,
+# and neither registering the flow nor refusing bad parameters needs them.
+
+# When a node raises, Hamilton logs a box with its traceback and input values. The same exception
+# reaches the task, and a value could be a URL with a password.
+logging.getLogger("hamilton").setLevel(logging.CRITICAL)
+
+Feature = Literal[
+    "reason_for_absence",
+    "is_disease",
+    "weekday",
+    "season",
+    "age",
+    "service_time",
+    "education",
+    "distance_to_work_km",
+    "transportation_expense",
+    "workload_average_per_day",
+    "hit_target",
+    "children",
+    "has_children",
+    "pets",
+    "has_pets",
+    "body_mass_index",
+    "social_drinker",
+    "social_smoker",
+]
+Label = Literal["absenteeism_time_in_hours", "full_day_absence"]
+Model = Literal["linear", "random_forest"]
+
+DEFAULT_LOCATION = "sample:absenteeism-at-work"
+DEFAULT_FEATURES: list[Feature] = [
+    "reason_for_absence",
+    "weekday",
+    "season",
+    "age",
+    "service_time",
+    "education",
+    "distance_to_work_km",
+    "transportation_expense",
+    "workload_average_per_day",
+    "hit_target",
+    "children",
+    "pets",
+    "body_mass_index",
+    "social_drinker",
+    "social_smoker",
+]
+# Every fifth of the 36 people; user 35 was never absent.
+DEFAULT_VALIDATION_USER_IDS = [5, 10, 15, 20, 25, 30]
+SEED = 7
+PREVIEW_ROWS = 20
+NEGLIGIBLE = 0.0005
+"""An improvement that three decimals do not show is none."""
+
+LOSSES: dict[Label, str] = {
+    "absenteeism_time_in_hours": "mean absolute error (h)",
+    "full_day_absence": "Brier score",
+}
+BASELINES: dict[Label, str] = {
+    "absenteeism_time_in_hours": "the median of the training data, always",
+    "full_day_absence": "the share of full days in the training data, always",
+}
+
+
+class Evaluation(BaseModel):
+    """How good the model is, measured on people it has not seen. Losses: the lower the better."""
+
+    label: Label
+    model: Model
+    loss: str
+    training_people: int
+    training_absences: int
+    validation_people: int
+    validation_absences: int
+    model_loss: float
+    baseline_loss: float
+    improvement: float
+    improvement_low: float | None
+    improvement_high: float | None
+    verdict: str
+    cross_validation: list[dict[str, float]]
+    further_scores: list[dict[str, Any]]
+
+
+def verdict(improvement: float, low: float | None) -> str:
+    """Say what the improvement over the baseline, and the low end of its interval, allow to say."""
+    if improvement < NEGLIGIBLE:
+        return "The model does not beat the baseline."
+    if low is None or low < NEGLIGIBLE:
+        return "The model is better than the baseline here, but that may be chance."
+    return "The model beats the baseline."
+
+
+def _may_pass(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
+    """Retry what went wrong by itself (network, disk), not what the parameters or the data are."""
+    return isinstance(state.result(raise_on_failure=False), OSError)
+
+
+@task(
+    name="prepare_data_task",
+    retries=2,
+    retry_delay_seconds=2,
+    retry_condition_fn=_may_pass,
+    cache_policy=NO_CACHE,
+)
+def prepare_data_task(
+    raw_data_location: str, feature_set: list[Feature], label: Label
+) -> "pd.DataFrame | State[pd.DataFrame]":
+    """Compute features and label: columns user_id, the features, the label; one row an absence."""
+    import pandas as pd
+    from hamilton import driver
+
+    from flows import dag_picture, tracking
+    from flows.dataflows import absenteeism_features
+    from flows.dataflows.absenteeism_features import RawDataError
+
+    name = "prepare_data_task"
+    outputs = ["user_id", *feature_set, label]
+    inputs = {"raw_data_location": raw_data_location}
+    with tracking.track(name, dag_name="absenteeism-prepare-data") as tracked:
+        builder = driver.Builder().with_modules(absenteeism_features)
+        dataflow = builder.with_adapters(*tracked.adapters).build()
+        try:
+            result = dataflow.execute(outputs, inputs=inputs)
+        except RawDataError as error:
+            return Failed(message=str(error))
+    model_data = pd.DataFrame({output: result[output] for output in outputs})
+    dag_picture.publish(name, dag_picture.render(dataflow, outputs, inputs=inputs, title=name))
+    create_table_artifact(
+        table=json.loads(model_data.head(PREVIEW_ROWS).to_json(orient="records")),
+        key="absenteeism-model-data",
+        description=f"The first {min(PREVIEW_ROWS, len(model_data))} of {len(model_data)} absences",
+    )
+    get_run_logger().info(
+        "Prepared %s absences of %s people; features: %s",
+        len(model_data),
+        model_data["user_id"].nunique(),
+        ", ".join(feature_set),
+    )
+    return model_data
+
+
+@task(name="train_and_evaluate_model_task", tags={"model-training"}, cache_policy=NO_CACHE)
+def train_and_evaluate_model_task(
+    model_data: "pd.DataFrame",
+    feature_set: list[Feature],
+    label: Label,
+    validation_user_ids: list[int],
+    model: Model,
+) -> Evaluation | State[Evaluation]:
+    """Train on everybody but the people held out, measure on those."""
+    from hamilton import driver
+
+    from flows import dag_picture, tracking
+    from flows.dataflows import absenteeism_model
+    from flows.dataflows.absenteeism_model import SplitError
+
+    name = "train_and_evaluate_model_task"
+    outputs = ["comparison", "cross_validation", "further_scores", "training_data", "predictions"]
+    inputs = {
+        "model_data": model_data,
+        "feature_set": feature_set,
+        "validation_user_ids": validation_user_ids,
+        "seed": SEED,
+    }
+    with tracking.track(name, dag_name="absenteeism-train-and-evaluate-model") as tracked:
+        builder = driver.Builder().with_modules(absenteeism_model)
+        builder = builder.with_config({"label": label, "model": model})
+        dataflow = builder.with_adapters(*tracked.adapters).build()
+        try:
+            result = dataflow.execute(outputs, inputs=inputs)
+        except SplitError as error:
+            return Failed(message=str(error))
+    dag_picture.publish(name, dag_picture.render(dataflow, outputs, inputs=inputs, title=name))
+    comparison, training, predictions = (
+        result["comparison"],
+        result["training_data"],
+        result["predictions"],
+    )
+    one_person = predictions["user_id"].nunique() == 1
+    low = None if one_person else comparison["low"]
+    evaluation = Evaluation(
+        label=label,
+        model=model,
+        loss=LOSSES[label],
+        training_people=training["user_id"].nunique(),
+        training_absences=len(training),
+        validation_people=predictions["user_id"].nunique(),
+        validation_absences=len(predictions),
+        model_loss=comparison["model_loss"],
+        baseline_loss=comparison["baseline_loss"],
+        improvement=comparison["improvement"],
+        improvement_low=low,
+        improvement_high=None if one_person else comparison["high"],
+        verdict=verdict(comparison["improvement"], low),
+        cross_validation=result["cross_validation"].to_dict("records"),
+        further_scores=result["further_scores"].to_dict("records"),
+    )
+    get_run_logger().info(in_short(evaluation))
+    return evaluation
+
+
+@flow(name="hamilton-absenteeism-prediction")
+def absenteeism_prediction_flow(
+    raw_data_location: Annotated[str, Field(min_length=1)] = DEFAULT_LOCATION,
+    feature_set: Annotated[list[Feature], Field(min_length=1)] = DEFAULT_FEATURES,
+    label: Label = "absenteeism_time_in_hours",
+    validation_user_ids: Annotated[list[int], Field(min_length=1)] = DEFAULT_VALIDATION_USER_IDS,
+    model: Model = "linear",
+) -> Evaluation | State[Any]:
+    """
+    Train a model that predicts how long an absence from work will last, and say how good it is.
+
+    The model is measured on people it was not trained on, beside a baseline that predicts the same
+    for everybody. The scores are in the artifact `absenteeism-results`.
+
+    Args:
+        raw_data_location: Where the records of absences are. `sample:absenteeism-at-work` is the
+            data set that ships with the project; else a path or URL (file, http, https, s3) of a
+            CSV file with the same columns, separated by semicolons.
+        feature_set: What the model may know of an absence and of the person.
+        label: What is predicted. `absenteeism_time_in_hours` is the hours of a typical absence
+            (the median); `full_day_absence` is the probability that it takes 8 hours or more.
+        validation_user_ids: The people to measure the model on. Their absences are kept from
+            training.
+        model: `linear` is a median or logistic regression, `random_forest` an ensemble of
+            decision trees.
+
+    """
+    progress = cast(
+        UUID,
+        create_progress_artifact(
+            progress=0.0, key="absenteeism-progress", description="Preparing data (step 1 of 2)"
+        ),
+    )
+    features = list(dict.fromkeys(feature_set))
+    prepared = prepare_data_task(raw_data_location, features, label, return_state=True)
+    if not prepared.is_completed():
+        return Failed(message=prepared.message)
+    update_progress_artifact(
+        progress, 50.0, description="Training and evaluating the model (step 2 of 2)"
+    )
+    trained = train_and_evaluate_model_task(
+        prepared.result(), features, label, validation_user_ids, model, return_state=True
+    )
+    if not trained.is_completed():
+        return Failed(message=trained.message)
+    evaluation = cast(Evaluation, trained.result())
+    create_markdown_artifact(
+        markdown=results_markdown(evaluation),
+        key="absenteeism-results",
+        description=f"{evaluation.loss}: {evaluation.model_loss:.3g} (model), "
+        f"{evaluation.baseline_loss:.3g} (baseline)",
+    )
+    update_progress_artifact(progress, 100.0, description="Done")
+    return evaluation
+
+
+def in_short(evaluation: Evaluation) -> str:
+    """Sum an evaluation up in one line."""
+    return (
+        f"{evaluation.verdict} Held out: {evaluation.validation_people} of "
+        f"{evaluation.validation_people + evaluation.training_people} people; "
+        f"{evaluation.loss}: {evaluation.model_loss:.3f} ({evaluation.model} model), "
+        f"{evaluation.baseline_loss:.3f} (baseline)"
+    )
+
+
+def results_markdown(evaluation: Evaluation) -> str:
+    """Write an evaluation for a person to read."""
+    if evaluation.improvement_low is None:
+        interval = "no interval can be given for a single person"
+    else:
+        interval = (
+            f"95 % interval {evaluation.improvement_low:.3f} to {evaluation.improvement_high:.3f}, "
+            "resampling people"
+        )
+    folds = "\n".join(
+        f"| {number} | {fold['people']:.0f} | {fold['absences']:.0f} "
+        f"| {fold['model_loss']:.3f} | {fold['baseline_loss']:.3f} |"
+        for number, fold in enumerate(evaluation.cross_validation, start=1)
+    )
+    further = "\n".join(
+        f"| {row['score']} | {_number(row['model'])} | {_number(row['baseline'])} |"
+        for row in evaluation.further_scores
+    )
+    return f"""# {evaluation.verdict}
+
+Predicted: `{evaluation.label}`, by the `{evaluation.model}` model. Trained on \
+{evaluation.training_absences} absences of {evaluation.training_people} people, measured on \
+{evaluation.validation_absences} absences of {evaluation.validation_people} other people. \
+The baseline predicts {BASELINES[evaluation.label]}.
+
+| Score on people not trained on | Model | Baseline |
+|---|--:|--:|
+| **{evaluation.loss}** (lower is better) | **{evaluation.model_loss:.3f}** \
+| **{evaluation.baseline_loss:.3f}** |
+{further}
+
+The model's loss is lower than the baseline's by {evaluation.improvement:.3f} ({interval}).
+
+## Within the training data
+
+Cross-validation, each person in one fold only. {evaluation.loss[:1].upper()}{evaluation.loss[1:]}:
+
+| Fold | People | Absences | Model | Baseline |
+|--:|--:|--:|--:|--:|
+{folds}
+"""
+
+
+def _number(value: float) -> str:
+    return "not defined" if value != value else f"{value:.3f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the flow once from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Train and evaluate a model of absenteeism once.")
+    parser.add_argument(
+        "--raw-data-location", default=DEFAULT_LOCATION, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--feature-set",
+        nargs="+",
+        choices=get_args(Feature),
+        default=DEFAULT_FEATURES,
+        metavar="FEATURE",
+        help=f"one or more of {', '.join(get_args(Feature))}; default: %(default)s",
+    )
+    parser.add_argument(
+        "--label", choices=get_args(Label), default="absenteeism_time_in_hours", help="%(default)s"
+    )
+    parser.add_argument(
+        "--validation-user-ids",
+        nargs="+",
+        type=int,
+        default=DEFAULT_VALIDATION_USER_IDS,
+        metavar="ID",
+        help="default: %(default)s",
+    )
+    parser.add_argument("--model", choices=get_args(Model), default="linear", help="%(default)s")
+    options = vars(parser.parse_args(arguments))
+    return command_line.run(absenteeism_prediction_flow, options, in_short)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,535 @@
+"""Flow `Enterprise Data Pipeline`: extract, check, transform and load time series of metrics.
+
+    python flows/data_pipeline.py --help
+
+Runs on a Prefect server, or, where none is configured, on a temporary one.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+from uuid import UUID
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.concurrency.sync import concurrency
+from prefect.exceptions import ParameterTypeError
+from prefect.runtime import flow_run
+from prefect.settings import (
+    PREFECT_SERVER_ANALYTICS_ENABLED,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+    temporary_settings,
+)
+from prefect.states import Failed
+from prefect.variables import Variable
+from pydantic import BaseModel, Field
+
+from flows import extract, warehouse
+from flows.task_metrics import measure
+from flows.warehouse import DEFAULT_TARGET, Target, TargetTable
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from prefect.client.schemas.objects import State
+
+DEFAULT_SOURCE = "sample:seattle-weather"
+WRITE_LIMIT = "warehouse-writes"
+# Seconds after which a writer that was killed no longer counts; a living one renews in time.
+WRITE_LEASE = 60.0
+PREVIEW_ROWS = 20
+DIMENSION_FILE = Path(__file__).parent / "data" / "metric_dimension.csv"
+
+
+class DataQualityError(Exception):
+    """Too many records were rejected; the message holds the counts."""
+
+
+class SettingError(Exception):
+    """A Prefect variable holds what it should not."""
+
+
+class LoadSummary(BaseModel):
+    """What a run did, in numbers of records and rows."""
+
+    source: str
+    target_table: str
+    rows_read: int
+    rows_rejected: int
+    rows_written: int
+    months_written: int
+    anomalies: int
+    gaps: int
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Outcome of the quality dataflow; see `flows.dataflows.metrics_quality`."""
+
+    accepted: "pd.DataFrame"
+    rejected: "pd.DataFrame"
+    gaps: "pd.DataFrame"
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """Outcome of the transform dataflow; `run_url` is its run in the Hamilton UI, if tracked."""
+
+    metrics: "pd.DataFrame"
+    months: "pd.DataFrame"
+    run_url: str | None
+
+
+@task(name="extract_metrics", retries=3, retry_delay_seconds=2, cache_policy=NO_CACHE)
+def extract_metrics(source_url: str) -> "pd.DataFrame":
+    """Read the source's records as text: columns time, metric, value."""
+    with measure("extract_metrics") as metrics:
+        records = extract.read_records(source_url)
+        metrics.rows_read = len(records)
+    get_run_logger().info("Read %s records from %s", f"{len(records):,}", _shown(source_url))
+    return records
+
+
+@task(name="validate_metrics", cache_policy=NO_CACHE)
+def validate_metrics(raw_records: "pd.DataFrame") -> Checked:
+    """Sort the records into accepted and rejected ones, and find gaps in time."""
+    import pandas as pd
+    from hamilton import driver
+
+    from flows import dag_picture, tracking
+    from flows.dataflows import metrics_quality
+
+    name = "validate_metrics"
+    outputs = ["accepted_records", "rejected_records", "time_gaps", "quality_report"]
+    with measure(name) as metrics:
+        inputs = {
+            "raw_records": raw_records,
+            "metric_dimension": _dimension(),
+            "as_of": pd.Timestamp(datetime.now(UTC)),
+        }
+        with tracking.track(name, dag_name="metrics-quality") as tracked:
+            builder = driver.Builder().with_modules(metrics_quality)
+            dataflow = builder.with_adapters(*tracked.adapters).build()
+            result = dataflow.execute(outputs, inputs=inputs)
+        checked = Checked(*(result[output] for output in outputs))
+        metrics.rows_read = checked.report["rows_read"]
+        metrics.rows_rejected = checked.report["rows_rejected"]
+    dag_picture.publish(name, dag_picture.render(dataflow, outputs, inputs=inputs, title=name))
+    get_run_logger().info(
+        "Accepted %s records, rejected %s; %s gaps in time",
+        f"{len(checked.accepted):,}",
+        f"{len(checked.rejected):,}",
+        f"{len(checked.gaps):,}",
+    )
+    return checked
+
+
+@task(name="quarantine_rejected", retries=2, retry_delay_seconds=2, cache_policy=NO_CACHE)
+def quarantine_rejected(rejected: "pd.DataFrame", source: str, target: Target) -> None:
+    """Keep rejected records, as they came, with the reasons; the same one again changes nothing."""
+    logger = get_run_logger()
+    with measure("quarantine_rejected") as metrics:
+        rows = rejected.assign(
+            record_id=_record_ids(rejected, source),
+            source=source,
+            flow_run_id=_flow_run_id(),
+            rejected_at=_now(),
+        )
+        with _writing(logger.info) as connection:
+            connection.prepare(target, [warehouse.QUARANTINE])
+            connection.upsert(target, [(warehouse.QUARANTINE, rows)])
+        metrics.rows_read = metrics.rows_rejected = len(rows)
+        metrics.rows_written = len(rows)
+    logger.warning(
+        "Put %s rejected records into %s", f"{len(rows):,}", target.shown(warehouse.QUARANTINE)
+    )
+
+
+@task(name="transform_metrics", cache_policy=NO_CACHE)
+def transform_metrics(accepted: "pd.DataFrame", anomaly_z_threshold: float) -> Transformed:
+    """Turn accepted records into warehouse rows: one a record and one a metric and month."""
+    from hamilton import driver
+
+    from flows import dag_picture, tracking
+    from flows.dataflows import metrics_transform
+
+    name = "transform_metrics"
+    outputs = ["metric_rows", "month_rows"]
+    with measure(name) as metrics:
+        inputs = {
+            "accepted_records": accepted,
+            "metric_dimension": _dimension(),
+            "anomaly_z_threshold": anomaly_z_threshold,
+        }
+        with tracking.track(name, dag_name="metrics-transform") as tracked:
+            builder = driver.Builder().with_modules(metrics_transform)
+            dataflow = builder.with_adapters(*tracked.adapters).build()
+            result = dataflow.execute(outputs, inputs=inputs)
+        metrics.rows_read = len(accepted)
+    dag_picture.publish(name, dag_picture.render(dataflow, outputs, inputs=inputs, title=name))
+    rows, months = result["metric_rows"], result["month_rows"]
+    get_run_logger().info(
+        "Found %s anomalies in %s records, %s months of %s metrics",
+        f"{int(rows['is_anomaly'].sum()):,}",
+        f"{len(rows):,}",
+        f"{len(months):,}",
+        rows["metric"].nunique(),
+    )
+    return Transformed(rows, months, tracked.run_url)
+
+
+@task(name="load_metrics", retries=2, retry_delay_seconds=2, cache_policy=NO_CACHE)
+def load_metrics(
+    transformed: Transformed, checked: Checked, source: str, target: Target, batch_size: int
+) -> None:
+    """Upsert the rows in batches, each one transaction together with this run's load log.
+
+    Whatever stops it, running it again leaves every row there once: rows by their key, the log by
+    the flow run's id.
+    """
+    import pandas as pd
+
+    logger = get_run_logger()
+    run_id = _flow_run_id()
+    tables = [(warehouse.METRICS, transformed.metrics), (warehouse.MONTHLY, transformed.months)]
+    batches = [
+        (spec, rows.iloc[start : start + batch_size].assign(flow_run_id=run_id))
+        for spec, rows in tables
+        for start in range(0, len(rows), batch_size)
+    ]
+    log = {
+        "flow_run_id": run_id,
+        "flow_run_name": flow_run.get_name(),
+        "source": source,
+        "status": "loading",
+        "started_at": _now(),
+        "finished_at": pd.NaT,
+        "rows_read": checked.report["rows_read"],
+        "rows_rejected": checked.report["rows_rejected"],
+        "rows_written": 0,
+        "months_written": 0,
+        "metrics": json.dumps(sorted(transformed.metrics["metric"].unique())),
+        "first_time": transformed.metrics["time"].min(),
+        "last_time": transformed.metrics["time"].max(),
+        "quality": json.dumps(checked.report),
+    }
+    progress = create_progress_artifact(
+        progress=0.0,
+        key="pipeline-load-progress",
+        description=f"Rows loaded into {target.shown(warehouse.METRICS)}",
+    )
+    with measure("load_metrics") as metrics, _writing(logger.info) as connection:
+        metrics.rows_read = sum(len(rows) for _, rows in tables)
+        connection.prepare(target, [*(spec for spec, _ in tables), warehouse.LOADS])
+        for number, (spec, rows) in enumerate(batches, start=1):
+            log["rows_written" if spec is warehouse.METRICS else "months_written"] += len(rows)
+            if number == len(batches):
+                log |= {"status": "complete", "finished_at": _now()}
+            connection.upsert(target, [(spec, rows), (warehouse.LOADS, pd.DataFrame([log]))])
+            metrics.rows_written += len(rows)
+            update_progress_artifact(cast(UUID, progress), 100 * number / len(batches))
+    logger.info(
+        "Loaded %s rows and %s months into %s in %s batches",
+        f"{len(transformed.metrics):,}",
+        f"{len(transformed.months):,}",
+        target.shown(warehouse.METRICS),
+        len(batches),
+    )
+
+
+@flow(name="Enterprise Data Pipeline")
+def enterprise_data_pipeline(
+    source_url: Annotated[str, Field(min_length=1)] = DEFAULT_SOURCE,
+    batch_size: Annotated[int, Field(ge=1, le=100_000)] = 500,
+    target_table: TargetTable = DEFAULT_TARGET,
+) -> "LoadSummary | State[LoadSummary]":
+    """
+    Load time series of metrics into the warehouse, after checking and enriching them.
+
+    Records of time, metric and value are read, checked (bad ones go to a quarantine table with the
+    reason), enriched with rolling statistics and anomaly flags, summed up by month, and upserted:
+    a run that is retried, repeated or killed never duplicates or loses a row.
+
+    Args:
+        source_url: Where the records come from. `sample:seattle-weather` is the data set that
+            ships with the project; else a `file:///`, `http(s)://`, `s3://`, `gs://` or `az://`
+            URL of CSV, JSON (pages are followed), JSON Lines or Parquet with the columns time,
+            metric and value.
+        batch_size: How many rows are written in one transaction.
+        target_table: The table to load, as catalog.schema.table. The catalog is the warehouse's
+            database. `_monthly`, `_quarantine` and `_loads` are added for the tables beside it.
+
+    """
+    logger = get_run_logger()
+    source = _shown(source_url)
+    try:
+        target = Target.parse(target_table)
+        warehouse.check(warehouse.warehouse_url(), target)
+        max_rejected_ratio = _setting("max_rejected_ratio", 0.05, at_most=1.0)
+        anomaly_z_threshold = _setting("anomaly_z_threshold", 3.0)
+
+        checked = validate_metrics(extract_metrics(source_url))
+        if len(checked.rejected):
+            quarantine_rejected(checked.rejected, source, target)
+        _require_quality(checked, source, target, max_rejected_ratio)
+        transformed = transform_metrics(checked.accepted, anomaly_z_threshold)
+        load_metrics(transformed, checked, source, target, batch_size)
+    except (
+        extract.ExtractError,
+        warehouse.WarehouseError,
+        DataQualityError,
+        SettingError,
+    ) as error:
+        # The cause in one line as the state's message; a traceback would say nothing more.
+        return Failed(message=str(error))
+
+    summary = LoadSummary(
+        source=source,
+        target_table=target_table,
+        rows_read=checked.report["rows_read"],
+        rows_rejected=checked.report["rows_rejected"],
+        rows_written=len(transformed.metrics),
+        months_written=len(transformed.months),
+        anomalies=int(transformed.metrics["is_anomaly"].sum()),
+        gaps=checked.report["gaps"],
+    )
+    _publish(summary, checked, transformed, target)
+    logger.info("Done: %s", _in_short(summary))
+    return summary
+
+
+def _require_quality(
+    checked: Checked, source: str, target: Target, max_rejected_ratio: float
+) -> None:
+    report = checked.report
+    ratio = report["rows_rejected"] / report["rows_read"]
+    if ratio <= max_rejected_ratio and report["rows_accepted"]:
+        return
+    create_markdown_artifact(
+        markdown=_quality_markdown(checked, target),
+        key="pipeline-summary",
+        description=f"Rejected: {source}",
+    )
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in report["reasons"].items())
+    raise DataQualityError(
+        f"Rejected {report['rows_rejected']:,} of {report['rows_read']:,} records "
+        f"({ratio:.1%}; at most {max_rejected_ratio:.1%} may be): {reasons}. Nothing was loaded; "
+        f"the rejected records are in {target.shown(warehouse.QUARANTINE)}"
+    )
+
+
+def _publish(
+    summary: LoadSummary, checked: Checked, transformed: Transformed, target: Target
+) -> None:
+    """Publish what a person looks for first: a preview, a summary and a link."""
+    latest = transformed.metrics.sort_values(["time", "metric"]).tail(PREVIEW_ROWS)
+    create_table_artifact(
+        table=json.loads(latest.to_json(orient="records", date_format="iso", double_precision=3)),
+        key="pipeline-preview",
+        description=f"The latest {len(latest)} rows of {summary.target_table}",
+    )
+    markdown = f"""# {summary.target_table}
+
+{_in_short(summary)}
+
+| | |
+|---|---:|
+| Records read | {summary.rows_read:,} |
+| Records rejected | {summary.rows_rejected:,} |
+| Rows written | {summary.rows_written:,} |
+| Months written | {summary.months_written:,} |
+| Anomalies | {summary.anomalies:,} |
+
+## Metrics
+
+{_metrics_markdown(transformed.metrics)}
+
+{_quality_markdown(checked, target)}"""
+    create_markdown_artifact(
+        markdown=markdown, key="pipeline-summary", description=f"Loaded {summary.target_table}"
+    )
+    address = warehouse.describe(warehouse.warehouse_url())
+    create_link_artifact(
+        link=transformed.run_url or address,
+        link_text=(
+            "Run in the Hamilton UI"
+            if transformed.run_url
+            else f"{summary.target_table} in {address}"
+        ),
+        key="pipeline-link",
+        description=f"Where {summary.target_table} came to be: {address}",
+    )
+
+
+def _metrics_markdown(rows: "pd.DataFrame") -> str:
+    lines = [
+        "| Metric | Unit | From | To | Rows | Mean | Anomalies |",
+        "|---|---|---|---|--:|--:|--:|",
+    ]
+    for metric, part in rows.groupby("metric"):
+        unit = part["unit"].iloc[0]
+        lines.append(
+            f"| {_cell(metric)} | {unit if isinstance(unit, str) else ''} "
+            f"| {part['time'].min():%Y-%m-%d} | {part['time'].max():%Y-%m-%d} | {len(part):,} "
+            f"| {part['value'].mean():,.2f} | {int(part['is_anomaly'].sum()):,} |"
+        )
+    return "\n".join(lines)
+
+
+def _quality_markdown(checked: Checked, target: Target) -> str:
+    """Return the quality report: what was rejected and why, and where time has holes."""
+    report = checked.report
+    lines = ["## Data quality", ""]
+    if report["rows_rejected"]:
+        share = report["rows_rejected"] / report["rows_read"]
+        lines += [
+            f"{report['rows_rejected']:,} of {report['rows_read']:,} records ({share:.1%}) were "
+            f"rejected; they are in `{target.shown(warehouse.QUARANTINE)}`.",
+            "",
+            "| Reason | Records |",
+            "|---|--:|",
+            *(f"| {reason} | {count:,} |" for reason, count in report["reasons"].items()),
+        ]
+    else:
+        lines.append(f"All {report['rows_read']:,} records keep every rule.")
+    lines.append("")
+    if report["gaps"]:
+        lines += [
+            f"{report['gaps']:,} gaps in time, {report['missing_in_gaps']:,} records missing in "
+            "them; the longest:",
+            "",
+            "| Metric | Last before | First after | Missing |",
+            "|---|---|---|--:|",
+        ]
+        longest = checked.gaps.sort_values("missing", ascending=False).head(10)
+        lines += [
+            f"| {_cell(gap.metric)} | {gap.last_before:%Y-%m-%d %H:%M} "
+            f"| {gap.first_after:%Y-%m-%d %H:%M} | {gap.missing:,} |"
+            for gap in longest.itertuples()
+        ]
+    else:
+        lines.append("No gaps in time.")
+    if report["unknown_metrics"]:
+        names = ", ".join(_cell(name) for name in report["unknown_metrics"])
+        lines += ["", f"Not in the metric dimension, so without unit and range check: {names}."]
+    return "\n".join(lines)
+
+
+def _in_short(summary: LoadSummary) -> str:
+    return (
+        f"{summary.rows_read:,} records read from {summary.source}, "
+        f"{summary.rows_rejected:,} rejected, {summary.rows_written:,} rows and "
+        f"{summary.months_written:,} months written to {summary.target_table}, "
+        f"{summary.anomalies:,} anomalies, {summary.gaps:,} gaps in time"
+    )
+
+
+def _cell(value: object) -> str:
+    """Return text from the data that cannot break a markdown table."""
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _shown(source_url: str) -> str:
+    return extract.public_url(source_url)
+
+
+def _dimension() -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.read_csv(DIMENSION_FILE)
+
+
+def _setting(name: str, default: float, *, at_most: float = math.inf) -> float:
+    """Read a number from a Prefect variable; not negative, and `at_most` at most."""
+    value = Variable.get(name, default=default)
+    try:
+        number = float(str(value))
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= at_most:
+        bound = f" up to {at_most:g}" if at_most < math.inf else ""
+        raise SettingError(
+            f"The Prefect variable {name} is {value!r}: set it to a number from 0{bound}, "
+            f"or delete it for the default, {default:g}"
+        )
+    return number
+
+
+def _record_ids(rejected: "pd.DataFrame", source: str) -> list[str]:
+    """Identify records by source, content and, among equals, count: the same in every run."""
+    content = ["raw_time", "raw_metric", "raw_value"]
+    equals = rejected.groupby(content, dropna=False).cumcount()
+    texts = rejected[content].fillna("\0").astype("str").agg("\x1f".join, axis="columns")
+    return [
+        hashlib.sha256(f"{source}\x1f{text}\x1f{count}".encode()).hexdigest()
+        for text, count in zip(texts, equals, strict=True)
+    ]
+
+
+def _flow_run_id() -> str:
+    return str(flow_run.get_id())
+
+
+def _now() -> datetime:
+    """Return the time as the warehouse keeps it: UTC, without a zone."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+@contextmanager
+def _writing(on_wait: Callable[[str], None]) -> Iterator[warehouse.Warehouse]:
+    """Open the warehouse for writing, with the slot that bounds how many write at once."""
+    with (
+        concurrency(WRITE_LIMIT, strict=False, lease_duration=WRITE_LEASE),
+        warehouse.connect(warehouse.warehouse_url(), on_wait=on_wait) as connection,
+    ):
+        yield connection
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the flow once from the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Run the Enterprise Data Pipeline once, here.")
+    parser.add_argument("--source-url", default=DEFAULT_SOURCE, help="default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=500, help="default: %(default)s")
+    parser.add_argument("--target-table", default=DEFAULT_TARGET, help="default: %(default)s")
+    options = vars(parser.parse_args(arguments))
+    temporary_server = {
+        # It sets up its database on the first start.
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 180,
+        PREFECT_SERVER_ANALYTICS_ENABLED: False,
+    }
+    try:
+        with temporary_settings(set_defaults=temporary_server):
+            state = enterprise_data_pipeline(**options, return_state=True)
+            result = state.result(raise_on_failure=False)
+    except ParameterTypeError as error:
+        sys.stderr.write(f"{' '.join(str(error).split())}\n")
+        return 2
+    except RuntimeError as error:
+        if not str(error).startswith("Failed to reach API"):
+            raise
+        sys.stderr.write(f"{error} Start that server, or unset PREFECT_API_URL to do without.\n")
+        return 1
+    if not isinstance(result, LoadSummary):
+        sys.stderr.write(f"Failed: {state.message}\n")
+        return 1
+    sys.stdout.write(f"{_in_short(result)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

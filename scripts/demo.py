@@ -1,0 +1,295 @@
+"""Show the whole guide for real on this machine (`make demo`).
+
+Starts the local profile, triggers runs with Prefect's own commands, waits until each has ended and
+compares what came of them with what was expected.
+"""
+
+import shlex
+import subprocess
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import duckdb
+import httpx
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from scripts import local, local_profile
+from scripts.local_profile import Profile, ProfileError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+console = Console(highlight=False, soft_wrap=True)
+
+ETL = "Enterprise Data Pipeline/production-etl"
+ABSENTEEISM = "hamilton-absenteeism-prediction/absenteeism-local"
+WALKTHROUGH = "ui-walkthrough-retries/walkthrough"
+AFTER_ETL = "Metrics Quality Report/after-production-etl"
+ON_FAILURE = "Failed Run Report/on-failure"
+
+TABLES = ("warehouse.prod.metrics", "warehouse.staging.metrics", "warehouse.test.metrics")
+"""What the three successful pipeline runs load, all from the same source."""
+
+
+@dataclass
+class Run:
+    """A flow run: what is expected of it, and what became of it."""
+
+    label: str
+    deployment: str
+    options: list[str] = field(default_factory=list)
+    state: str = "Completed"
+    attempts: int = 1
+    """Attempts of the task that was tried most often."""
+    started_by: str | None = None
+    """Id of the flow run whose end starts this one; None: the demo triggers it."""
+    id: str | None = None
+    actual_state: str = ""
+    actual_attempts: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has reached a final state."""
+        return self.actual_state in ("Completed", "Failed", "Crashed", "Cancelled")
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether state and attempts are those expected."""
+        return (self.actual_state, self.actual_attempts) == (self.state, self.attempts)
+
+
+def planned() -> list[Run]:
+    """Return the runs that the demo triggers."""
+    return [
+        Run("default", ETL),
+        Run(
+            "overridden",
+            ETL,
+            ["--param", "batch_size=1000", "--param", f"target_table={TABLES[1]}"],
+        ),
+        Run(
+            "JSON",
+            ETL,
+            ["--params", f'{{"batch_size": 200, "target_table": "{TABLES[2]}"}}'],
+        ),
+        Run("invalid URL", ETL, ["--param", "source_url=invalid://url"], "Failed", attempts=4),
+        Run("retries", WALKTHROUGH, ["--param", "should_fail=false"], attempts=2),
+        Run("retries, none left", WALKTHROUGH, ["--param", "should_fail=true"], "Failed", 3),
+        Run("model", ABSENTEEISM),
+    ]
+
+
+@app.command()
+def main(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the profile up at the end.")] = False,
+    port: local.Port = 4200,
+    hamilton_port: local.HamiltonPort = 8241,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the runs.")] = 240.0,
+) -> None:
+    """Start the profile, run the flows, compare with what was expected; exit status 1 if not."""
+    profile = Profile(
+        state=local_profile.state_folder(), port=port, api_port=port, hamilton_port=hamilton_port
+    )
+    began = time.monotonic()
+    was_up = local_profile.manager(profile.state) is not None
+    try:
+        profile = local.bring_up(profile, timeout=120).profile
+        console.print(f"Set up after {time.monotonic() - began:.0f} s\n")
+        runs = trigger(profile)
+        fulfilled = watch(profile, runs, timeout)
+        fulfilled &= show_warehouse(profile)
+    except ProfileError as error:
+        local.fail(error)
+    finally:
+        if not (keep or was_up):
+            local_profile.end(profile.state)
+    total = f"after {time.monotonic() - began:.0f} s"
+    if keep or was_up:
+        show_links(profile, runs)
+        console.print("The profile stays up; end it with: make down")
+    else:
+        console.print("The profile has ended. To look at the pages: make demo KEEP=1")
+    if not fulfilled:
+        console.print(f"[red]✗ Something differs from what was expected[/] ({total}).")
+        raise typer.Exit(1)
+    console.print(f"[green]✓ Everything as expected[/] ({total}).")
+
+
+def trigger(profile: Profile) -> list[Run]:
+    """Trigger the planned runs with `prefect deployment run`. Raises ProfileError."""
+    runs = planned()
+    stamp = time.strftime("%H%M%S")
+    with httpx.Client(base_url=profile.api_url, timeout=30, trust_env=False) as http:
+        for number, run in enumerate(runs, 1):
+            command = ["prefect", "deployment", "run", run.deployment, *run.options]
+            console.print(f"[dim]$[/] {shlex.join(command)}")
+            name = f"demo-{stamp}-{number}"
+            done = subprocess.run(
+                [*command, "--flow-run-name", name],
+                env=profile.environment(),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                raise ProfileError(f"{(done.stderr or done.stdout).strip()[-500:]}")
+            run.id = _filter(http, flow_runs={"name": {"any_": [name]}})[0]["id"]
+            if run.deployment == ETL and run.state == "Completed":
+                runs_after = Run(f"after {run.label}", AFTER_ETL, started_by=run.id)
+                runs = [*runs, runs_after]
+            if run.state == "Failed":
+                runs = [*runs, Run(f"report: {run.label}", ON_FAILURE, started_by=run.id)]
+    console.print()
+    return runs
+
+
+def watch(profile: Profile, runs: list[Run], timeout: float) -> bool:
+    """Show the runs until all have ended; returns whether all are as expected."""
+    with httpx.Client(base_url=profile.api_url, timeout=30, trust_env=False) as http:
+        live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        known: dict[str, str] = {}
+
+        def look() -> bool:
+            _update(http, runs)
+            if live:
+                live.update(_table(runs), refresh=True)
+            else:
+                for run in runs:
+                    if run.actual_state and known.get(run.label) != run.actual_state:
+                        known[run.label] = run.actual_state
+                        console.print(f"{run.label:<28} {run.actual_state}")
+            return all(run.ended for run in runs)
+
+        if live:
+            live.start()
+        try:
+            Retrying(
+                retry=retry_if_result(lambda ended: not ended),
+                stop=stop_after_delay(timeout),
+                wait=wait_fixed(1),
+            )(look)
+        except RetryError:
+            console.print(f"[red]Not all runs have ended after {timeout:g} s.[/]")
+        finally:
+            if live:
+                live.stop()
+        if not live:
+            console.print(_table(runs))
+        twice = _started_more_than_once(http, runs)
+        for label in twice:
+            console.print(f"[red]{label} was started more than once.[/]")
+    return not twice and all(run.as_expected for run in runs)
+
+
+def show_warehouse(profile: Profile) -> bool:
+    """Show the rows of each table; returns whether all hold the same, and something."""
+    path = profile.state / "warehouse.duckdb"
+    if not path.exists():
+        console.print(f"[red]There is no warehouse at {path}.[/]")
+        return False
+    rows = Table("Warehouse table", "Rows", title_justify="left")
+    counts = []
+    with duckdb.connect(str(path), read_only=True) as connection:
+        tables = connection.execute(
+            "SELECT table_catalog || '.' || table_schema || '.' || table_name "
+            "FROM information_schema.tables ORDER BY 1"
+        ).fetchall()
+        for (table,) in tables:
+            # The name comes from the catalog itself.
+            found = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
+            count = found[0] if found else 0
+            rows.add_row(table, f"{count:,}")
+            if table in TABLES:
+                counts.append(count)
+    console.print(rows)
+    same = len(counts) == len(TABLES) and len(set(counts)) == 1 and counts[0] > 0
+    if not same:
+        console.print(f"[red]The tables {', '.join(TABLES)} should hold the same rows.[/]")
+    return same
+
+
+def show_links(profile: Profile, runs: list[Run]) -> None:
+    """Print the pages worth opening."""
+    by_label = {run.label: run for run in runs}
+    pages = {
+        "Dashboard": "/dashboard",
+        "Run with retries": f"/runs/flow-run/{by_label['retries'].id}",
+        "Failed run": f"/runs/flow-run/{by_label['retries, none left'].id}",
+        "Model and DAG pictures": f"/runs/flow-run/{by_label['model'].id}",
+        "Artifacts": "/artifacts",
+        "Event feed": "/events",
+        "Automations": "/automations",
+    }
+    for label, path in pages.items():
+        console.print(f"{label:<23} {profile.page_url}{path}")
+    console.print(f"{'Hamilton UI':<23} {profile.hamilton_url}   user prefect")
+
+
+def _update(http: httpx.Client, runs: list[Run]) -> None:
+    """Bring the runs up to date with the server."""
+    for run in runs:
+        if run.id is None and run.started_by is not None:
+            started = _started_by(http, run)
+            run.id = started[0]["id"] if started else None
+    ids = [run.id for run in runs if run.id]
+    found = {each["id"]: each for each in _filter(http, flow_runs={"id": {"any_": ids}})}
+    response = http.post("/task_runs/filter", json={"flow_runs": {"id": {"any_": ids}}})
+    response.raise_for_status()
+    for run in runs:
+        if run.id in found:
+            run.actual_state = found[run.id]["state"]["name"]
+            run.seconds = found[run.id]["estimated_run_time"]
+            run.actual_attempts = max(
+                (task["run_count"] for task in response.json() if task["flow_run_id"] == run.id),
+                default=0,
+            )
+
+
+def _started_by(http: httpx.Client, run: Run) -> list[dict[str, Any]]:
+    _, name = run.deployment.split("/")
+    return [
+        each
+        for each in _filter(http, deployments={"name": {"any_": [name]}})
+        if run.started_by in each["parameters"].values()
+    ]
+
+
+def _started_more_than_once(http: httpx.Client, runs: list[Run]) -> list[str]:
+    counts = Counter({run.label: len(_started_by(http, run)) for run in runs if run.started_by})
+    return [label for label, count in counts.items() if count > 1]
+
+
+def _filter(http: httpx.Client, **filters: Any) -> list[dict[str, Any]]:
+    response = http.post("/flow_runs/filter", json={**filters, "sort": "START_TIME_DESC"})
+    response.raise_for_status()
+    found: list[dict[str, Any]] = response.json()
+    return found
+
+
+def _table(runs: list[Run]) -> Table:
+    table = Table("Run", "Deployment", "Expected", "Actual", "Attempts", "Seconds")
+    for run in runs:
+        colour = "yellow" if not run.ended else "green" if run.as_expected else "red"
+        attempts = (
+            str(run.actual_attempts)
+            if run.actual_attempts == run.attempts or not run.ended
+            else f"{run.actual_attempts}, expected {run.attempts}"
+        )
+        table.add_row(
+            run.label,
+            run.deployment.split("/")[1],
+            run.state,
+            f"[{colour}]{run.actual_state or '…'}[/]",
+            attempts,
+            f"{run.seconds:.0f}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m scripts.demo")

@@ -1,0 +1,358 @@
+"""The local profile: Prefect server, worker and Hamilton UI on this machine (`make up`)."""
+
+import os
+import shlex
+import subprocess
+from datetime import UTC, datetime
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_fixed,
+)
+
+from scripts import local_profile
+from scripts.local_profile import ROOT, WORK_POOL, Profile, ProfileError, Running
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+console = Console(highlight=False, soft_wrap=True)
+
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Port of Prefect's page and API.")]
+ApiPort = Annotated[
+    int | None,
+    typer.Option(min=1, max=65535, help="Port of the API, when it is not the page's."),
+]
+HamiltonPort = Annotated[int, typer.Option(min=1, max=65535, help="Port of the Hamilton UI.")]
+Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait until everything answers.")]
+
+
+class _NotYet(Exception):  # noqa: N818  # a step of waiting, not an error
+    """Something does not answer yet; the message names it."""
+
+
+@app.callback()
+def main() -> None:
+    """Prefect server, worker and Hamilton UI on this machine, in the folder .state."""
+
+
+@app.command()
+def up(
+    port: Port = 4200,
+    api_port: ApiPort = None,
+    hamilton_port: HamiltonPort = 8241,
+    timeout: Timeout = 120.0,
+) -> None:
+    """Start the profile, apply the desired state and register the local deployments."""
+    profile = Profile(
+        state=local_profile.state_folder(),
+        port=port,
+        api_port=api_port or port,
+        hamilton_port=hamilton_port,
+    )
+    try:
+        bring_up(profile, timeout)
+    except ProfileError as error:
+        fail(error)
+
+
+@app.command()
+def down() -> None:
+    """End every process of the profile; what it stored stays."""
+    state = local_profile.state_folder()
+    with console.status("Ending the local profile"):
+        count = local_profile.end(state)
+    console.print(
+        f"The local profile has ended; its data stay in {_short(state)}."
+        if count
+        else "The local profile is not running."
+    )
+
+
+@app.command()
+def status() -> None:
+    """Say what runs and where; exit status 1 unless everything answers."""
+    state = local_profile.state_folder()
+    noted = local_profile.running(state)
+    alive = local_profile.manager(state) is not None
+    if noted is None or not alive:
+        left = len(local_profile.processes(state))
+        note = f" ({left} of its processes are left over: make down)" if left else ""
+        console.print(f"The local profile is not running{note}. Start it with: make up")
+        raise typer.Exit(1)
+    answers = True
+    for name, probe, place in (
+        ("Prefect server", _server, noted.profile.page_url),
+        ("Worker", _worker, f"pool {WORK_POOL}"),
+        ("Hamilton UI", _hamilton, noted.profile.hamilton_url),
+    ):
+        try:
+            probe(noted.profile)
+            console.print(f"[green]up[/]    {name:<15} {place}")
+        except _NotYet as reason:
+            answers = False
+            console.print(f"[red]down[/]  {name:<15} {place} ({reason})")
+    if not answers:
+        console.print(f"Its log: {_short(noted.profile.log)}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def logs(
+    process: Annotated[str, typer.Argument(help="Only of server, worker or hamilton-ui.")] = "",
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many to show.")] = 40,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing new lines.")] = False,
+) -> None:
+    """Show the output of the profile's processes."""
+    log = Profile(state=local_profile.state_folder()).log
+    if not log.exists():
+        fail(ProfileError(f"There is no log at {_short(log)} yet: make up"))
+    tail = [
+        "tail",
+        "-n",
+        str(lines if not process else "+1"),
+        *(["-F"] if follow else []),
+        str(log),
+    ]
+    if not process:
+        os.execvp(tail[0], tail)  # noqa: S606  # no shell: a fixed program with a list of words
+    grep = f"grep --line-buffered -F {shlex.quote(f' {process}.1 ')}"
+    keep = "cat" if follow else f"tail -n {lines}"
+    os.execvp("sh", ["sh", "-c", f"{shlex.join(tail)} | {grep} | {keep}"])  # noqa: S606
+
+
+@app.command()
+def env(port: Port = 4200, api_port: ApiPort = None, hamilton_port: HamiltonPort = 8241) -> None:
+    """Print what to `eval` in a terminal, so that `prefect …` there means this profile."""
+    state = local_profile.state_folder()
+    noted = local_profile.running(state)
+    profile = (
+        noted.profile
+        if noted
+        else Profile(state=state, port=port, api_port=api_port or port, hamilton_port=hamilton_port)
+    )
+    try:
+        local_profile.prepare(state)
+    except ProfileError as error:
+        fail(error)
+    settings = profile.settings() | (noted.hamilton if noted else {})
+    for name in local_profile.stray(os.environ):
+        if name not in settings:
+            print(f"unset {name}")
+    for name, value in settings.items():
+        print(f"export {name}={shlex.quote(value)}")
+
+
+def bring_up(profile: Profile, timeout: float) -> Running:
+    """Start the profile and wait until it is ready. Raises ProfileError; says what happens."""
+    state = profile.state
+    local_profile.prepare(state)
+    noted = local_profile.running(state)
+    if noted and local_profile.manager(state):
+        console.print("The local profile is already running.")
+        links(noted.profile)
+        return noted
+    if left := local_profile.end(state):
+        console.print(f"The last profile did not end properly: ended {left} processes of it.")
+    elif noted:
+        console.print("The last profile did not end properly: nothing of it is left.")
+    local_profile.check_ports(profile)
+
+    began = datetime.now(UTC)
+    noted = local_profile.start(profile)
+    try:
+        with console.status("Starting") as spinner:
+
+            def step(probe: Any, label: str) -> None:
+                spinner.update(f"Waiting for {label}")
+                _await(lambda: probe(profile), timeout, state)
+
+            step(_server, "the Prefect server")
+            step(_hamilton, "the Hamilton UI")
+            step(_pool, "the desired state")
+            spinner.update("Registering the deployments")
+            names = local_deployments()
+            deploy(profile, names)
+            spinner.update("Applying the desired state")
+            _run(profile, ["python", "-m", "bootstrap", "apply", "--add", "bootstrap/local.yaml"])
+            step(_worker, "the worker")
+            interrupted = restart_interrupted_runs(profile, began)
+    except (ProfileError, KeyboardInterrupt):
+        local_profile.end(state)
+        raise
+    noted = noted.model_copy(update={"hamilton": _tracking(profile)})
+    noted.save()
+    console.print(f"[green]✓[/] The local profile is up: {len(names)} deployments in {WORK_POOL}.")
+    if interrupted:
+        console.print(f"  {interrupted} interrupted flow runs start again.")
+    links(profile)
+    console.print(
+        '\nNext     eval "$(make -s env)"   then any command of Prefect, for instance\n'
+        "         prefect deployment run 'Enterprise Data Pipeline/production-etl'\n"
+        "         make logs   make status   make down"
+    )
+    return noted
+
+
+def links(profile: Profile) -> None:
+    """Print where to look."""
+    console.print(
+        f"\nPrefect  {profile.page_url}" + (f"   API {profile.api_url}" if profile.split else "")
+    )
+    console.print(f"Hamilton {profile.hamilton_url}   user prefect")
+
+
+def local_deployments(pattern: str = "*") -> list[str]:
+    """Return the names of the deployments of prefect.yaml in the local pool."""
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    return [
+        deployment["name"]
+        for deployment in content["deployments"]
+        if deployment["work_pool"]["name"] == WORK_POOL and fnmatch(deployment["name"], pattern)
+    ]
+
+
+def deploy(profile: Profile, names: list[str]) -> None:
+    """Register deployments by Prefect's own command."""
+    options = [word for name in names for word in ("--name", name)]
+    _run(profile, ["prefect", "--no-prompt", "deploy", *options])
+
+
+def restart_interrupted_runs(profile: Profile, before: datetime) -> int:
+    """Schedule again the pool's runs that were under way when the last profile ended.
+
+    Their processes are gone, and nothing else would ever change their state. Loads are idempotent,
+    so a second start neither loses nor doubles a row. A run that was being cancelled is cancelled.
+    """
+    with httpx.Client(base_url=profile.api_url, timeout=30, trust_env=False) as http:
+        found = http.post(
+            "/flow_runs/filter",
+            json={
+                "work_pools": {"name": {"any_": [WORK_POOL]}},
+                "flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}},
+            },
+        )
+        found.raise_for_status()
+        count = 0
+        for run in found.json():
+            if datetime.fromisoformat(run["state"]["timestamp"]) >= before:
+                continue
+            cancelled = run["state"]["type"] == "CANCELLING"
+            state = (
+                {"type": "CANCELLED", "message": "The local profile ended."}
+                if cancelled
+                else {
+                    "type": "SCHEDULED",
+                    "name": "AwaitingRetry",
+                    "message": "The local profile ended while this run was under way.",
+                    "state_details": {"scheduled_time": datetime.now(UTC).isoformat()},
+                }
+            )
+            http.post(
+                f"/flow_runs/{run['id']}/set_state", json={"state": state, "force": True}
+            ).raise_for_status()
+            count += not cancelled
+    return count
+
+
+def fail(error: ProfileError) -> None:
+    """Print the error in one line and exit with status 1."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{escape(str(error))}[/]")
+    raise typer.Exit(1)
+
+
+def _await(probe: Any, timeout: float, state: Path) -> None:
+    def attempt() -> None:
+        if local_profile.manager(state) is None:
+            raise ProfileError(_ended(state))
+        probe()
+
+    try:
+        Retrying(
+            retry=retry_if_exception_type(_NotYet),
+            stop=stop_after_delay(timeout),
+            wait=wait_fixed(0.25),
+            reraise=True,
+        )(attempt)
+    except _NotYet as reason:
+        raise ProfileError(f"After {timeout:g} s {reason}.\n{_tail(state)}") from reason
+
+
+def _ended(state: Path) -> str:
+    return f"The local profile ended while it started.\n{_tail(state)}"
+
+
+def _tail(state: Path) -> str:
+    log = Profile(state=state).log
+    return f"{local_profile.last_lines(log)}\nThe whole log: {_short(log)}"
+
+
+def _get(url: str, what: str) -> httpx.Response:
+    try:
+        response = httpx.get(url, timeout=5, trust_env=False)
+        response.raise_for_status()
+    except httpx.HTTPError as error:
+        raise _NotYet(f"{what} does not answer") from error
+    return response
+
+
+def _server(profile: Profile) -> None:
+    _get(f"{profile.api_url}/health", "the Prefect server")
+    if profile.split:
+        _get(f"{profile.page_url}/ui-settings", "Prefect's page")
+
+
+def _hamilton(profile: Profile) -> None:
+    _get(f"{profile.hamilton_url}/api/ping", "the Hamilton UI")
+
+
+def _pool(profile: Profile) -> dict[str, Any]:
+    pool: dict[str, Any] = _get(
+        f"{profile.api_url}/work_pools/{WORK_POOL}", f"the work pool {WORK_POOL}"
+    ).json()
+    return pool
+
+
+def _worker(profile: Profile) -> None:
+    if _pool(profile)["status"] != "READY":
+        raise _NotYet("no worker is online")
+
+
+def _tracking(profile: Profile) -> dict[str, str]:
+    """Return the settings of Hamilton tracking that the work pool holds, for a terminal."""
+    template = _pool(profile)["base_job_template"]
+    env = template["variables"]["properties"]["env"].get("default") or {}
+    return {name: value for name, value in env.items() if name.startswith("HAMILTON_UI_")}
+
+
+def _run(profile: Profile, command: list[str]) -> str:
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=profile.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        tail = "\n".join(done.stdout.strip().splitlines()[-12:])
+        raise ProfileError(f"`{shlex.join(command)}` failed:\n{tail}")
+    return done.stdout
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m scripts.local")

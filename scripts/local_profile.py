@@ -1,0 +1,300 @@
+"""The local profile: its settings, its processes and what it keeps in the state folder.
+
+honcho runs the servers and the worker of the Procfile, all in one session of their own. Every
+process of it, flow runs included, carries the variable `MARKER` with the state folder as its
+value: that is how `end` finds all of them, whatever died before.
+"""
+
+import errno
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+from packaging.version import Version
+from pydantic import BaseModel, ValidationError
+
+ROOT = Path(__file__).resolve().parents[1]
+HOST = "127.0.0.1"
+WORK_POOL = "local-process-pool"
+MARKER = "PREFECT_HAMILTON_RUNNING"
+
+GRACE = 8.0
+"""Seconds that processes get to end by themselves before they are killed."""
+
+
+class ProfileError(Exception):
+    """What a person can mend; the message names the cause and the way out."""
+
+
+class Profile(BaseModel, frozen=True):
+    """Where the profile lives. The page and the API share a port unless they are split."""
+
+    state: Path
+    port: int = 4200
+    api_port: int = 4200
+    hamilton_port: int = 8241
+
+    @property
+    def split(self) -> bool:
+        """Whether the page and the API have ports of their own."""
+        return self.api_port != self.port
+
+    @property
+    def api_url(self) -> str:
+        """Address of Prefect's API."""
+        return f"http://{HOST}:{self.api_port}/api"
+
+    @property
+    def page_url(self) -> str:
+        """Address of Prefect's page."""
+        return f"http://{HOST}:{self.port}"
+
+    @property
+    def hamilton_url(self) -> str:
+        """Address of the Hamilton UI."""
+        return f"http://{HOST}:{self.hamilton_port}"
+
+    @property
+    def log(self) -> Path:
+        """The output of all processes, each line labelled."""
+        return self.state / "logs" / "profile.log"
+
+    def settings(self) -> dict[str, str]:
+        """Return what `make env` exports: enough for any command of Prefect in a terminal."""
+        return {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PREFECT_HAMILTON_STATE": str(self.state),
+            # Prefect's own files: the user's ~/.prefect and its profiles stay untouched.
+            "PREFECT_HOME": str(self.state / "prefect"),
+            "PREFECT_PROFILES_PATH": str(self.state / "prefect" / "profiles.toml"),
+            "PREFECT_LOCAL_STORAGE_PATH": str(self.state / "results"),
+            "PREFECT_API_URL": self.api_url,
+            "PREFECT_UI_URL": self.page_url,
+            "PREFECT_UI_API_URL": self.api_url,
+            "PREFECT_UI_PORT": str(self.port),
+            "PREFECT_SERVER_API_HOST": HOST,
+            "PREFECT_SERVER_API_PORT": str(self.api_port),
+            # A command that misses the server says so, instead of starting one of its own.
+            "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+            # Nothing reports home: the server's statistics, the client's.
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            # The worker looks for new runs every second; by default it would take up to 10.
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            # Shorter than the default 30 s, so that a worker that died is soon shown as offline.
+            "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",
+            "HAMILTON_API_URL": self.hamilton_url,
+            "HAMILTON_UI_URL": self.hamilton_url,
+            "HAMILTON_UI_PORT": str(self.hamilton_port),
+        }
+
+    def environment(self) -> dict[str, str]:
+        """Return the whole environment of the profile's processes."""
+        return {
+            name: value for name, value in os.environ.items() if name not in stray(os.environ)
+        } | self.settings()
+
+
+class Running(BaseModel):
+    """What `up` notes in the state folder while the profile is up (`running.json`)."""
+
+    profile: Profile
+    pid: int
+    hamilton: dict[str, str] = {}
+
+    def save(self) -> None:
+        """Write it, at once or not at all."""
+        path = _running_path(self.profile.state)
+        draft = path.with_suffix(".tmp")
+        draft.write_text(self.model_dump_json(indent=2))
+        draft.replace(path)
+
+
+def stray(environment: Mapping[str, str]) -> list[str]:
+    """Return the variables that would lead Prefect to other servers or settings than ours.
+
+    PYTHONDONTWRITEBYTECODE is among them: without cached bytecode every flow run would compile
+    Prefect first, for seconds.
+    """
+    return [
+        name
+        for name in environment
+        if (name.startswith("PREFECT_") and not name.startswith(("PREFECT_LOGGING_", MARKER)))
+        or name in ("HAMILTON_UI_PROJECT_ID", "PYTHONDONTWRITEBYTECODE")
+    ]
+
+
+def state_folder() -> Path:
+    """Return the state folder: PREFECT_HAMILTON_STATE, or `.state` of the project."""
+    return Path(os.environ.get("PREFECT_HAMILTON_STATE") or ROOT / ".state").resolve()
+
+
+def prepare(state: Path) -> None:
+    """Make the state folder, or check that this version can read it. Raises ProfileError."""
+    current = Version(version("prefect"))
+    stamp = state / "prefect-version"
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in ("prefect", "results", "logs"):
+            (state / name).mkdir(exist_ok=True)
+        if stamp.exists() and (made_by := Version(stamp.read_text().strip())) > current:
+            raise ProfileError(
+                f"{state} was last used with Prefect {made_by}, and Prefect {current} cannot read "
+                "its database: install that version, or move the folder away."
+            )
+        stamp.write_text(f"{current}\n")
+    except OSError as error:
+        raise ProfileError(f"{state} cannot be used: {error.strerror}.") from error
+    except ValueError as error:
+        raise ProfileError(f"{stamp} is damaged ({error}): move {state} away.") from error
+
+
+def running(state: Path) -> Running | None:
+    """Return what the last `up` noted; None when there is nothing or it cannot be read."""
+    try:
+        return Running.model_validate_json(_running_path(state).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def processes(state: Path) -> list[psutil.Process]:
+    """Return all processes of the profile: honcho, servers, worker, flow runs, orphans too."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARKER) == str(state) and process.status() != "zombie":
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue  # ended meanwhile, or another user's
+    return found
+
+
+def manager(state: Path) -> psutil.Process | None:
+    """Return the profile's honcho when it is alive."""
+    noted = running(state)
+    return next((p for p in processes(state) if noted and p.pid == noted.pid), None)
+
+
+def check_ports(profile: Profile) -> None:
+    """Raise ProfileError naming who uses a port that the profile needs."""
+    wanted = {profile.port: "--port", profile.api_port: "--api-port"}
+    for port, option in {**wanted, profile.hamilton_port: "--hamilton-port"}.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+                probe.listen(1)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise ProfileError(f"Port {port} cannot be used: {error.strerror}.") from error
+                raise ProfileError(
+                    f"Port {port} is in use by {_listener(port)}: end it, or choose another port "
+                    f"with {option}."
+                ) from error
+
+
+def start(profile: Profile) -> Running:
+    """Start honcho with the Procfile, detached from this terminal."""
+    names = ["server", "hamilton-ui", "worker", *(["prefect-ui"] if profile.split else [])]
+    if profile.log.exists():
+        profile.log.replace(profile.log.with_suffix(".log.old"))
+    with profile.log.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "honcho", "--no-colour", "start", *names],
+            cwd=ROOT,
+            env=profile.environment() | {MARKER: str(profile.state), "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    noted = Running(profile=profile, pid=process.pid)
+    noted.save()
+    return noted
+
+
+def end(state: Path) -> int:
+    """End every process of the profile; returns how many there were.
+
+    The worker and its flow runs are killed first, while nothing can note it: their runs keep the
+    state Running and start again at the next `up`, where a run that is asked to end would report a
+    crash, or not, depending on which process is quicker. Servers are asked to end.
+    """
+    found = processes(state)
+    _signal([process for process in found if _does_work(process)], signal.SIGKILL)
+    _signal(found, signal.SIGTERM)
+    psutil.wait_procs(found, timeout=GRACE)
+    remaining = processes(state)
+    _signal(remaining, signal.SIGKILL)
+    psutil.wait_procs(remaining, timeout=GRACE)
+    _running_path(state).unlink(missing_ok=True)
+    return len(found)
+
+
+def wipe(state: Path) -> None:
+    """Remove the state folder: database, results, warehouse and logs."""
+    shutil.rmtree(state, ignore_errors=True)
+
+
+def last_lines(log: Path, count: int = 12) -> str:
+    """Return the last lines of the log."""
+    try:
+        return "\n".join(log.read_text(errors="replace").splitlines()[-count:])
+    except OSError:
+        return ""
+
+
+def _running_path(state: Path) -> Path:
+    return state / "running.json"
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _does_work(process: psutil.Process) -> bool:
+    """Whether it is the worker (or the shell that would start it again) or a flow run."""
+    try:
+        return (
+            "prefect worker start" in _command(process)
+            or "PREFECT__FLOW_RUN_ID" in process.environ()
+        )
+    except psutil.Error:
+        return False
+
+
+def _signal(found: list[psutil.Process], number: signal.Signals) -> None:
+    for process in found:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _listener(port: int) -> str:
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.AccessDenied:
+        connections = []
+    for connection in connections:
+        if (
+            connection.status == psutil.CONN_LISTEN
+            and connection.laddr[1:] == (port,)
+            and connection.pid is not None
+        ):
+            try:
+                command = " ".join(psutil.Process(connection.pid).cmdline())
+            except psutil.Error:
+                continue
+            return f"process {connection.pid} ({command[:80].strip()})"
+    return "another program"

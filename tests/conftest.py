@@ -1,0 +1,75 @@
+"""Fixtures of all tests. No test touches the user's own Prefect profile or data."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from bootstrap.hamilton import ensure_project
+from tests import services
+
+_HOME = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Before the first import of Prefect, which reads it.
+    config.stash[_HOME] = tempfile.TemporaryDirectory(prefix="prefect-home-")
+    os.environ["PREFECT_HOME"] = config.stash[_HOME].name
+    os.environ["DO_NOT_TRACK"] = "1"
+    for name in [n for n in os.environ if n.startswith("HAMILTON_")]:
+        del os.environ[name]
+    os.environ.pop("PREFECT_API_URL", None)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[_HOME].cleanup()
+
+
+@dataclass
+class HamiltonUi:
+    """A running Hamilton UI with a project that `username` may write to."""
+
+    service: services.Service
+    username: str
+    project_id: int
+
+    @property
+    def url(self) -> str:
+        return self.service.url
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What turns tracking on in a flow."""
+        return {
+            "HAMILTON_API_URL": self.url,
+            "HAMILTON_UI_URL": self.url,
+            "HAMILTON_UI_USERNAME": self.username,
+            "HAMILTON_UI_PROJECT_ID": str(self.project_id),
+        }
+
+
+@pytest.fixture(scope="session")
+def hamilton_ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HamiltonUi]:
+    """A Hamilton UI for all tests of the session: leave it running."""
+    with services.hamilton_ui(tmp_path_factory.mktemp("hamilton-ui")) as service:
+        project_id = ensure_project(service.url, "tests", "tests")
+        yield HamiltonUi(service, "tests", project_id)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Service]:
+    """A Prefect server for all tests of the session."""
+    with services.prefect_server(tmp_path_factory.mktemp("prefect")) as service:
+        yield service
+
+
+@pytest.fixture
+def prefect_api(prefect_server: services.Service) -> Iterator[str]:
+    """Flows that run in this test's process report to the session's Prefect server."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    url = f"{prefect_server.url}/api"
+    with temporary_settings({PREFECT_API_URL: url}):
+        yield url

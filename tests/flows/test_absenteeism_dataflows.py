@@ -1,0 +1,183 @@
+"""The absenteeism dataflows without Prefect."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hamilton import driver
+
+from flows.dataflows import absenteeism_features, absenteeism_model
+from flows.dataflows.absenteeism_features import RawDataError
+from flows.dataflows.absenteeism_model import SplitError
+from tests.flows.conftest import WebServer
+
+SAMPLE = absenteeism_features.SAMPLES["absenteeism-at-work"]
+HOURS = "absenteeism_time_in_hours"
+
+
+def _features(location: str, outputs: list[str]) -> dict[str, Any]:
+    dataflow = driver.Builder().with_modules(absenteeism_features).build()
+    result: dict[str, Any] = dataflow.execute(outputs, inputs={"raw_data_location": location})
+    return result
+
+
+def _model(
+    data: pd.DataFrame, held_out: list[int], outputs: list[str], label: str = HOURS
+) -> dict[str, Any]:
+    builder = driver.Builder().with_modules(absenteeism_model)
+    dataflow = builder.with_config({"label": label, "model": "linear"}).build()
+    inputs = {
+        "model_data": data,
+        "feature_set": ["kind", "age"],
+        "validation_user_ids": held_out,
+        "seed": 1,
+    }
+    result: dict[str, Any] = dataflow.execute(outputs, inputs=inputs)
+    return result
+
+
+def _people(rows_each: int = 12, people: int = 8) -> pd.DataFrame:
+    """Absences whose hours depend on their kind alone: 2 hours, or 8 of kind "long"."""
+    kind = np.where(np.arange(rows_each * people) % 3 == 0, "long", "short")
+    return pd.DataFrame(
+        {
+            "user_id": np.repeat(np.arange(1, people + 1), rows_each),
+            "kind": kind,
+            "age": np.repeat(np.arange(people) + 30, rows_each),
+            HOURS: np.where(kind == "long", 8.0, 2.0),
+            "full_day_absence": (kind == "long").astype(int),
+        }
+    )
+
+
+def test_features_of_the_sample() -> None:
+    outputs = ["user_id", "reason_for_absence", "is_disease", "weekday", "season", "education"]
+    outputs += ["has_children", "has_pets", HOURS, "full_day_absence"]
+    frame = pd.DataFrame(_features("sample:absenteeism-at-work", outputs))
+
+    assert len(frame) == 696  # of 740 records, 44 are no absences
+    assert frame[HOURS].min() > 0
+    assert not frame.isna().any().any()
+    first = frame.iloc[0]
+    assert first["user_id"] == 11
+    assert first["reason_for_absence"] == "unjustified absence"
+    assert (first["weekday"], first["season"]) == ("Tuesday", "summer")
+    assert (first["is_disease"], first["has_children"], first["has_pets"]) == (0, 1, 1)
+    assert set(frame.loc[frame["is_disease"] == 1, "reason_for_absence"]) <= {
+        f"ICD chapter {chapter}" for chapter in range(1, 22)
+    }
+    assert (frame["full_day_absence"] == (frame[HOURS] >= 8)).all()
+
+
+def test_raw_data_may_come_from_a_file_or_the_web(tmp_path: Path, web_server: WebServer) -> None:
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes(SAMPLE.read_bytes())
+    expected = pd.read_csv(SAMPLE, sep=";")
+
+    for location in (
+        str(copy),
+        copy.as_uri(),
+        web_server.serve("/raw.csv", SAMPLE.read_bytes()),
+    ):
+        pd.testing.assert_frame_equal(absenteeism_features.raw_data(location), expected)
+
+
+def test_a_web_server_that_errs_may_be_tried_again_one_that_refuses_not(
+    web_server: WebServer,
+) -> None:
+    broken = web_server.serve("/broken.csv?token=secret", b"", status=503)
+    with pytest.raises(ConnectionError, match="answered 503") as error:
+        absenteeism_features.raw_data(broken)
+    assert "secret" not in str(error.value)
+    with pytest.raises(RawDataError, match="answered 404 Not Found"):
+        absenteeism_features.raw_data(f"{web_server.url}/nowhere.csv")
+    with pytest.raises(ConnectionError, match="cannot be reached"):
+        absenteeism_features.raw_data("http://127.0.0.1:1/raw.csv")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda d: d.drop(columns=["Age", "Pet"]), "The raw data lacks the columns Age, Pet"),
+        (lambda d: d.assign(Age="old"), "740 raw records lack a number in age"),
+        (lambda d: d.assign(Son=d["Son"].where(d.index > 1)), "2 raw records lack a number in chi"),
+        (lambda d: d.assign(**{"Absenteeism time in hours": 0}), "No raw record has an absence"),
+    ],
+)
+def test_bad_raw_data_is_refused_with_the_cause(edit: Any, message: str, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.csv"
+    edit(pd.read_csv(SAMPLE, sep=";")).to_csv(bad, sep=";", index=False)
+
+    with pytest.raises(RawDataError, match=message):
+        _features(str(bad), ["age"])
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00binary\x00"])
+def test_what_is_no_csv_is_refused(content: bytes, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.csv"
+    bad.write_bytes(content)
+    with pytest.raises(RawDataError, match="is not a CSV file separated by semicolons"):
+        absenteeism_features.raw_data(str(bad))
+
+
+def test_nobody_is_both_trained_and_measured_on() -> None:
+    result = _model(_people(), [2, 5], ["training_data", "validation_data", "predictions"])
+
+    assert set(result["validation_data"]["user_id"]) == {2, 5}
+    assert set(result["training_data"]["user_id"]) == {1, 3, 4, 6, 7, 8}
+    assert set(result["predictions"]["user_id"]) == {2, 5}
+
+
+@pytest.mark.parametrize("label", [HOURS, "full_day_absence"])
+def test_a_model_finds_what_there_is_to_find(label: str) -> None:
+    result = _model(_people(), [2, 5], ["comparison", "cross_validation"], label)
+
+    comparison = result["comparison"]
+    assert comparison["model_loss"] < 0.3 * comparison["baseline_loss"]
+    assert 0 < comparison["low"] <= comparison["improvement"] <= comparison["high"]
+    folds = result["cross_validation"]
+    assert folds["people"].sum() == 6
+    assert folds["absences"].sum() == 6 * 12
+    assert (folds["model_loss"] < folds["baseline_loss"]).all()
+
+
+def test_the_baseline_knows_the_training_data_only() -> None:
+    data = _people()
+    data.loc[data["user_id"] == 2, HOURS] = 100.0
+
+    result = _model(data, [2], ["baseline", "comparison"])
+
+    assert result["baseline"] == 2.0
+    assert result["comparison"]["baseline_loss"] == pytest.approx(98.0)
+    assert np.isnan(result["comparison"]["low"])  # one person: no interval
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        ([1, 77], "No absences of the validation user ids 77 in the data; there are 1, 2, 3"),
+        ([], "No validation user ids"),
+        ([1, 2, 3, 4, 5, 6, 7], "leave fewer than two people to train on"),
+    ],
+)
+def test_a_split_that_cannot_be_is_refused(held_out: list[int], message: str) -> None:
+    with pytest.raises(SplitError, match=message):
+        _model(_people(), held_out, ["comparison"])
+
+
+def test_training_data_without_any_difference_is_refused() -> None:
+    with pytest.raises(SplitError, match="there is nothing to learn"):
+        _model(_people().assign(**{HOURS: 8.0}), [1], ["comparison"])
+
+
+def test_scores_that_are_not_defined_are_not_numbers() -> None:
+    data = _people()
+    data.loc[data["user_id"] == 2, "full_day_absence"] = 0
+
+    scores = _model(data, [2], ["further_scores"], "full_day_absence")["further_scores"]
+
+    by_name = scores.set_index("score")["model"]
+    assert np.isnan(by_name["ROC AUC"])
+    assert 0 <= by_name["accuracy"] <= 1

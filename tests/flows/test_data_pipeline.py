@@ -1,0 +1,285 @@
+"""The data pipeline as a whole, on a real Prefect server: what it loads, shows and survives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pandas as pd
+import pytest
+import tenacity
+from prefect import State, get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
+from prefect.client.schemas.objects import Artifact
+from prefect.utilities.callables import parameter_schema
+from prefect.variables import Variable
+
+from flows import data_pipeline, warehouse
+from flows.data_pipeline import LoadSummary, enterprise_data_pipeline, extract_metrics
+from tests.services import ROOT
+
+pytestmark = [pytest.mark.services, pytest.mark.usefixtures("prefect_api")]
+
+SAMPLE_ROWS = 5844
+SAMPLE_MONTHS = 4 * 48
+TABLES = {
+    "metrics": 'SELECT * FROM "warehouse"."prod"."metrics"',
+    "monthly": 'SELECT * FROM "warehouse"."prod"."metrics_monthly"',
+    "quarantine": 'SELECT * FROM "warehouse"."prod"."metrics_quarantine"',
+    "loads": 'SELECT * FROM "warehouse"."prod"."metrics_loads"',
+}
+
+
+def run(**parameters: Any) -> State[Any]:
+    return enterprise_data_pipeline(**parameters, return_state=True)
+
+
+def read(url: str, table: str) -> pd.DataFrame:
+    with warehouse.connect(url) as connection:
+        return connection.read(TABLES[table])
+
+
+def run_id(state: State[Any]) -> UUID:
+    assert state.state_details.flow_run_id
+    return state.state_details.flow_run_id
+
+
+def artifacts(flow_run_id: UUID) -> dict[str, Artifact]:
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
+        )
+    return {artifact.key: artifact for artifact in found if artifact.key}
+
+
+def source(folder: Path, records: list[dict[str, Any]]) -> str:
+    file = folder / "records.json"
+    file.write_text(json.dumps(records))
+    return file.as_uri()
+
+
+def good_records(count: int) -> list[dict[str, Any]]:
+    days = pd.date_range("2024-01-01", periods=count).strftime("%Y-%m-%d")
+    return [{"time": day, "metric": "wind", "value": 3.0} for day in days]
+
+
+def test_the_default_run_loads_the_sample_and_again_changes_nothing(any_warehouse: str) -> None:
+    states = [run(), run(batch_size=5000)]
+    summary = states[0].result(raise_on_failure=False)
+    assert isinstance(summary, LoadSummary), states[0].message
+    assert (summary.rows_read, summary.rows_rejected) == (SAMPLE_ROWS, 0)
+    assert states[1].is_completed(), states[1].message
+    rows = read(any_warehouse, "metrics")
+    assert len(rows) == len(rows.drop_duplicates(["metric", "time"])) == SAMPLE_ROWS
+    assert len(read(any_warehouse, "monthly")) == SAMPLE_MONTHS
+    loads = read(any_warehouse, "loads").set_index("flow_run_id")
+    assert set(loads.index) == {str(run_id(state)) for state in states}
+    assert set(loads["status"]) == {"complete"}
+    assert set(loads["rows_written"]) == {SAMPLE_ROWS}
+
+
+def test_what_a_person_finds_in_the_artifacts(duckdb_warehouse: str) -> None:
+    state = run(target_table="warehouse.test.metrics")
+    found = artifacts(run_id(state))
+    preview = json.loads(str(found["pipeline-preview"].data))
+    assert found["pipeline-preview"].type == "table"
+    assert len(preview) == 20
+    assert {row["metric"] for row in preview} == {"precipitation", "temp_max", "temp_min", "wind"}
+    assert found["pipeline-load-progress"].type == "progress"
+    assert found["pipeline-load-progress"].data == 100.0
+    summary = str(found["pipeline-summary"].data)
+    assert "# warehouse.test.metrics" in summary
+    assert "All 5,844 records keep every rule." in summary
+    assert duckdb_warehouse in str(found["pipeline-link"].data)
+    for task in ("validate-metrics", "transform-metrics"):
+        assert "data:image/png;base64," in str(found[f"hamilton-dag-{task}"].data)
+
+
+def test_bad_records_are_kept_with_their_reason_once(any_warehouse: str, tmp_path: Path) -> None:
+    bad = [
+        {"time": "2024-01-01", "metric": "wind", "value": "calm"},
+        {"time": None, "metric": "wind", "value": 1},
+        {"time": None, "metric": "wind", "value": 1},
+    ]
+    url = source(tmp_path, [*good_records(97), *bad])
+    states = [run(source_url=url), run(source_url=url)]
+    assert [state.is_completed() for state in states] == [True, True]
+    kept = read(any_warehouse, "quarantine")
+    assert sorted(kept["reasons"]) == [
+        "time is missing",
+        "time is missing",
+        "value is not a number",
+    ]
+    assert set(kept["flow_run_id"]) == {str(run_id(states[1]))}
+    assert len(read(any_warehouse, "metrics")) == 97
+    assert "| time is missing | 2 |" in str(artifacts(run_id(states[0]))["pipeline-summary"].data)
+
+
+def test_too_many_bad_records_fail_the_run_with_the_counts(
+    duckdb_warehouse: str, tmp_path: Path
+) -> None:
+    bad = [{"time": f"2025-01-0{day}", "metric": "wind", "value": 500} for day in range(1, 7)]
+    url = source(tmp_path, [*good_records(94), *bad])
+    state = run(source_url=url)
+    assert state.is_failed()
+    assert state.message == (
+        "Rejected 6 of 100 records (6.0%; at most 5.0% may be): 6 value is above the metric's "
+        "maximum. Nothing was loaded; the rejected records are in warehouse.prod.metrics_quarantine"
+    )
+    assert len(read(duckdb_warehouse, "quarantine")) == 6
+    with warehouse.connect(duckdb_warehouse) as connection:
+        target = warehouse.Target.parse("warehouse.prod.metrics")
+        assert not connection.has_table(target, warehouse.METRICS)
+    Variable.set("max_rejected_ratio", 0.06, overwrite=True)
+    try:
+        assert run(source_url=url).is_completed()
+    finally:
+        Variable.unset("max_rejected_ratio")
+
+
+def test_a_variable_that_is_no_number_is_named(duckdb_warehouse: str) -> None:
+    Variable.set("anomaly_z_threshold", "three", overwrite=True)
+    try:
+        state = run()
+    finally:
+        Variable.unset("anomaly_z_threshold")
+    assert state.is_failed()
+    assert "variable anomaly_z_threshold is 'three': set it to a number" in str(state.message)
+
+
+def test_an_invalid_url_is_tried_four_times_and_named(duckdb_warehouse: str) -> None:
+    state = run(source_url="invalid://url")
+    assert state.is_failed()
+    assert str(state.message).startswith("Cannot read invalid://url: supported are sample:")
+    with get_client(sync_client=True) as client:
+        (task_run,) = client.read_task_runs(
+            flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id(state)]))
+        )
+    assert (task_run.name.rpartition("-")[0], task_run.run_count) == ("extract_metrics", 4)
+    assert extract_metrics.retry_delay_seconds == 2
+
+
+def test_a_catalog_that_is_not_the_warehouse_fails_before_anything_is_read(
+    duckdb_warehouse: str,
+) -> None:
+    state = run(target_table="lake.prod.metrics")
+    assert state.is_failed()
+    assert "write warehouse.prod.metrics" in str(state.message)
+
+
+def test_the_run_form_describes_every_parameter() -> None:
+    schema = parameter_schema(enterprise_data_pipeline)
+    assert list(schema.properties) == ["source_url", "batch_size", "target_table"]
+    assert schema.required == []
+    defaults = [field["default"] for field in schema.properties.values()]
+    assert defaults == ["sample:seattle-weather", 500, "warehouse.prod.metrics"]
+    assert all(len(field["description"]) > 20 for field in schema.properties.values())
+    assert schema.properties["batch_size"]["minimum"] == 1
+    assert str(ROOT) not in schema.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--batch-size", "0"], "batch_size: Input should be greater than or equal to 1"),
+        (["--target-table", "metrics"], "'metrics' is not catalog.schema.table"),
+        (["--source-url", ""], "source_url: String should have at least 1 character"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_an_exit_code(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert data_pipeline.main(arguments) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if " | " not in line][-1:]
+    assert told in line
+
+
+def test_the_command_prints_what_it_did(
+    duckdb_warehouse: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert data_pipeline.main([]) == 0
+    assert "5,844 rows and 192 months written to warehouse.prod.metrics" in capsys.readouterr().out
+
+
+def pipeline_process(prefect_api: str, *arguments: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.flows.pipeline_process", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PREFECT_API_URL": prefect_api},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def loading_run(known: set[UUID]) -> UUID | None:
+    """The flow run of a load that has begun, as its progress shows, and is not one of `known`."""
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["pipeline-load-progress"]))
+        )
+    for artifact in found:
+        progress = float(artifact.data) if isinstance(artifact.data, int | float) else 0.0
+        if artifact.flow_run_id and artifact.flow_run_id not in known and progress > 0:
+            return artifact.flow_run_id
+    return None
+
+
+def known_loads() -> set[UUID]:
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["pipeline-load-progress"]))
+        )
+    return {artifact.flow_run_id for artifact in found if artifact.flow_run_id}
+
+
+@pytest.mark.parametrize("again", ["rescheduled", "repeated"])
+def test_killed_in_the_middle_and_run_again_nothing_is_lost_or_double(
+    any_warehouse: str, prefect_api: str, again: str
+) -> None:
+    known = known_loads()
+    process = pipeline_process(prefect_api, "20")
+    try:
+        killed = tenacity.Retrying(
+            retry=tenacity.retry_if_result(lambda found: found is None),
+            stop=tenacity.stop_after_delay(120),
+            wait=tenacity.wait_fixed(0.05),
+        )(loading_run, known)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert killed
+    (before,) = read(any_warehouse, "loads").to_dict("records")
+    assert before["status"] == "loading"
+    assert before["flow_run_id"] == str(killed)
+    assert 0 < len(read(any_warehouse, "metrics")) == before["rows_written"] < SAMPLE_ROWS
+
+    arguments = ["500", str(killed)] if again == "rescheduled" else ["500"]
+    assert pipeline_process(prefect_api, *arguments).wait(timeout=120) == 0
+
+    rows = read(any_warehouse, "metrics")
+    assert len(rows) == len(rows.drop_duplicates(["metric", "time"])) == SAMPLE_ROWS
+    assert len(read(any_warehouse, "monthly")) == SAMPLE_MONTHS
+    loads = read(any_warehouse, "loads").set_index("flow_run_id")
+    complete = loads[loads["status"] == "complete"]
+    assert list(complete["rows_written"]) == [SAMPLE_ROWS]
+    assert (str(killed) in complete.index) == (again == "rescheduled")
+    assert len(loads) == (1 if again == "rescheduled" else 2)
+
+
+def test_two_processes_that_load_at_once_both_succeed(
+    duckdb_warehouse: str, prefect_api: str
+) -> None:
+    processes = [pipeline_process(prefect_api, "100") for _ in range(2)]
+    assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    assert len(read(duckdb_warehouse, "metrics")) == SAMPLE_ROWS
+    assert list(read(duckdb_warehouse, "loads")["status"]) == ["complete", "complete"]

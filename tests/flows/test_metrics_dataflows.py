@@ -1,0 +1,160 @@
+"""The dataflows of the data pipeline: which records are rejected and why, and what becomes of
+the others."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hamilton import driver
+from hamilton.data_quality.base import DataValidationError
+
+from flows.dataflows import metrics_quality, metrics_transform
+
+AS_OF = pd.Timestamp("2024-06-01", tz="UTC")
+DIMENSION = pd.read_csv(Path(metrics_quality.__file__).parents[1] / "data" / "metric_dimension.csv")
+GOOD = [(f"2024-01-{day:02}", "wind", "3.5") for day in range(1, 31)]
+
+
+def check(records: list[tuple[Any, Any, Any]], **overrides: Any) -> dict[str, Any]:
+    raw = pd.DataFrame(records, columns=["time", "metric", "value"], dtype="str")
+    dataflow = driver.Builder().with_modules(metrics_quality).build()
+    inputs = {"raw_records": raw, "metric_dimension": DIMENSION, "as_of": AS_OF}
+    outputs = ["accepted_records", "rejected_records", "time_gaps", "quality_report"]
+    return dict(dataflow.execute(outputs, inputs=inputs, overrides=overrides))
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ((None, "wind", "1"), "time is missing"),
+        (("31/12/2023", "wind", "1"), "time is not an ISO 8601 date or time"),
+        (("1850-01-01", "wind", "1"), "time is before 1900"),
+        (("2024-06-03", "wind", "1"), "time is in the future"),
+        (("2024-02-01", None, "1"), "metric is missing"),
+        (("2024-02-01", "  ", "1"), "metric is missing"),
+        (("2024-02-01", "wind", None), "value is missing"),
+        (("2024-02-01", "wind", "True"), "value is not a number"),
+        (("2024-02-01", "wind", "inf"), "value is infinite"),
+        (("2024-02-01", "wind", "-0.1"), "value is below the metric's minimum"),
+        (("2024-02-01", "wind", "121"), "value is above the metric's maximum"),
+        (("2024-01-07", "wind", "3.5"), "duplicate of an earlier record"),
+        (("2024-01-07T00:00:00Z", " wind", "9"), "duplicate of an earlier record"),
+    ],
+)
+def test_a_bad_record_is_rejected_as_it_came_with_its_reason(
+    record: tuple[Any, Any, Any], reason: str
+) -> None:
+    result = check([*GOOD, record])
+    assert len(result["accepted_records"]) == len(GOOD)
+    (rejected,) = result["rejected_records"].to_dict("records")
+    assert rejected["reasons"] == reason
+    assert rejected["record_number"] == len(GOOD) + 1
+    raw = (rejected["raw_time"], rejected["raw_metric"], rejected["raw_value"])
+    assert tuple(None if pd.isna(text) else text for text in raw) == record
+    assert result["quality_report"]["reasons"] == {reason: 1}
+
+
+def test_a_record_with_nothing_in_it_has_every_reason() -> None:
+    rejected = check([*GOOD, (None, None, None)])["rejected_records"]
+    reasons = "time is missing; metric is missing; value is missing"
+    assert list(rejected["reasons"]) == [reasons]
+
+
+def test_a_correction_of_a_bad_record_is_not_a_duplicate() -> None:
+    result = check([("2024-01-01", "wind", "999"), ("2024-01-01", "wind", "9")])
+    assert list(result["accepted_records"]["value"]) == [9.0]
+    assert len(result["rejected_records"]) == 1
+
+
+def test_an_unknown_metric_has_no_range_and_is_reported() -> None:
+    result = check([("2024-01-01", "sales", "-1e9")])
+    assert len(result["accepted_records"]) == 1
+    assert result["quality_report"]["unknown_metrics"] == ["sales"]
+
+
+def test_gaps_in_time_are_found_by_the_metrics_own_step() -> None:
+    hourly = [(f"2024-01-01T{hour:02}:00:00", "temp_max", "1") for hour in (0, 1, 2, 3, 7, 8)]
+    gaps = check([*GOOD[:10], *GOOD[13:], *hourly])["time_gaps"]
+    found = [
+        (gap.metric, str(gap.last_before), str(gap.first_after), gap.missing)
+        for gap in gaps.itertuples()
+    ]
+    assert found == [
+        ("temp_max", "2024-01-01 03:00:00+00:00", "2024-01-01 07:00:00+00:00", 3),
+        ("wind", "2024-01-10 00:00:00+00:00", "2024-01-14 00:00:00+00:00", 3),
+    ]
+
+
+def test_the_gate_stops_a_record_that_breaks_a_rule() -> None:
+    broken = check(GOOD)["accepted_records"]
+    broken.loc[0, "value"] = np.inf
+    with pytest.raises(DataValidationError):
+        check(GOOD, accepted_records_raw=broken)
+
+
+def transform(records: list[tuple[str, str, float]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    accepted = pd.DataFrame(records, columns=["time", "metric", "value"]).astype({"value": float})
+    accepted["time"] = pd.to_datetime(accepted["time"], utc=True).dt.as_unit("us")
+    dataflow = driver.Builder().with_modules(metrics_transform).build()
+    inputs = {
+        "accepted_records": accepted,
+        "metric_dimension": DIMENSION,
+        "anomaly_z_threshold": 3.0,
+    }
+    result = dataflow.execute(["metric_rows", "month_rows"], inputs=inputs)
+    return result["metric_rows"], result["month_rows"]
+
+
+def daily(metric: str, values: list[float], start: str = "2024-01-01") -> list[Any]:
+    days = pd.date_range(start, periods=len(values)).strftime("%Y-%m-%d")
+    return list(zip(days, [metric] * len(values), values, strict=True))
+
+
+def test_rolling_statistics_look_back_over_days_and_keep_metrics_apart() -> None:
+    values = [float(day) for day in range(40)]
+    rows, _ = transform([*daily("wind", values), *daily("temp_max", [0.0] * 40)])
+    wind = rows[rows["metric"] == "wind"].reset_index(drop=True)
+    assert wind["rolling_mean_7d"][39] == np.mean(values[33:40])
+    assert wind["rolling_mean_30d"][39] == pytest.approx(np.mean(values[10:40]))
+    assert wind["rolling_std_30d"][39] == pytest.approx(np.std(values[10:40], ddof=1))
+    assert wind["z_score"][:7].isna().all()
+    before = values[9:39]
+    expected = (39 - np.mean(before)) / np.std(before, ddof=1)
+    assert wind["z_score"][39] == pytest.approx(expected)
+    assert (rows.loc[rows["metric"] == "temp_max", "rolling_mean_7d"] == 0).all()
+    assert set(rows.loc[rows["metric"] == "wind", "unit"]) == {"m/s"}
+
+
+def test_an_outlier_is_flagged_and_does_not_hide_itself() -> None:
+    values = [1.0, 2.0] * 15
+    rows, months = transform(daily("wind", [*values, 50.0]))
+    assert list(rows.index[rows["is_anomaly"]]) == [30]
+    assert list(months["anomalies"]) == [1]
+
+
+def test_equal_values_are_no_anomaly() -> None:
+    rows, _ = transform(daily("wind", [0.1] * 40 + [0.1000001]))
+    assert not rows["is_anomaly"].any()
+
+
+def test_months_are_summed_or_averaged_and_compared_with_the_month_before() -> None:
+    rain = daily("precipitation", [1.0] * 31 + [2.0] * 29)
+    heat = daily("temp_max", [10.0] * 31 + [20.0] * 29)
+    _, months = transform([*rain, *heat])
+    found = {
+        (month.metric, str(month.month)[:7]): (month.value, month.change, month.change_percent)
+        for month in months.itertuples()
+    }
+    assert found[("precipitation", "2024-01")][0] == 31.0
+    assert found[("precipitation", "2024-02")] == (58.0, 27.0, pytest.approx(100 * 27 / 31))
+    assert found[("temp_max", "2024-02")][:2] == (20.0, 10.0)
+    assert np.isnan(found[("temp_max", "2024-02")][2])  # 20 °C is not "100 % more"
+    assert np.isnan(found[("precipitation", "2024-01")][1])
+
+
+def test_a_month_without_records_is_no_row_and_no_comparison() -> None:
+    _, months = transform([*daily("wind", [1.0] * 3), *daily("wind", [2.0] * 3, "2024-03-01")])
+    assert [str(month)[:7] for month in months["month"]] == ["2024-01", "2024-03"]
+    assert months["change"].isna().all()

@@ -1,0 +1,90 @@
+"""The flows that follow another one: the report on a load, and the one on a failed run."""
+
+import base64
+import re
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect import State, flow, get_client, get_run_logger
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+from flows.data_pipeline import enterprise_data_pipeline
+from flows.failed_run_report import failed_run_report
+from flows.metrics_report import metrics_quality_report
+
+pytestmark = [pytest.mark.services, pytest.mark.usefixtures("prefect_api")]
+
+
+def markdown(state: State[Any]) -> list[str]:
+    run_id = state.state_details.flow_run_id
+    assert run_id
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+        )
+    return [str(artifact.data) for artifact in found if artifact.type == "markdown"]
+
+
+def test_a_load_is_reported_once_per_upstream_run(any_warehouse: str) -> None:
+    table = "warehouse.test.metrics"
+    upstream = enterprise_data_pipeline(target_table=table, return_state=True)
+    later = enterprise_data_pipeline(target_table=table, return_state=True)
+    assert upstream.is_completed() and later.is_completed()
+    upstream_id = upstream.state_details.flow_run_id
+
+    first = metrics_quality_report(upstream_flow_run_id=upstream_id, return_state=True)
+    assert first.is_completed(), first.message
+    assert first.message == f"Reported on 5,844 rows that flow run {upstream_id} loaded"
+    (report,) = markdown(first)
+    assert f"# Quality of {table}" in report
+    assert str(upstream_id) in report
+    picture = re.search(r"\(data:image/png;base64,([^)]+)\)", report)
+    assert picture
+    assert base64.b64decode(picture.group(1)).startswith(b"\x89PNG")
+
+    second = metrics_quality_report(upstream_flow_run_id=upstream_id, return_state=True)
+    assert second.is_completed()
+    assert "has its report already" in str(second.message)
+    assert markdown(second) == []
+
+    latest = metrics_quality_report(target_table=table, return_state=True)
+    assert str(later.state_details.flow_run_id) in str(latest.message)
+    assert len(markdown(latest)) == 1
+
+
+def test_without_a_load_the_report_says_what_to_run(duckdb_warehouse: str) -> None:
+    state = metrics_quality_report(return_state=True)
+    assert state.is_failed()
+    assert "no load by any complete flow run in warehouse.prod.metrics_loads" in str(state.message)
+    state = metrics_quality_report(upstream_flow_run_id=uuid4(), return_state=True)
+    assert state.is_failed()
+    assert "There is no flow run" in str(state.message)
+
+
+@flow(name="breaks")
+def breaks() -> None:
+    get_run_logger().info("the last words ```")
+    raise ValueError("``` # broken on purpose")
+
+
+def test_a_failed_run_is_reported_with_its_message_log_and_link() -> None:
+    failed = breaks(return_state=True)
+    run_id = failed.state_details.flow_run_id
+    assert run_id
+    with get_client(sync_client=True) as client:
+        name = client.read_flow_run(run_id).name
+    state = failed_run_report(run_id, return_state=True)
+    assert state.is_completed()
+    (report,) = markdown(state)
+    assert f"# Failed: breaks / {name}" in report
+    assert f"/runs/flow-run/{run_id})" in report
+    message, log = re.findall(r"^````text\n(.*?)\n````$", report, re.DOTALL | re.MULTILINE)
+    assert "broken on purpose" in message
+    assert "INFO     the last words ```" in log
+
+
+def test_a_run_that_is_gone_is_one_sentence() -> None:
+    state = failed_run_report(uuid4(), return_state=True)
+    assert state.is_failed()
+    assert "it may have been deleted" in str(state.message)

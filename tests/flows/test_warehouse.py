@@ -1,0 +1,157 @@
+"""The warehouse: upserts, locks, and an error that says what to do."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from prefect.blocks.system import Secret
+
+from flows import warehouse
+from flows.warehouse import LOADS, METRICS, Target, WarehouseError
+
+TARGET = Target.parse("warehouse.prod.metrics")
+ALL_ROWS = 'SELECT * FROM "warehouse"."prod"."metrics" ORDER BY time'
+
+
+def rows(count: int, value: float = 1.0) -> pd.DataFrame:
+    frame = pd.DataFrame(
+        {
+            "metric": ["wind"] * count,
+            "time": pd.date_range("2024-01-01", periods=count).as_unit("us"),
+            "value": value,
+            "is_anomaly": False,
+            "flow_run_id": "run",
+        }
+    )
+    return frame.reindex(columns=list(METRICS.columns))
+
+
+def stored(url: str) -> list[tuple[datetime, float]]:
+    with warehouse.connect(url) as connection:
+        found = connection.read(ALL_ROWS)
+    return [
+        (time.to_pydatetime(), value)
+        for time, value in found[["time", "value"]].itertuples(index=False)
+    ]
+
+
+def test_the_same_key_again_replaces_and_null_stays_null(any_warehouse: str) -> None:
+    with warehouse.connect(any_warehouse) as connection:
+        for value in (1.0, 2.0):
+            connection.prepare(TARGET, [METRICS])
+            connection.upsert(TARGET, [(METRICS, rows(3, value))])
+        found = connection.read(ALL_ROWS)[["unit", "z_score"]]
+    assert stored(any_warehouse) == [(datetime(2024, 1, day), 2.0) for day in (1, 2, 3)]
+    assert found.isna().all(axis=None)
+
+
+def test_several_tables_are_written_together_or_not_at_all(any_warehouse: str) -> None:
+    broken = pd.DataFrame([dict.fromkeys(LOADS.columns)])  # no key
+    with warehouse.connect(any_warehouse) as connection:
+        connection.prepare(TARGET, [METRICS, LOADS])
+        with pytest.raises(Exception, match=r"(?i)not.null|constraint"):
+            connection.upsert(TARGET, [(METRICS, rows(3)), (LOADS, broken)])
+        connection.upsert(TARGET, [(METRICS, rows(1))])
+    assert len(stored(any_warehouse)) == 1
+
+
+def test_threads_that_write_the_same_rows_all_succeed(any_warehouse: str) -> None:
+    def write(value: float) -> None:
+        with warehouse.connect(any_warehouse) as connection:
+            connection.prepare(TARGET, [METRICS])
+            connection.upsert(TARGET, [(METRICS, rows(200, value))])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, [1.0, 2.0, 3.0, 4.0]))
+    found = stored(any_warehouse)
+    assert len(found) == 200
+    assert len({value for _, value in found}) == 1
+
+
+HOLDER = """
+import sys
+from flows import warehouse
+with warehouse.connect(sys.argv[1]):
+    print("open", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_file_held_by_another_process_is_waited_for(tmp_path: Path) -> None:
+    url = f"duckdb:///{tmp_path}/warehouse.duckdb"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdin and holder.stdout
+    assert holder.stdout.readline() == b"open\n"
+    with (
+        pytest.raises(WarehouseError, match=rf"in use .*process {holder.pid}"),
+        warehouse.connect(url, lock_timeout=0.2),
+    ):
+        pass
+    told: list[str] = []
+
+    def release(message: str) -> None:
+        told.append(message)
+        assert holder.stdin
+        holder.stdin.close()
+
+    with warehouse.connect(url, on_wait=release) as connection:
+        connection.prepare(TARGET, [METRICS])
+    assert holder.wait(timeout=30) == 0
+    assert told == [
+        f"Waiting for {tmp_path}/warehouse.duckdb, in use by another process (process {holder.pid})"
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["metrics", "prod.metrics", "a.b.c.d", "A.b.c", "a.b.c;", 'a.b."c"', "", "a.b." + 49 * "c"],
+)
+def test_a_target_is_three_plain_names(name: str) -> None:
+    with pytest.raises(WarehouseError, match=r"is not catalog\.schema\.table"):
+        Target.parse(name)
+
+
+@pytest.mark.parametrize(
+    ("url", "cause"),
+    [
+        ("duckdb:////data/lake.duckdb", r"DuckDB file lake\.duckdb: write lake\.prod\.metrics"),
+        ("postgresql://u:s3cret@db/other", r"PostgreSQL database other: write other\.prod"),
+        ("mysql://u:s3cret@db/warehouse", "neither duckdb:.* nor postgresql:"),
+        ("s3cret", "neither duckdb:.* nor postgresql:"),
+    ],
+)
+def test_a_warehouse_that_does_not_fit_is_told_without_its_password(url: str, cause: str) -> None:
+    with pytest.raises(WarehouseError, match=cause) as error:
+        warehouse.check(url, TARGET)
+    assert "s3cret" not in str(error.value)
+
+
+def test_no_server_is_one_line_without_the_password() -> None:
+    with (
+        pytest.raises(WarehouseError, match=r"to postgresql://127\.0\.0\.1:1/w") as error,
+        warehouse.connect("postgresql://u:s3cret@127.0.0.1:1/w"),
+    ):
+        pass
+    assert "s3cret" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_where_the_warehouse_is(
+    prefect_api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WAREHOUSE_URL", raising=False)
+    monkeypatch.setenv("PREFECT_HAMILTON_STATE", str(tmp_path))
+    assert warehouse.warehouse_url() == f"duckdb:///{tmp_path}/warehouse.duckdb"
+    Secret(value="postgresql://block/warehouse").save(warehouse.URL_BLOCK)
+    try:
+        assert warehouse.warehouse_url() == "postgresql://block/warehouse"
+        monkeypatch.setenv("WAREHOUSE_URL", "postgresql://variable/warehouse")
+        assert warehouse.warehouse_url() == "postgresql://variable/warehouse"
+    finally:
+        Secret.delete(warehouse.URL_BLOCK)

@@ -1,0 +1,202 @@
+"""The bootstrap against a real Prefect server: it writes what differs, says why it cannot."""
+
+import http.server
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from bootstrap import desired_state
+from bootstrap.errors import BootstrapError
+from tests import services
+
+pytestmark = [pytest.mark.services, pytest.mark.xdist_group("bootstrap")]
+
+STATE = {
+    "work_pools": [
+        {
+            "name": "pool",
+            "type": "process",
+            "description": "A pool.",
+            "env": {"GREETING": "hello", "HOME_OF": {"from_env": "OWNER", "default": "nobody"}},
+        }
+    ],
+    "variables": [{"name": "threshold", "value": 3.0, "tags": ["quality"]}],
+    "blocks": [
+        {"name": "url", "type": "secret", "values": {"value": {"from_env": "THE_URL"}}},
+        {
+            "name": "token",
+            "type": "secret",
+            "optional": True,
+            "values": {"value": {"from_env": "NOT_SET"}},
+        },
+    ],
+    "global_concurrency_limits": [{"name": "writes", "limit": 1}],
+    "tag_concurrency_limits": [{"tag": "training", "limit": 1}],
+    "automations": [
+        {
+            "name": "report",
+            "trigger": {"type": "event", "posture": "Reactive", "expect": ["x"], "threshold": 1},
+            "run_deployment": "no flow/no deployment",
+        }
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Service]:
+    with services.prefect_server(tmp_path_factory.mktemp("server")) as service:
+        yield service
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def apply(
+    file: Path, api_url: str, *more: str, timeout: str = "30", **env: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bootstrap", "apply", "--file", file, "--timeout", timeout, *more],
+        env=os.environ | {"PREFECT_API_URL": api_url, "THE_URL": "duckdb:///s3cret"} | env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """Outcome by name; both are at fixed places of a line."""
+    assert done.returncode == 0, done.stderr
+    return {line[39:].split(" (")[0]: line[2:11].strip() for line in done.stdout.splitlines()}
+
+
+def test_creates_changes_only_what_differs_and_keeps_what_people_added(
+    server: services.Service, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "state.yaml", STATE)
+    api = f"{server.url}/api"
+
+    first = apply(file, api, OWNER="alice")
+    assert outcomes(first) == {
+        "pool": "created",
+        "threshold": "created",
+        "url": "created",
+        "token": "left out",
+        "writes": "created",
+        "training": "created",
+        "report": "waiting",
+    }
+    assert "s3cret" not in first.stdout + first.stderr
+    pool = httpx.get(f"{api}/work_pools/pool").json()
+    env = pool["base_job_template"]["variables"]["properties"]["env"]["default"]
+    assert env == {"GREETING": "hello", "HOME_OF": "alice"}
+
+    httpx.post(f"{api}/variables/", json={"name": "of_a_person", "value": 1}).raise_for_status()
+    httpx.patch(f"{api}/work_pools/pool", json={"is_paused": True}).raise_for_status()
+    before = httpx.get(f"{api}/work_pools/pool").json()["updated"]
+    second = outcomes(apply(file, api, OWNER="alice"))
+    assert set(second.values()) == {"unchanged", "left out", "waiting"}
+    assert httpx.get(f"{api}/work_pools/pool").json()["updated"] == before
+
+    changed = STATE | {"variables": [{"name": "threshold", "value": 4.0, "tags": ["quality"]}]}
+    third = outcomes(apply(write(file, changed), api, OWNER="bob", THE_URL="duckdb:///another"))
+    assert {name for name, what in third.items() if what == "updated"} == {
+        "pool",
+        "threshold",
+        "url",
+    }
+    assert httpx.get(f"{api}/variables/name/threshold").json()["value"] == 4.0
+    assert httpx.get(f"{api}/variables/name/of_a_person").json()["value"] == 1
+    assert httpx.get(f"{api}/work_pools/pool").json()["is_paused"]
+
+
+def test_a_pool_of_another_type_is_an_error(server: services.Service, tmp_path: Path) -> None:
+    api = f"{server.url}/api"
+    pool = {"name": "typed", "type": "process"}
+    assert apply(write(tmp_path / "a.yaml", {"work_pools": [pool]}), api).returncode == 0
+    other = pool | {"type": "kubernetes"}
+    done = apply(write(tmp_path / "b.yaml", {"work_pools": [other]}), api)
+    assert done.returncode == 1
+    assert "has the type process, not kubernetes" in done.stderr
+
+
+def test_a_page_instead_of_an_api_is_named(server: services.Service, tmp_path: Path) -> None:
+    done = apply(write(tmp_path / "state.yaml", STATE), server.url)
+    assert done.returncode == 1
+    assert "is not a Prefect API" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_nothing_there_is_named_after_the_time_out(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{services.free_port()}/api"
+    done = apply(write(tmp_path / "state.yaml", STATE), url, timeout="1")
+    assert done.returncode == 1
+    assert f"After 1 s the Prefect server does not answer at {url}" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_wanted_password_is_named(tmp_path: Path) -> None:
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # the name that http.server calls
+            self.send_error(401)
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    refusing = http.server.HTTPServer(("127.0.0.1", 0), Refusing)
+    thread = threading.Thread(target=refusing.serve_forever)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{refusing.server_port}/api"
+        done = apply(write(tmp_path / "state.yaml", STATE), url)
+    finally:
+        refusing.shutdown()
+        thread.join()
+        refusing.server_close()
+    assert done.returncode == 1
+    assert "wants a password (401): set PREFECT_API_AUTH_STRING" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"work_pool": []}, "work_pool: Extra inputs are not permitted"),
+        (
+            {"blocks": [{"name": "x", "type": "secret", "values": {"value": "hunter2"}}]},
+            "a secret's value must come from the environment",
+        ),
+        ({"tag_concurrency_limits": [{"tag": "x", "limit": -1}]}, "tag_concurrency_limits.0.limit"),
+        ([], "Input should be a valid dictionary"),
+    ],
+)
+def test_a_wrong_file_is_refused_without_quoting_it(
+    tmp_path: Path, content: object, message: str
+) -> None:
+    with pytest.raises(BootstrapError, match=message) as caught:
+        desired_state.load([write(tmp_path / "state.yaml", content)])
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_later_file_adds_and_replaces_by_name(tmp_path: Path) -> None:
+    first = write(
+        tmp_path / "a.yaml", {"variables": [{"name": "a", "value": 1}, {"name": "b", "value": 1}]}
+    )
+    second = write(
+        tmp_path / "b.yaml", {"variables": [{"name": "b", "value": 2}, {"name": "c", "value": 2}]}
+    )
+    state = desired_state.load([first, second])
+    assert {each.name: each.value for each in state.variables} == {"a": 1, "b": 2, "c": 2}
+
+
+def test_the_project_s_own_files_are_valid() -> None:
+    folder = services.ROOT / "bootstrap"
+    state = desired_state.load([folder / "desired-state.yaml", folder / "local.yaml"])
+    assert [pool.name for pool in state.work_pools] == ["local-process-pool"]

@@ -1,0 +1,298 @@
+"""The local profile as a person meets it: the real servers and worker, on free ports."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import duckdb
+import httpx
+import psutil
+import pytest
+from prefect.server.schemas.schedules import CronSchedule
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from scripts import local_profile
+from tests import services
+
+# One profile for the module: these tests belong on one process, in this order.
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.xdist_group("profile"),
+    pytest.mark.timeout(600),
+]
+
+ETL = "Enterprise Data Pipeline/production-etl"
+WALKTHROUGH = "ui-walkthrough-retries/walkthrough"
+
+
+class LocalProfile:
+    """The profile's commands with a state folder and ports of their own."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.port, self.hamilton_port = services.free_port(), services.free_port()
+        self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.port}/api", timeout=60)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"PREFECT_HAMILTON_STATE": str(self.state)}
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "scripts.local", *arguments],
+            cwd=services.ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def up(self) -> subprocess.CompletedProcess[str]:
+        return self.run("up", "--port", str(self.port), "--hamilton-port", str(self.hamilton_port))
+
+    def prefect(self, *arguments: str) -> str:
+        noted = local_profile.running(self.state)
+        assert noted is not None
+        done = subprocess.run(
+            ["prefect", *arguments],
+            cwd=services.ROOT,
+            env=noted.profile.environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    def trigger(self, deployment: str, name: str, *options: str) -> dict[str, Any]:
+        self.prefect("deployment", "run", deployment, "--flow-run-name", name, *options)
+        return self.runs(flow_runs={"name": {"any_": [name]}})[0]
+
+    def runs(self, **filters: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (
+            self.api.post("/flow_runs/filter", json=filters).raise_for_status().json()
+        )
+        return found
+
+    def state_of(self, run: dict[str, Any]) -> str:
+        return str(self.api.get(f"/flow_runs/{run['id']}").raise_for_status().json()["state_name"])
+
+    def ended(self, run: dict[str, Any]) -> str:
+        final = ("Completed", "Failed", "Crashed", "Cancelled")
+        wait_until(lambda: self.state_of(run) in final, seconds=240)
+        return self.state_of(run)
+
+    def attempts(self, run: dict[str, Any]) -> int:
+        tasks = self.api.post(
+            "/task_runs/filter", json={"flow_runs": {"id": {"any_": [run["id"]]}}}
+        )
+        return max(int(task["run_count"]) for task in tasks.raise_for_status().json())
+
+    def process(self, command: str) -> psutil.Process:
+        """The process of the profile that is this command, not a shell that starts it."""
+        return next(
+            process
+            for process in local_profile.processes(self.state)
+            if command in " ".join(process.cmdline()) and "while" not in process.cmdline()[-1]
+        )
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    def quietly() -> bool:
+        try:
+            return condition()
+        except (httpx.HTTPError, StopIteration, psutil.NoSuchProcess):
+            return False
+
+    Retrying(
+        retry=retry_if_result(lambda held: not held),
+        stop=stop_after_delay(seconds),
+        wait=wait_fixed(0.3),
+    )(quietly)
+
+
+def users_prefect_files() -> dict[Path, float]:
+    return {path: path.stat().st_mtime for path in (Path.home() / ".prefect").rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalProfile]:
+    profile = LocalProfile(tmp_path_factory.mktemp("state"))
+    before = users_prefect_files()
+    try:
+        started = profile.up()
+        assert started.returncode == 0, started.stdout + started.stderr
+        assert "5 deployments in local-process-pool" in started.stdout
+        yield profile
+    finally:
+        profile.run("down")
+    assert not local_profile.processes(profile.state)
+    assert users_prefect_files() == before
+
+
+def test_a_fresh_profile_holds_the_desired_state(profile: LocalProfile) -> None:
+    names = {
+        path: {each["name"] for each in profile.api.post(f"/{path}/filter", json={}).json()}
+        for path in ("deployments", "variables", "automations", "block_documents")
+    }
+    assert {"production-etl", "absenteeism-local", "walkthrough"} <= names["deployments"]
+    assert {"anomaly_z_threshold", "max_rejected_ratio"} <= names["variables"]
+    assert "report-failed-runs" in names["automations"]
+    assert {"warehouse-url", "flow-results"} <= names["block_documents"]
+
+
+def test_everything_listens_on_the_loopback_address_only(profile: LocalProfile) -> None:
+    listening = {
+        connection.laddr.ip
+        for process in local_profile.processes(profile.state)
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+
+
+def test_a_second_up_says_so_and_starts_nothing(profile: LocalProfile) -> None:
+    before = {process.pid for process in local_profile.processes(profile.state)}
+    again = profile.up()
+    assert again.returncode == 0
+    assert "already running" in again.stdout
+    assert before <= {process.pid for process in local_profile.processes(profile.state)}
+
+
+def test_the_schedule_is_nine_in_chicago_also_across_a_change_of_the_clocks(
+    profile: LocalProfile,
+) -> None:
+    deployment = profile.api.get(f"/deployments/name/{ETL}").json()
+    wait_until(
+        lambda: bool(
+            profile.runs(
+                deployments={"id": {"any_": [deployment["id"]]}},
+                flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}},
+            )
+        )
+    )
+    # 8 March 2026 is the day on which the clocks change there.
+    schedule = deployment["schedules"][0]["schedule"]
+    cron = CronSchedule.model_validate(schedule)
+    dates = asyncio.run(
+        cron.get_dates(3, start=datetime(2026, 3, 7, tzinfo=ZoneInfo("America/Chicago")))
+    )
+    local = [date.astimezone(ZoneInfo("America/Chicago")) for date in dates]
+    assert [(date.day, date.hour) for date in local] == [(7, 9), (8, 9), (9, 9)]
+    assert [date.astimezone(ZoneInfo("UTC")).hour for date in dates] == [15, 14, 14]
+
+
+def test_runs_with_default_overridden_and_json_parameters(profile: LocalProfile) -> None:
+    runs = [
+        profile.trigger(ETL, "default"),
+        profile.trigger(
+            ETL,
+            "overridden",
+            "--param",
+            "batch_size=1000",
+            "--param",
+            "target_table=warehouse.staging.metrics",
+        ),
+        profile.trigger(
+            ETL, "json", "--params", '{"batch_size": 200, "target_table": "warehouse.test.metrics"}'
+        ),
+    ]
+    assert [profile.ended(run) for run in runs] == ["Completed"] * 3
+    with duckdb.connect(str(profile.state / "warehouse.duckdb"), read_only=True) as warehouse:
+        counts = {
+            warehouse.execute(f"SELECT count(*) FROM warehouse.{schema}.metrics").fetchone()  # noqa: S608  # names of this test
+            for schema in ("prod", "staging", "test")
+        }
+    assert len(counts) == 1
+    assert counts != {(0,)}
+
+
+def test_an_invalid_url_fails_after_three_retries_and_is_reported(profile: LocalProfile) -> None:
+    run = profile.trigger(ETL, "invalid", "--param", "source_url=invalid://url")
+    assert profile.ended(run) == "Failed"
+    assert profile.attempts(run) == 4
+    wait_until(
+        lambda: any(
+            report["parameters"]["flow_run_id"] == run["id"] and report["state_name"] == "Completed"
+            for report in profile.runs(deployments={"name": {"any_": ["on-failure"]}})
+        ),
+        seconds=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("should_fail", "state", "attempts"), [("false", "Completed", 2), ("true", "Failed", 3)]
+)
+def test_retries(profile: LocalProfile, should_fail: str, state: str, attempts: int) -> None:
+    run = profile.trigger(
+        WALKTHROUGH, f"retry-{should_fail}", "--param", f"should_fail={should_fail}"
+    )
+    assert profile.ended(run) == state
+    assert profile.attempts(run) == attempts
+
+
+@pytest.mark.parametrize("victim", ["prefect worker start", "prefect server start"])
+def test_a_run_survives_the_death_of_the_worker_and_of_the_server(
+    profile: LocalProfile, victim: str
+) -> None:
+    run = profile.trigger(WALKTHROUGH, f"survives-{victim.split()[1]}")
+    wait_until(lambda: profile.state_of(run) == "Running")
+    killed = profile.process(victim)
+    killed.kill()
+    assert profile.ended(run) == "Completed"
+    wait_until(lambda: profile.process(victim).pid != killed.pid)
+    wait_until(lambda: profile.run("status").returncode == 0)
+
+
+def test_interrupted_runs_start_again_and_a_killed_manager_leaves_nothing(
+    profile: LocalProfile,
+) -> None:
+    run = profile.trigger(WALKTHROUGH, "interrupted")
+    wait_until(lambda: profile.state_of(run) == "Running")
+    manager = local_profile.manager(profile.state)
+    assert manager is not None
+    for process in (manager, profile.process("prefect worker start")):
+        process.kill()
+
+    assert profile.run("down").returncode == 0
+    assert not local_profile.processes(profile.state)
+    assert "not running" in profile.run("down").stdout
+
+    started = profile.up()
+    assert started.returncode == 0, started.stdout + started.stderr
+    assert profile.ended(run) == "Completed"
+
+
+def test_a_busy_port_names_who_uses_it(tmp_path: Path) -> None:
+    other = LocalProfile(tmp_path / "state")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", other.port))
+        listener.listen()
+        done = other.up()
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"Port {other.port} is in use by process {os.getpid()}")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_state_folder_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "prefect-version").write_text("99.0\n")
+    done = LocalProfile(tmp_path).up()
+    assert done.returncode == 1
+    assert "was last used with Prefect 99.0" in done.stderr
+
+
+def test_a_server_that_ends_at_once_shows_its_log(tmp_path: Path) -> None:
+    # A folder where the database should be.
+    (tmp_path / "prefect" / "prefect.db").mkdir(parents=True)
+    broken = LocalProfile(tmp_path)
+    done = broken.up()
+    assert done.returncode == 1
+    assert "The local profile ended while it started." in done.stderr
+    assert "unable to open database file" in done.stderr
+    assert str(tmp_path / "logs" / "profile.log") in done.stderr
+    assert not local_profile.processes(tmp_path)

@@ -1,0 +1,130 @@
+"""Real servers for tests: each on a free port of 127.0.0.1, gone when its block ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import tenacity
+
+ROOT = Path(__file__).parent.parent
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Service:
+    """A server process and its log."""
+
+    command: list[str]
+    port: int
+    ready_path: str
+    log: Path
+    env: dict[str, str]
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def wait_until_ready(self, seconds: float = 180) -> None:
+        """Return when the server answers; RuntimeError with its log when it ends or does not."""
+        for attempt in tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(httpx.HTTPError),
+            stop=tenacity.stop_after_delay(seconds),
+            wait=tenacity.wait_fixed(0.1),
+            reraise=True,
+        ):
+            with attempt:
+                if not self.alive:
+                    raise RuntimeError(f"{self.command} ended: {self.log.read_text()}")
+                httpx.get(self.url + self.ready_path, timeout=2).raise_for_status()
+
+    def start(self) -> None:
+        """Start (again) on the same port with the same data."""
+        self.process = _spawn(self.command, self.log, self.env)
+        self.wait_until_ready()
+
+    def stop(self) -> None:
+        """End the server and its children."""
+        if self.alive:
+            self.thaw()
+            self.process.terminate()
+            self.process.wait(timeout=20)
+
+    def freeze(self) -> None:
+        """From now on the server accepts connections and never answers."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.killpg(self.process.pid, signal.SIGCONT)
+
+
+def _spawn(command: list[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        # A group of its own, so that a test can stop the server with its children.
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | dict(env),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+@contextmanager
+def _running(
+    command: list[str], port: int, ready_path: str, log: Path, env: dict[str, str]
+) -> Iterator[Service]:
+    service = Service(command, port, ready_path, log, env, _spawn(command, log, env))
+    try:
+        service.wait_until_ready()
+        yield service
+    finally:
+        service.stop()
+
+
+@contextmanager
+def hamilton_ui(state: Path, global_key: str | None = None) -> Iterator[Service]:
+    """A Hamilton UI with its data in `state`, which only answers to `global_key` when given."""
+    state.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    command = [sys.executable, "-m", "scripts.hamilton_ui"]
+    command += ["--port", str(port), "--state", str(state)]
+    env = {"HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY": global_key or ""}
+    with _running(command, port, "/api/ping", state / "server.log", env) as service:
+        yield service
+
+
+@contextmanager
+def prefect_server(home: Path) -> Iterator[Service]:
+    """A Prefect server without background services, with its database in `home`."""
+    home.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    command = [sys.executable, "-m", "prefect", "server", "start", "--no-services"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    env = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_API_URL": "",
+        "DO_NOT_TRACK": "1",
+    }
+    with _running(command, port, "/api/health", home / "server.log", env) as service:
+        yield service
