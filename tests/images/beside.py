@@ -1,0 +1,3 @@
+"""Imported by a flow from its own folder."""
+
+WORD = "beside"
