@@ -70,7 +70,7 @@ def values_schema() -> dict[str, Any]:
 
 
 def _strip(node: Any) -> None:
-    """Remove pydantic's titles and defaults: values.yaml has the defaults."""
+    """Remove titles and defaults, which values.yaml has; close mappings with named keys."""
     if isinstance(node, dict):
         for name, child in node.items():
             if name in {"properties", "$defs"}:
@@ -78,6 +78,8 @@ def _strip(node: Any) -> None:
                     _strip(grandchild)
             else:
                 _strip(child)
+        if "patternProperties" in node:
+            node["additionalProperties"] = False
         node.pop("title", None)
         node.pop("default", None)
     elif isinstance(node, list):

@@ -62,7 +62,7 @@ class EnvSource(Values):
 
 Env = dict[
     Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")],
-    str | int | float | bool | EnvSource,
+    str | int | float | bool | EnvSource | None,
 ]
 
 
@@ -79,7 +79,7 @@ class PodSettings(Values):
     env: Env = Field(
         default_factory=dict,
         description="Environment variables by name: a value, or `secretKeyRef`, `configMapKeyRef`, "
-        "`fieldRef` or `resourceFieldRef`. They win over the chart's own.",
+        "`fieldRef` or `resourceFieldRef`. They win over the chart's own; null removes one.",
     )
     env_from: list[KubernetesObject] = Field(
         default_factory=list, description="Secrets and ConfigMaps whose keys become environment."

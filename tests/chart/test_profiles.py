@@ -94,7 +94,9 @@ def test_several_servers_share_everything(profiles: dict[str, Release]) -> None:
         assert found.items() >= shared.items()
         assert found["PREFECT_SERVER_DOCKET_URL"] == url
         assert found["PREFECT_REDIS_MESSAGING_URL"] == url
-    budgets = {o["metadata"]["name"].split("hamilton-", 1)[1] for o in release.of("PodDisruptionBudget")}
+    budgets = {
+        o["metadata"]["name"].split("hamilton-", 1)[1] for o in release.of("PodDisruptionBudget")
+    }
     assert budgets == {"server", "background-services", "worker-kubernetes", "hamilton-ui"}
     for deployment in release.of("Deployment"):
         assert pod_template(deployment)["spec"]["topologySpreadConstraints"]
@@ -106,7 +108,9 @@ def test_a_worker_release_is_only_that(profiles: dict[str, Release]) -> None:
     assert not release.of("StatefulSet") + release.of("Service") + release.of("Secret")
     worker = env(pod_template(release.of("Deployment")[0])["spec"]["containers"][0])
     assert worker["PREFECT_API_URL"] == "https://api.prefect.cloud/api/accounts/1/workspaces/2"
-    assert worker["PREFECT_API_KEY"] == {"secretKeyRef": {"name": "prefect-cloud", "key": "api-key"}}
+    assert worker["PREFECT_API_KEY"] == {
+        "secretKeyRef": {"name": "prefect-cloud", "key": "api-key"}
+    }
     assert worker["PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_KEY_SECRET_NAME"] == "prefect-cloud"
     assert "PREFECT_API_AUTH_STRING" not in worker
 
@@ -193,7 +197,9 @@ def test_two_releases_do_not_collide(default: Release) -> None:
     for mine in default.of("Service"):
         for obj in other.objects:
             if template := pod_template(obj):
-                selected = mine["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+                selected = (
+                    mine["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+                )
                 assert not selected, obj["metadata"]["name"]
 
 

@@ -1,0 +1,246 @@
+"""values.yaml, its schema and its documentation agree; mistakes are told in a sentence."""
+
+import json
+import re
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from scripts import chart_schema, chart_values
+from tests.chart.charts import (
+    CHART,
+    Release,
+    RenderError,
+    env,
+    pod_template,
+    render,
+    template_text,
+)
+from tests.chart.conftest import PROFILES, profile_values
+
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+
+
+def test_the_generated_files_are_current() -> None:
+    for path, text in chart_schema.files().items():
+        assert path.read_text() == text, f"{path.name}: run python -m scripts.chart_schema"
+
+
+def test_the_schema_is_closed_everywhere() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    for name, part in [("top", SCHEMA), *SCHEMA["$defs"].items()]:
+        assert part["additionalProperties"] is False, name
+
+
+def test_values_yaml_has_the_defaults_of_the_models() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert chart_values.ChartValues.model_validate(values) == chart_values.ChartValues()
+
+
+def test_every_value_is_documented() -> None:
+    table = (CHART / "README.md").read_text()
+    for path, _, text in chart_schema.documented():
+        assert text.endswith("."), f"{path} has no sentence"
+        assert f"| `{path}` |" in table
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_example_files_are_valid(name: str) -> None:
+    jsonschema.validate(profile_values(name), SCHEMA)
+
+
+def leaves(node: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if not isinstance(node, dict) or not node:
+        return [path]
+    return [leaf for key, value in node.items() for leaf in leaves(value, (*path, key))]
+
+
+def test_every_value_is_used() -> None:
+    """Each is named in a template: whole, or without its start where settings are merged."""
+    templates = "".join(p.read_text() for p in (CHART / "templates").rglob("*") if p.is_file())
+    for path, _, _ in chart_schema.documented():
+        steps = path.split(".")
+        endings = [".".join(steps[i:]) for i in range(len(steps))]
+        if path.startswith("bootstrap.state."):
+            continue  # passed on as it is
+        assert any(re.search(rf"\.{re.escape(e)}\b", templates) for e in endings), path
+
+
+def test_every_pod_setting_reaches_every_pod(profiles: dict[str, Release]) -> None:
+    """What `global` says is in all pods; everything.yaml sets each setting."""
+    release = profiles["everything"]
+    shared = profile_values("everything")["global"]
+    for obj in release.objects:
+        if (template := pod_template(obj)) is None or obj["kind"] in ("Pod", "CronJob"):
+            continue
+        spec, name = template["spec"], obj["metadata"]["name"]
+        main = spec["containers"][0]
+        for key in ("affinity", "priorityClassName", "dnsConfig", "tolerations"):
+            assert spec[key] == shared[key], f"{name}: {key}"
+        assert spec["nodeSelector"].items() >= shared["nodeSelector"].items(), name
+        assert spec["topologySpreadConstraints"] == shared["topologySpreadConstraints"]
+        assert spec["imagePullSecrets"] == [{"name": "pull"}]
+        assert spec["securityContext"]["supplementalGroups"] == [4000]
+        assert main["securityContext"]["runAsGroup"] == 2000
+        assert "HTTPS_PROXY" in env(main), name
+        assert main["envFrom"] == shared["envFrom"], name
+        assert shared["volumes"][0] in spec["volumes"], name
+        assert shared["volumeMounts"][0] in main["volumeMounts"], name
+        assert "extra" in [c["name"] for c in spec["initContainers"]], name
+        assert template["metadata"]["labels"].items() >= shared["podLabels"].items()
+        assert template["metadata"]["annotations"].items() >= shared["podAnnotations"].items()
+        if obj["kind"] != "Job":
+            assert "sidecar" in [c["name"] for c in spec["containers"]], name
+        assert main["image"].startswith(("registry.example.org/mirror/", "ghcr.io/")), name
+        assert main["imagePullPolicy"] == "Always"
+
+
+def test_every_value_is_in_some_example() -> None:
+    """So that what the tests check about the examples is checked for every value."""
+    seen = {
+        re.sub(r"^workers\..*", "workers", ".".join(p))
+        for n in PROFILES
+        for p in leaves(profile_values(n))
+    }
+    for path, _, _ in chart_schema.documented():
+        in_example = any(s == path or s.startswith(f"{path}.") for s in seen)
+        is_other_knob = ".podDisruptionBudget." in path  # one of two
+        assert in_example or is_other_knob or path in NOT_IN_AN_EXAMPLE, path
+
+
+NOT_IN_AN_EXAMPLE = {
+    "server.sqlite.storage.size",
+    "server.sqlite.storage.storageClass",
+    "server.sqlite.storage.existingClaim",
+    "server.sqlite.storage.keep",
+    "hamiltonUi.storage.size",
+    "hamiltonUi.storage.storageClass",
+    "hamiltonUi.storage.existingClaim",
+    "hamiltonUi.storage.keep",
+    "secrets.enabled",
+    "bootstrap.enabled",
+    "networkPolicy.enabled",
+    "rbac.create",
+    "ingress.tlsSecret",
+}
+
+
+def at(path: str, value: Any) -> dict[str, Any]:
+    """Return values with one set: at("a.b", 1) is {"a": {"b": 1}}."""
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return dict(value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        at("serverr.enabled", True),
+        at("server.enable", True),
+        at("server.image.repo", "x"),
+        at("server.resources.request", {}),
+        at("workers.kubernetes.replica", 2),
+        at("workers.kubernetes.flows.imagee", {}),
+        at("flows.gitCredential.token", "secret"),
+        at("postgres.databases.prefect.password", "secret"),
+        at("ingress.hosts", []),
+        at("server.replicas", "two"),
+        at("server.replicas", 0),
+        at("server.service.nodePort", 80),
+        at("server.logLevel", "loud"),
+        at("auth.type", "oauth"),
+        at("server.host", "https://prefect.example.org"),
+        at("server.url", "prefect.example.org"),
+        at("server.image.digest", "abc"),
+        at("server.env", {"A-B": "x"}),
+        at("server.env", {"A": {"secretRef": {}}}),
+        at("server.env", {"A": {"secretKeyRef": {}, "fieldRef": {}}}),
+        at("postgres.databases.prefect.user", 'x"; DROP'),
+        at("flows.repository", "flows"),
+        at("workers", {"a/b": {}}),
+    ],
+    ids=json.dumps,
+)
+def test_an_unknown_or_mistyped_value_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(RenderError, match=r"schema|values don't meet"):
+        template_text(values)
+
+
+REMOTE = {"server": {"enabled": False}, "hamiltonUi": {"enabled": False}}
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"server": {"replicas": 2}}, "valkey.enabled"),
+        ({"server": {"replicas": 2, "sqlite": {"enabled": True}}}, "one server replica"),
+        ({"api": {"url": "http://x/api"}}, "server.enabled is true"),
+        ({"auth": {"type": "apiKey"}}, "Prefect Cloud"),
+        (REMOTE, "set api.url"),
+        ({**REMOTE, "api": {"url": "http://x/api"}}, "set auth.existingSecret"),
+        ({**REMOTE, "workers": {"kubernetes": None}}, "Nothing is left to install"),
+        ({"postgres": {"enabled": False}}, "PostgreSQL is needed"),
+        ({"postgres": {"host": "db"}}, "set one of them"),
+        ({"postgres": {"enabled": False, "host": "db"}}, "set postgres.existingSecret"),
+        ({"postgres": {"tls": {"enabled": True}}}, "ours has no certificate"),
+        ({"hamiltonUi": {"replicas": 2}}, "hamiltonUi.s3.bucket"),
+        ({"secrets": {"enabled": False}}, "existingSecret"),
+        ({"ingress": {"enabled": True}}, "needs server.host"),
+        ({"ingress": {"enabled": True}, "server": {"host": "a"}}, "needs hamiltonUi.host"),
+        (
+            {"ingress": {"enabled": True}, "server": {"host": "a"}, "hamiltonUi": {"host": "a"}},
+            "must differ",
+        ),
+        (
+            {"gateway": {"enabled": True}, "server": {"host": "a"}, "hamiltonUi": {"host": "b"}},
+            "gateway.parentRefs",
+        ),
+        ({"serviceMonitor": {"enabled": True}}, "server.metrics"),
+        (
+            {"flows": {"repository": "https://x/y.git"}, "bootstrap": {"enabled": False}},
+            "set bootstrap.enabled",
+        ),
+        ({"flows": {"repository": "git@x:y.git"}}, "SSH address"),
+        ({"workers": {"a b": {}}}, "schema"),
+        ({"workers": {"a": {"autoscaling": {"enabled": True, "minReplicas": 9}}}}, "maxReplicas"),
+    ],
+    ids=json.dumps,
+)
+def test_a_mistake_is_told_in_a_sentence(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RenderError) as error:
+        template_text(values)
+    assert sentence in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(RenderError) as error:
+        template_text({"server": {"replicas": 2}, "ingress": {"enabled": True}})
+    for sentence in ("valkey.enabled", "needs server.host", "needs hamiltonUi.host"):
+        assert sentence in str(error.value)
+
+
+def test_env_is_merged_by_name_and_null_removes() -> None:
+    release = render(
+        {
+            "global": {"env": {"SHARED": "1", "PREFECT_HOME": "/elsewhere"}},
+            "server": {"env": {"SHARED": 2, "FLAG": True, "PREFECT_SERVER_LOGGING_LEVEL": None}},
+        }
+    )
+    found = env(pod_template(release.get("Deployment", "server"))["spec"]["containers"][0])
+    assert (found["SHARED"], found["FLAG"], found["PREFECT_HOME"]) == ("2", "true", "/elsewhere")
+    worker = env(
+        pod_template(release.get("Deployment", "worker-kubernetes"))["spec"]["containers"][0]
+    )
+    assert worker["SHARED"] == "1"
+    assert "PREFECT_SERVER_LOGGING_LEVEL" not in found
+
+
+def test_an_arbitrary_user_id() -> None:
+    """A platform that gives each namespace its own user ids refuses fixed ones."""
+    nothing = {"runAsUser": None, "runAsGroup": None, "fsGroup": None}
+    release = render({"global": {"podSecurityContext": nothing}})
+    for obj in release.objects:
+        if template := pod_template(obj):
+            assert not set(nothing) & set(template["spec"]["securityContext"])
+            assert template["spec"]["securityContext"]["runAsNonRoot"] is True
