@@ -6,9 +6,8 @@ site=$(echo "$1"/lib/python3.*/site-packages)
 # Test suites, C headers and sources, and source maps of web pages.
 find "$site" -type d -name tests -prune -exec rm -rf {} +
 rm -rf "$site/pyarrow/include" "$site/pyarrow/src" "$site/numpy/_core/include"
-# Arrow's network server and query plans for other engines: 37 MB that reading and writing files does not use.
-rm -f "$site"/pyarrow/libarrow_flight.so* "$site"/pyarrow/_flight*.so "$site"/pyarrow/flight.py \
-  "$site"/pyarrow/libarrow_substrait.so* "$site"/pyarrow/_substrait*.so "$site"/pyarrow/substrait.py
+# Arrow's network server: 32 MB that reading and writing files does not use.
+rm -f "$site"/pyarrow/libarrow_flight.so* "$site"/pyarrow/_flight*.so "$site"/pyarrow/flight.py
 find "$site" -type f \( -name '*.map' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' -o -name '*.c' -o -name '*.cpp' \
   -o -name '*.h' -o -name '*.hpp' \) -delete
 
@@ -17,6 +16,9 @@ if [ -d "$site/botocore/data" ]; then
   find "$site/botocore/data" -mindepth 1 -maxdepth 1 -type d \
     ! -name s3 ! -name sts ! -name sso ! -name sso-oidc ! -name signin -exec rm -rf {} +
 fi
+
+# Django's texts in other languages: nothing here shows them.
+find "$site" -path '*/django/*/locale/*' \( -name '*.po' -o -name '*.mo' \) ! -path '*/locale/en/*' -delete
 
 # Bytecode that is never checked against its source: nothing in an image changes, and no start compiles.
 find "$site" -type d -name __pycache__ -prune -exec rm -rf {} +
