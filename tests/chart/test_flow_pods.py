@@ -1,0 +1,154 @@
+"""The base job template as Prefect's own worker fills it in: what a flow pod looks like."""
+
+import asyncio
+import uuid
+from typing import Any
+
+import pytest
+import yaml
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun
+from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+from tests.chart.charts import Object, Release, check, env, render
+from tests.chart.conftest import PROFILES, profile_values
+
+from bootstrap.desired_state import DesiredState
+
+
+def template(release: Release, pool: str = "kubernetes") -> Object:
+    data = release.get("ConfigMap", "bootstrap")["data"]
+    return dict(yaml.safe_load(data[f"base-job-template-{pool}.yaml"]))
+
+
+def flow_job(base_job_template: Object, variables: Object | None = None) -> Object:
+    """Return the Job that a worker would create for a flow run."""
+    configuration = asyncio.run(
+        KubernetesWorkerJobConfiguration.from_template_and_values(
+            base_job_template=base_job_template,
+            values=variables or {},
+            # Asked only for blocks that a template names; ours names none.
+            client=PrefectClient("http://127.0.0.1:9/api"),
+        )
+    )
+    flow_run = FlowRun(id=uuid.uuid4(), name="quick-fox", flow_id=uuid.uuid4())
+    configuration.prepare_for_flow_run(flow_run)
+    job = configuration.job_manifest
+    if not job["metadata"]["annotations"]:
+        del job["metadata"]["annotations"]
+    # Prefect wants these two in the pod, where Kubernetes ignores them.
+    for key in ("parallelism", "completions"):
+        del job["spec"]["template"]["spec"][key]
+    return job
+
+
+@pytest.fixture(autouse=True)
+def _worker_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://demo-prefect-hamilton-server:4200/api")
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_flow_pods_are_valid_and_restricted(name: str, profiles: dict[str, Release]) -> None:
+    for pool in profile_values(name).get("workers", {"kubernetes": {}}):
+        slug = {"GPU_pool": "gpu-pool-40d5"}.get(pool, pool)
+        check(flow_job(template(profiles[name], slug)))
+
+
+def test_the_values_are_the_defaults(default: Release) -> None:
+    job = flow_job(template(default))
+    pod = job["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert job["spec"]["backoffLimit"] == 0
+    assert job["spec"]["activeDeadlineSeconds"] == 86400
+    assert job["spec"]["ttlSecondsAfterFinished"] == 600
+    assert job["metadata"]["namespace"] == "flows"
+    assert container["image"] == "prefect-hamilton/flows:0.1.0"
+    assert container["resources"] == {
+        "requests": {"cpu": "25m", "memory": "128Mi"},
+        "limits": {"memory": "512Mi"},
+    }
+    assert pod["serviceAccountName"] == "demo-prefect-hamilton-flows"
+    assert pod["automountServiceAccountToken"] is False
+    found = env(container)
+    assert found["PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR"] == "reschedule"
+    assert found["WAREHOUSE_URL"] == {
+        "secretKeyRef": {"name": "demo-prefect-hamilton-postgres", "key": "warehouse-url"}
+    }
+    assert found["HAMILTON_API_KEY"]["secretKeyRef"]["key"] == "api-key"
+
+
+def test_job_variables_win(default: Release) -> None:
+    job = flow_job(
+        template(default),
+        {
+            "image": "mine:2",
+            "cpu_request": "250m",
+            "cpu_limit": "1",
+            "memory_limit": "2Gi",
+            "env": {"A": "b", "WAREHOUSE_URL": "duckdb:////tmp/warehouse.duckdb"},
+            "active_deadline_seconds": 60,
+            "node_selector": {"gpu": "yes"},
+            "labels": {"team": "data"},
+            "annotations": {"example.org/a": "b"},
+            "command": "python -m mine",
+        },
+    )
+    pod = job["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert container["image"] == "mine:2"
+    assert container["args"] == ["python", "-m", "mine"]
+    assert container["resources"]["requests"] == {"cpu": "250m", "memory": "128Mi"}
+    assert container["resources"]["limits"] == {"cpu": "1", "memory": "2Gi"}
+    assert env(container)["A"] == "b"
+    assert env(container)["WAREHOUSE_URL"] == "duckdb:////tmp/warehouse.duckdb"
+    assert job["spec"]["activeDeadlineSeconds"] == 60
+    assert pod["nodeSelector"] == {"gpu": "yes"}
+    assert job["spec"]["template"]["metadata"]["labels"]["team"] == "data"
+    check(job)
+
+
+def test_a_pool_has_its_own_flow_pods(profiles: dict[str, Release]) -> None:
+    job = flow_job(template(profiles["everything"], "gpu-pool-40d5"))
+    pod = job["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == "registry.example.org/mirror/example/gpu-flows:2"
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert env(pod["containers"][0])["CUDA"] == "1"
+    assert env(pod["containers"][0])["REGION"] == "eu"
+    assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+
+
+def test_no_limit_means_none(default: Release) -> None:
+    release = render({"flows": {"activeDeadlineSeconds": 0}})
+    assert "activeDeadlineSeconds" not in (flow_job(template(release)))["spec"]
+
+
+def test_policies_find_flow_pods(default: Release) -> None:
+    """Prefect puts its own app.kubernetes.io labels on flow pods; ours must survive."""
+    job = flow_job(template(default))
+    own = job["spec"]["template"]["metadata"]["labels"]
+    policy = default.get("NetworkPolicy", "flows")
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= own.items()
+    server = default.get("Service", "server")["spec"]["selector"]
+    assert not server.items() <= own.items()
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_bootstrap_understands_its_state(name: str, profiles: dict[str, Release]) -> None:
+    data = profiles[name].get("ConfigMap", "bootstrap")["data"]
+    content: dict[str, Any] = yaml.safe_load(data["state.yaml"])
+    for pool in content.get("work_pools", []):
+        pool["base_job_template"] = yaml.safe_load(data[pool["base_job_template"]])
+    state = DesiredState.model_validate(content)
+    pools = list(profile_values(name).get("workers", {"kubernetes": {}}))
+    assert sorted(pool.name for pool in state.work_pools) == sorted(pools)
+
+
+def test_one_namespace_for_role_template_and_observer() -> None:
+    release = render({"flows": {"namespace": "elsewhere"}})
+    assert template(release)["job_configuration"]["namespace"] == "elsewhere"
+    assert release.get("Role", "worker")["metadata"]["namespace"] == "elsewhere"
+    worker = release.get("Deployment", "worker-kubernetes")["spec"]["template"]["spec"]
+    observed = env(worker["containers"][0])["PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"]
+    assert observed == "elsewhere"
+    assert env(worker["containers"][0])["PREFECT_API_URL"] == (
+        "http://demo-prefect-hamilton-server.flows:4200/api"
+    )

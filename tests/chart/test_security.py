@@ -1,0 +1,183 @@
+"""Roles, tokens, network policies and what the notes warn of."""
+
+import re
+import subprocess
+from typing import Any
+
+import pytest
+from tests.chart.charts import CHART, COMPONENT, Object, Release, labels, pod_template, render
+
+
+def rules(role: Object) -> set[tuple[str, str, str]]:
+    """Return a Role's rules, one for each verb: group, resource, verb."""
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_roles_are_the_least(default: Release) -> None:
+    jobs = {("batch", "jobs", verb) for verb in ("create", "delete", "get", "list", "watch")}
+    pods = {("", "pods", "list"), ("", "pods", "watch"), ("", "pods/log", "get")}
+    assert rules(default.get("Role", "worker")) == jobs | pods
+    assert rules(default.get("Role", "secrets")) == {("", "secrets", "create")}
+    assert not default.of("ClusterRole") + default.of("ClusterRoleBinding")
+
+
+def test_secrets_are_read_only_to_copy_them() -> None:
+    release = render({"flows": {"namespace": "elsewhere"}})
+    roles = {
+        r["metadata"]["namespace"]: r
+        for r in release.of("Role")
+        if "secrets" in r["metadata"]["name"]
+    }
+    assert rules(roles["elsewhere"]) == {("", "secrets", "create")}
+    reading = [rule for rule in roles["flows"]["rules"] if "get" in rule["verbs"]]
+    assert len(reading) == 1
+    assert set(reading[0]["resourceNames"]) == {
+        f"demo-prefect-hamilton-{name}" for name in ("auth", "postgres", "hamilton-ui")
+    }
+
+
+def test_only_who_asks_kubernetes_has_a_token(profiles: dict[str, Release]) -> None:
+    for release in profiles.values():
+        for account in release.of("ServiceAccount"):
+            assert account["automountServiceAccountToken"] is False
+        with_token = {
+            labels(obj)[COMPONENT]
+            for obj in release.objects
+            if (t := pod_template(obj)) and t["spec"]["automountServiceAccountToken"]
+        }
+        assert with_token <= {"worker", "secrets"}
+
+
+def policies(release: Release) -> dict[str, Object]:
+    return {
+        p["spec"]["podSelector"]["matchLabels"][COMPONENT]: p["spec"]
+        for p in release.of("NetworkPolicy")
+    }
+
+
+def peers(rule: Object, key: str) -> set[str]:
+    return {peer["podSelector"]["matchLabels"][COMPONENT] for peer in rule.get(key, [])}
+
+
+def test_every_pod_has_a_policy(profiles: dict[str, Release]) -> None:
+    for release in profiles.values():
+        covered = {
+            frozenset(p["spec"]["podSelector"]["matchLabels"].items())
+            for p in release.of("NetworkPolicy")
+        }
+        for obj in release.objects:
+            if (template := pod_template(obj)) and obj["kind"] != "Pod":
+                own = template["metadata"]["labels"].items()
+                assert any(selector <= own for selector in covered), obj["metadata"]["name"]
+
+
+def test_who_reaches_the_databases(profiles: dict[str, Release]) -> None:
+    found = policies(profiles["high-availability"])
+    servers = {"server", "background-services"}
+    (valkey,) = found["valkey"]["ingress"]
+    assert peers(valkey, "from") == servers
+    (postgres,) = found["postgres"]["ingress"]
+    assert peers(postgres, "from") == servers | {"hamilton-ui", "hamilton-ui-retention", "flow-run"}
+    for component in ("worker", "flow-run", "bootstrap", "secrets", "hamilton-ui-retention"):
+        assert "ingress" not in found[component], component
+    for component in ("valkey", "postgres"):
+        assert "egress" not in found[component], component
+
+
+def test_the_policies_of_both_ends_agree(default: Release) -> None:
+    """Whom a pod may reach lets it in."""
+    found = policies(default)
+    for component, spec in found.items():
+        for rule in spec.get("egress", []):
+            for target in peers(rule, "to"):
+                into = found[target]["ingress"]
+                assert any("from" not in r or component in peers(r, "from") for r in into), (
+                    component,
+                    target,
+                )
+
+
+def test_flow_egress_is_open_until_it_is_closed(default: Release) -> None:
+    assert policies(default)["flow-run"]["egress"] == [{}]
+    closed = policies(render({"networkPolicy": {"flowsEgress": []}}))["flow-run"]["egress"]
+    assert {t for rule in closed for t in peers(rule, "to")} == {
+        "server",
+        "hamilton-ui",
+        "postgres",
+    }
+    assert {} not in closed
+
+
+def test_web_pages_can_be_closed_to_others() -> None:
+    ingress = [{"namespaceSelector": {"matchLabels": {"name": "ingress"}}}]
+    (rule,) = policies(render({"networkPolicy": {"webFrom": ingress}}))["server"]["ingress"]
+    assert ingress[0] in rule["from"]
+    own = {p["podSelector"]["matchLabels"][COMPONENT] for p in rule["from"] if "podSelector" in p}
+    assert own == {"worker", "bootstrap", "test", "flow-run"}
+
+
+def notes(*settings: str) -> str:
+    command = ["helm", "install", "demo", str(CHART), "--dry-run=client", "--namespace", "flows"]
+    for setting in settings:
+        command += ["--set", setting]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.split("NOTES:")[1]
+
+
+def test_notes_tell_addresses_and_how_to_log_in() -> None:
+    text = notes()
+    assert "kubectl -n flows port-forward svc/demo-prefect-hamilton-server 4200:4200" in text
+    assert "get secret demo-prefect-hamilton-auth" in text
+    assert "helm test demo -n flows" in text
+    with_hosts = notes(
+        "ingress.enabled=true",
+        "ingress.tls=true",
+        "server.host=prefect.example.org",
+        "hamiltonUi.host=hamilton.example.org",
+    )
+    assert "https://prefect.example.org" in with_hosts
+    assert "https://hamilton.example.org" in with_hosts
+    assert "port-forward" not in with_hosts
+
+
+@pytest.mark.parametrize(
+    ("setting", "warning"),
+    [
+        ("auth.type=none", "whoever reaches the Prefect API may do anything"),
+        ("networkPolicy.enabled=false", "every pod of the cluster reaches the databases"),
+        ("postgres.enabled=true", "no backups"),
+        ("server.sqlite.enabled=true", "short outages"),
+        ("server.url=http://prefect.example.org", "plain HTTP"),
+        ("server.service.type=LoadBalancer", "open to the network"),
+    ],
+)
+def test_notes_warn(setting: str, warning: str) -> None:
+    assert warning in re.sub(r"\s+", " ", notes(setting))
+
+
+def test_notes_of_a_safe_release_warn_of_nothing() -> None:
+    text = notes("postgres.enabled=false", "postgres.host=db", "postgres.existingSecret=db")
+    assert "Mind" not in text
+
+
+def test_rbac_can_be_given_by_others() -> None:
+    release = render({"rbac": {"create": False}})
+    assert not release.of("Role") + release.of("RoleBinding")
+
+
+def test_existing_service_accounts() -> None:
+    account: dict[str, Any] = {"serviceAccount": {"create": False, "name": "mine"}}
+    release = render(
+        {"server": account, "worker": account, "hamiltonUi": account, "flows": account}
+    )
+    assert [labels(a)[COMPONENT] for a in release.of("ServiceAccount")] == ["secrets"]
+    for name in ("server", "worker-kubernetes", "hamilton-ui"):
+        spec = release.get("Deployment", name)["spec"]["template"]["spec"]
+        assert spec["serviceAccountName"] == "mine"
+    assert release.get("RoleBinding", "worker")["subjects"][0]["name"] == "mine"
