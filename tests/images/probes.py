@@ -29,12 +29,12 @@ def double(number: int) -> int:
     return 2 * number
 
 
-@flow(on_crashed=[on_crashed], on_cancellation=[on_cancellation], log_prints=True)
+@flow(on_crashed=[on_crashed], on_cancellation=[on_cancellation])
 def probe(end: str = "return") -> None:
     # Also shows that the file's own folder can be imported from, as in a clone.
     import beside
 
-    print(f"pid {os.getpid()}, {beside.WORD}, twice 21 is {double(21)}")
+    get_run_logger().info("pid %s, %s, twice 21 is %s", os.getpid(), beside.WORD, double(21))
     get_run_logger().info("about to %s", end)
     if end == "raise":
         raise ValueError("as asked")

@@ -7,14 +7,13 @@ from uuid import UUID
 
 
 def flow_run_id() -> UUID:
-    """The flow run to execute; exits 2 and says how to name one if there is none."""
+    """Return the flow run to execute; exit 2 and say how to name one if there is none."""
     value = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("PREFECT__FLOW_RUN_ID", "")
     try:
         return UUID(value)
     except ValueError:
-        print(
-            f"flow_pod: {value!r} is not the id of a flow run; set PREFECT__FLOW_RUN_ID",
-            file=sys.stderr,
+        sys.stderr.write(
+            f"flow_pod: {value!r} is not the id of a flow run; set PREFECT__FLOW_RUN_ID\n"
         )
         sys.exit(2)
 

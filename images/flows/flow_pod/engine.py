@@ -61,7 +61,7 @@ def run(config_path: Path, go: int) -> int:
     prepared = prepare(config_path)
     if prepared is None:
         return 1
-    with open(go, encoding="ascii") as words:
+    with os.fdopen(go, encoding="ascii") as words:
         control = words.read().split()
     if not control:
         return 0

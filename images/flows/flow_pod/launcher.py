@@ -16,7 +16,7 @@ from uuid import UUID
 import anyio
 import anyio.abc
 import anyio.to_thread
-from prefect._internal.control_listener import Intent
+from prefect._internal.attempt_control import Intent
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort, Pause
 from prefect.logging import get_logger
@@ -43,7 +43,7 @@ class EngineProcess:
 
     def let_go(self, port: int, token: str) -> None:
         """Tell the engine to run the flow, and the control channel that it reports to."""
-        with open(self._go, "w", encoding="ascii") as words:
+        with os.fdopen(self._go, "w", encoding="ascii") as words:
             words.write(f"{port} {token}")
 
     def wait(self) -> int:
@@ -95,7 +95,7 @@ def fork_engine(config_path: Path) -> EngineProcess:
 
 
 def termination_intent() -> Intent | None:
-    """What SIGTERM means for the run; None leaves the engine to mark it Crashed."""
+    """Return what SIGTERM means for the run; None leaves the engine to mark it Crashed."""
     behavior = os.environ.get("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR", "").lower()
     return cast(Intent, behavior) if behavior in ("reschedule", "relinquish") else None
 

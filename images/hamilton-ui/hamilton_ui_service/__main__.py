@@ -26,7 +26,7 @@ def connect(wait_seconds: float) -> None:
     except OperationalError as error:
         where = f"{os.environ['DB_HOST']}:{os.environ['DB_PORT']}/{os.environ['DB_NAME']}"
         reason = " ".join(str(error).split())
-        logger.error("the database %s cannot be reached: %s", where, reason)  # noqa: TRY400
+        logger.error("the database %s cannot be reached: %s", where, reason)
         raise typer.Exit(1) from None
 
 
@@ -60,9 +60,7 @@ def prune(
     ] = 90,
     stale_hours: Annotated[
         float,
-        typer.Option(
-            min=0, help="End runs that were not heard of for so many hours; 0 ends none."
-        ),
+        typer.Option(min=0, help="End runs that were not heard of for so many hours; 0 ends none."),
     ] = 24,
     wait_seconds: WaitSeconds = 60,
 ) -> None:

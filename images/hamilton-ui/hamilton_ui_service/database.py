@@ -89,10 +89,11 @@ def end_stale_runs(older_than: timedelta) -> int:
         NodeRun.objects.filter(dag_run__in=stale, status=ExecutionStatus.RUNNING).update(
             status=ExecutionStatus.FAILURE
         )
-        return DAGRun.objects.filter(pk__in=stale).update(
+        DAGRun.objects.filter(pk__in=stale).update(
             run_status=ExecutionStatus.FAILURE,
             run_end_time=Coalesce(Subquery(last_node), "run_start_time"),
         )
+    return len(stale)
 
 
 def _runs_before(moment: datetime) -> "QuerySet[DAGRun]":

@@ -4,7 +4,7 @@ import os
 
 from hamilton_ui_service.settings import LOGGING
 
-bind = f"0.0.0.0:{os.environ.get('PORT', '8241')}"  # noqa: S104  # a pod's own address
+bind = f"0.0.0.0:{os.environ.get('PORT', '8241')}"  # a pod's own address
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
 threads = 8
 preload_app = True
