@@ -491,7 +491,7 @@ class HamiltonRetention(Values):
     schedule: str = Field("17 3 * * *", description="When, as a cron expression.")
     days: int = Field(90, ge=0, description="Runs are deleted after so many days; 0 keeps them.")
     stale_run_hours: int = Field(
-        24, ge=1, description="A run that says Running for so many hours is ended as failed."
+        24, ge=0, description="A run that says Running for so many hours is ended as failed."
     )
 
 
@@ -501,7 +501,7 @@ class HamiltonUi(Component):
     enabled: bool = Field(True, description="Run it.")
     image: Image = Field(default_factory=lambda: Image(repository="prefect-hamilton/hamilton-ui"))
     replicas: int = Field(1, ge=1, description="More than one needs `s3`.")
-    threads: int = Field(8, ge=1, description="Requests that one pod answers at once.")
+    processes: int = Field(1, ge=1, description="Processes of a pod, of eight threads each.")
     host: Host = Field("", description="Host name of its own for `ingress` and `gateway`.")
     url: Url = Field(
         "", description="Address as people see it, for links; made from `host` when empty."

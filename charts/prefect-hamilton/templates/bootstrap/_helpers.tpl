@@ -106,7 +106,7 @@ template:
     containers:
       - name: bootstrap
         {{- include "prefect-hamilton.container" $context | nindent 8 }}
-        {{- $apply := printf "python -m bootstrap apply --add /bootstrap/state.yaml --timeout=%v" .Values.bootstrap.timeoutSeconds }}
+        {{- $apply := printf "python -m bootstrap apply --file /opt/prefect-hamilton/bootstrap/desired-state.yaml --add /bootstrap/state.yaml --timeout=%v" .Values.bootstrap.timeoutSeconds }}
         {{- if .Values.flows.repository }}
         args:
           - sh

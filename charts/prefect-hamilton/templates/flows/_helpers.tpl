@@ -40,5 +40,5 @@ PREFECT_HOME: /tmp/prefect
 {{- end }}
 
 {{- define "prefect-hamilton.flows.sshCommand" -}}
-ssh -i /git-credential/ssh-privatekey -o IdentitiesOnly=yes -o UserKnownHostsFile=/git-credential/known_hosts
+git-ssh -i /git-credential/ssh-privatekey -o IdentitiesOnly=yes -o UserKnownHostsFile=/git-credential/known_hosts
 {{- end }}

@@ -46,6 +46,9 @@ HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY:
     name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
     key: api-key
 HAMILTON_ALLOWED_HOSTS: {{ concat (list $name (printf "%s.%s" $name .Release.Namespace) (printf "%s.%s.svc" $name .Release.Namespace) (printf "%s.%s.svc.cluster.local" $name .Release.Namespace) $host) .Values.hamiltonUi.allowedHosts | uniq | join "," }}
+{{- if hasPrefix "https://" (include "prefect-hamilton.hamilton-ui.url" .) }}
+HAMILTON_UI_HTTPS: true
+{{- end }}
 {{- if .Values.hamiltonUi.s3.bucket }}
 HAMILTON_BLOB_STORE: s3
 HAMILTON_S3_BUCKET: {{ .Values.hamiltonUi.s3.bucket }}
