@@ -59,8 +59,10 @@ async def locked(engine: AsyncEngine, where: str) -> AsyncIterator[None]:
         with attempt:
             connection = await connect(engine, where, first=attempt.retry_state.attempt_number == 1)
     try:
-        waiting = AsyncRetrying(retry=retry_if_result(lambda held: not held), wait=wait_fixed(1))
-        await waiting(try_lock, connection)
+        if not await try_lock(connection):
+            print("Waiting for another pod that migrates.", flush=True)
+            waiting = AsyncRetrying(retry=retry_if_result(lambda held: not held), wait=wait_fixed(1))
+            await waiting(try_lock, connection)
         yield
     finally:
         await connection.close()
@@ -69,7 +71,9 @@ async def locked(engine: AsyncEngine, where: str) -> AsyncIterator[None]:
 async def connect(engine: AsyncEngine, where: str, *, first: bool) -> AsyncConnection:
     """Connect once. Raises NotReady when it is worth another try."""
     try:
-        return await engine.connect()
+        connection = await engine.connect()
+        # A transaction that stays open would hold up CREATE INDEX CONCURRENTLY for ever.
+        return await connection.execution_options(isolation_level="AUTOCOMMIT")
     except FATAL:
         raise
     except (OSError, asyncpg.PostgresError, sa.exc.DBAPIError) as error:
