@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+
 from tests.chart.charts import CHART, Object, Release, render
 
 PROFILES = tuple(sorted(path.stem for path in (CHART / "ci").glob("*.yaml")))

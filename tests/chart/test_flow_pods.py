@@ -9,10 +9,10 @@ import yaml
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
-from tests.chart.charts import Object, Release, check, env, render
-from tests.chart.conftest import PROFILES, profile_values
 
 from bootstrap.desired_state import DesiredState
+from tests.chart.charts import Object, Release, check, env, render
+from tests.chart.conftest import PROFILES, profile_values
 
 
 def template(release: Release, pool: str = "kubernetes") -> Object:

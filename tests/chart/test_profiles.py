@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from tests.chart.charts import (
     CHART,
     COMPONENT,

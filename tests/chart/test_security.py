@@ -5,6 +5,7 @@ import subprocess
 from typing import Any
 
 import pytest
+
 from tests.chart.charts import CHART, COMPONENT, Object, Release, labels, pod_template, render
 
 

@@ -10,7 +10,7 @@ failures: list[str] = []
 
 def check(what: str, *, passed: bool, reason: str) -> None:
     """Say it, and remember a failure."""
-    print(f"{'ok    ' if passed else 'FAILED'}  {what}{'' if passed else f': {reason}'}", flush=True)
+    print(f"ok      {what}" if passed else f"FAILED  {what}: {reason}", flush=True)
     if not passed:
         failures.append(what)
 
@@ -25,7 +25,7 @@ def get(url: str, **options: object) -> tuple[httpx.Response | None, str]:
 
 
 def prefect(url: str, pools: list[str]) -> None:
-    """The API takes the credential and nothing else; each pool is ready."""
+    """Check that the API wants the credential, and that each pool is ready."""
     headers = {}
     if key := os.environ.get("PREFECT_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
@@ -37,12 +37,13 @@ def prefect(url: str, pools: list[str]) -> None:
         check("the Prefect API refuses who has no password", passed=refused, reason=reason)
     for pool in pools:
         response, reason = get(f"{url}/work_pools/{pool}", headers=headers, auth=auth)
-        ready = response is not None and response.is_success and response.json()["status"] == "READY"
+        found = response is not None and response.is_success
+        ready = found and response.json()["status"] == "READY"
         check(f"work pool {pool} is ready", passed=ready, reason=reason)
 
 
 def hamilton(url: str) -> None:
-    """The Hamilton UI takes the key and nothing else."""
+    """Check that the Hamilton UI wants its key."""
     response, reason = get(f"{url}/api/v1/projects", headers={"x-api-user": "test"})
     refused = response is not None and response.status_code == httpx.codes.UNAUTHORIZED
     check("the Hamilton UI refuses who has no key", passed=refused, reason=reason)

@@ -6,8 +6,8 @@ does not exist ends it at once, with a sentence.
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import AsyncIterator
 
 import asyncpg
 import sqlalchemy as sa
@@ -16,8 +16,13 @@ from prefect.server.database.alembic_commands import alembic_upgrade
 from prefect.settings import get_current_settings
 from prefect.utilities.asyncutils import run_sync_in_worker_thread
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from tenacity import AsyncRetrying, retry_if_exception_type, retry_if_result, stop_after_delay
-from tenacity import wait_fixed
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_delay,
+    wait_fixed,
+)
 
 # Any number that nobody else locks in this database.
 LOCK = 0x70726566656374
@@ -28,7 +33,7 @@ FATAL = (
 )
 
 
-class NotReady(Exception):
+class NotReadyError(Exception):
     """PostgreSQL does not answer yet."""
 
 
@@ -40,7 +45,7 @@ async def main() -> None:
     try:
         async with locked(engine, where):
             await run_sync_in_worker_thread(alembic_upgrade)
-    except NotReady as error:
+    except NotReadyError as error:
         sys.exit(f"PostgreSQL at {where} did not answer for {WAIT_SECONDS} s: {error}")
     except FATAL as error:
         sys.exit(f"PostgreSQL at {where} refuses user {database.user}: {error}")
@@ -51,7 +56,7 @@ async def main() -> None:
 async def locked(engine: AsyncEngine, where: str) -> AsyncIterator[None]:
     """Hold the lock. It ends with its connection, so a killed pod leaves none behind."""
     async for attempt in AsyncRetrying(
-        retry=retry_if_exception_type(NotReady),
+        retry=retry_if_exception_type(NotReadyError),
         stop=stop_after_delay(WAIT_SECONDS),
         wait=wait_fixed(0.5),
         reraise=True,
@@ -61,15 +66,15 @@ async def locked(engine: AsyncEngine, where: str) -> AsyncIterator[None]:
     try:
         if not await try_lock(connection):
             print("Waiting for another pod that migrates.", flush=True)
-            waiting = AsyncRetrying(retry=retry_if_result(lambda held: not held), wait=wait_fixed(1))
-            await waiting(try_lock, connection)
+            is_locked = retry_if_result(lambda held: not held)
+            await AsyncRetrying(retry=is_locked, wait=wait_fixed(1))(try_lock, connection)
         yield
     finally:
         await connection.close()
 
 
 async def connect(engine: AsyncEngine, where: str, *, first: bool) -> AsyncConnection:
-    """Connect once. Raises NotReady when it is worth another try."""
+    """Connect once. Raises NotReadyError when it is worth another try."""
     try:
         connection = await engine.connect()
         # A transaction that stays open would hold up CREATE INDEX CONCURRENTLY for ever.
@@ -79,7 +84,7 @@ async def connect(engine: AsyncEngine, where: str, *, first: bool) -> AsyncConne
     except (OSError, asyncpg.PostgresError, sa.exc.DBAPIError) as error:
         if first:
             print(f"Waiting for PostgreSQL at {where} ({error}).", flush=True)
-        raise NotReady(str(error)) from error
+        raise NotReadyError(str(error)) from error
 
 
 async def try_lock(connection: AsyncConnection) -> bool:
