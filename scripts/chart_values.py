@@ -37,13 +37,13 @@ class Values(BaseModel):
 class Image(Values):
     """A container image: `registry/repository:tag`, or `registry/repository@digest`."""
 
-    registry: str = Field("", description="Registry; `global.imageRegistry` when empty.")
+    registry: str = Field(default="", description="Registry; `global.imageRegistry` when empty.")
     repository: Annotated[str, StringConstraints(min_length=1)] = Field(
         description="Repository without the registry."
     )
-    tag: str = Field("", description="Tag; the chart's appVersion when empty.")
+    tag: str = Field(default="", description="Tag; the chart's appVersion when empty.")
     digest: str = Field(
-        "",
+        default="",
         description="Digest (`sha256:…`); wins over the tag.",
         pattern=r"^$|^sha256:[0-9a-f]{64}$",
     )
@@ -116,7 +116,7 @@ class PodSettings(Values):
         description="How replicas are spread. Without it, several replicas are spread over "
         "nodes where that is possible.",
     )
-    priority_class_name: str = Field("", description="PriorityClass of the pods.")
+    priority_class_name: str = Field(default="", description="PriorityClass of the pods.")
     pod_security_context: KubernetesObject = Field(
         default_factory=dict,
         description="Merged into the pods' security context, which passes Pod Security "
@@ -132,10 +132,10 @@ class Global(PodSettings):
     """Defaults of every component; a component's own setting wins."""
 
     image_registry: str = Field(
-        "", description="Registry of every image that names none: a mirror in one value."
+        default="", description="Registry of every image that names none: a mirror in one value."
     )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
-        "IfNotPresent", description="When images are pulled, flow images too."
+        default="IfNotPresent", description="When images are pulled, flow images too."
     )
     image_pull_secrets: list[DnsLabel] = Field(
         default_factory=list, description="Names of the Secrets to pull images with."
@@ -149,27 +149,33 @@ class Global(PodSettings):
 class PodDisruptionBudget(Values):
     """How many pods a drained node may take away; rendered when there are several replicas."""
 
-    min_available: int | str | None = Field(None, description="At least so many stay.")
-    max_unavailable: int | str | None = Field(None, description="At most so many go (1).")
+    min_available: int | str | None = Field(default=None, description="At least so many stay.")
+    max_unavailable: int | str | None = Field(default=None, description="At most so many go (1).")
 
 
 class Autoscaling(Values):
     """A HorizontalPodAutoscaler, which then owns the number of replicas."""
 
-    enabled: bool = Field(False, description="Scale by load; `replicas` is then not rendered.")
-    min_replicas: int = Field(2, ge=1, description="Never fewer.")
-    max_replicas: int = Field(5, ge=1, description="Never more.")
-    target_cpu: int = Field(80, ge=1, description="Wanted use of the requested CPU, in percent.")
+    enabled: bool = Field(
+        default=False, description="Scale by load; `replicas` is then not rendered."
+    )
+    min_replicas: int = Field(default=2, ge=1, description="Never fewer.")
+    max_replicas: int = Field(default=5, ge=1, description="Never more.")
+    target_cpu: int = Field(
+        default=80, ge=1, description="Wanted use of the requested CPU, in percent."
+    )
 
 
 class Service(Values):
     """The Service in front of a component."""
 
     type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
-        "ClusterIP", description="Type of the Service."
+        default="ClusterIP", description="Type of the Service."
     )
     port: Port = Field(description="Port of the Service.")
-    node_port: NodePort | None = Field(None, description="Port on the nodes, for `NodePort`.")
+    node_port: NodePort | None = Field(
+        default=None, description="Port on the nodes, for `NodePort`."
+    )
     annotations: dict[str, str] = Field(
         default_factory=dict, description="Annotations, for example of a load balancer."
     )
@@ -179,24 +185,30 @@ class Storage(Values):
     """A persistent volume."""
 
     size: Quantity = Field(description="Size of the volume.")
-    storage_class: str = Field("", description="StorageClass; the cluster's default when empty.")
-    existing_claim: DnsLabel = Field("", description="Use this PersistentVolumeClaim instead.")
-    keep: bool = Field(True, description="Keep the volume when the release is removed.")
+    storage_class: str = Field(
+        default="", description="StorageClass; the cluster's default when empty."
+    )
+    existing_claim: DnsLabel = Field(
+        default="", description="Use this PersistentVolumeClaim instead."
+    )
+    keep: bool = Field(default=True, description="Keep the volume when the release is removed.")
 
 
 class StatefulStorage(Values):
     """The persistent volume of a StatefulSet."""
 
     size: Quantity = Field(description="Size of the volume.")
-    storage_class: str = Field("", description="StorageClass; the cluster's default when empty.")
-    keep: bool = Field(True, description="Keep the volume when the release is removed.")
+    storage_class: str = Field(
+        default="", description="StorageClass; the cluster's default when empty."
+    )
+    keep: bool = Field(default=True, description="Keep the volume when the release is removed.")
 
 
 class ServiceAccount(Values):
     """The identity of a component's pods."""
 
-    create: bool = Field(True, description="Create it, or use the one named.")
-    name: DnsLabel = Field("", description="Name; made from the release's name when empty.")
+    create: bool = Field(default=True, description="Create it, or use the one named.")
+    name: DnsLabel = Field(default="", description="Name; made from the release's name when empty.")
     annotations: dict[str, str] = Field(
         default_factory=dict, description="Annotations, for example of a cloud identity."
     )
@@ -221,23 +233,23 @@ class Auth(Values):
     """How clients show the Prefect API who they are."""
 
     type: Literal["basic", "apiKey", "none"] = Field(
-        "basic",
+        default="basic",
         description="`basic`: one auth string, for a self-hosted server. `apiKey`: Prefect Cloud. "
         "`none`: anybody who reaches the API may do anything.",
     )
     existing_secret: DnsLabel = Field(
-        "",
+        default="",
         description="Secret with the credential, also in the namespace of the flow pods. "
         "Created once, with a random password, when empty and the server is ours.",
     )
-    key: str = Field("", description="Its key; `auth-string` or `api-key` when empty.")
+    key: str = Field(default="", description="Its key; `auth-string` or `api-key` when empty.")
 
 
 class Api(Values):
     """A Prefect API elsewhere, for a release that holds workers alone."""
 
     url: Url = Field(
-        "",
+        default="",
         description="Address of the API (`https://prefect.example.org/api`), "
         "with `server.enabled: false`.",
     )
@@ -246,40 +258,44 @@ class Api(Values):
 class Retention(Values):
     """How long the server keeps what happened."""
 
-    events_days: int = Field(7, ge=1, description="Events are deleted after so many days.")
+    events_days: int = Field(default=7, ge=1, description="Events are deleted after so many days.")
     flow_runs_days: int = Field(
-        90, ge=0, description="Finished flow runs are deleted after so many days; 0 keeps them."
+        default=90,
+        ge=0,
+        description="Finished flow runs are deleted after so many days; 0 keeps them.",
     )
 
 
 class Sqlite(Values):
     """SQLite instead of PostgreSQL, for one server replica."""
 
-    enabled: bool = Field(False, description="Keep the server's database in a file.")
+    enabled: bool = Field(default=False, description="Keep the server's database in a file.")
     storage: Storage = Field(default_factory=lambda: Storage(size="1Gi"))
 
 
 class Server(Component):
     """The Prefect server: API, web page and, with one replica, the background services."""
 
-    enabled: bool = Field(True, description="Run a server; `api.url` names one elsewhere if not.")
+    enabled: bool = Field(
+        default=True, description="Run a server; `api.url` names one elsewhere if not."
+    )
     image: Image = Field(default_factory=lambda: Image(repository="prefect-hamilton/prefect"))
     replicas: int = Field(
-        1,
+        default=1,
         ge=1,
         description="More than one: these serve API and page, `backgroundServices` run apart, and "
         "PostgreSQL and Valkey are needed.",
     )
-    host: Host = Field("", description="Host name for `ingress` and `gateway`.")
+    host: Host = Field(default="", description="Host name for `ingress` and `gateway`.")
     url: Url = Field(
-        "",
+        default="",
         description="Address of the web page as people see it, for links in logs; "
         "made from `host` when empty.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "WARNING", description="Level of the server's log."
+        default="WARNING", description="Level of the server's log."
     )
-    metrics: bool = Field(False, description="Serve Prometheus metrics under /api/metrics.")
+    metrics: bool = Field(default=False, description="Serve Prometheus metrics under /api/metrics.")
     retention: Retention = Field(default_factory=Retention)
     sqlite: Sqlite = Field(default_factory=Sqlite)
     resources: Resources = Field(default_factory=lambda: _resources("100m", "320Mi", "1Gi"))
@@ -287,7 +303,7 @@ class Server(Component):
     pod_disruption_budget: PodDisruptionBudget = Field(default_factory=PodDisruptionBudget)
     service: Service = Field(default_factory=lambda: Service(port=4200))
     termination_grace_period_seconds: Seconds = Field(
-        30, description="Time for requests to end before the pod is killed."
+        default=30, description="Time for requests to end before the pod is killed."
     )
 
 
@@ -295,13 +311,14 @@ class BackgroundServices(PodSettings):
     """Scheduler, late runs, automations and the like, in pods of their own."""
 
     separate: bool = Field(
-        False, description="Run them apart from one API replica too; always so with several."
+        default=False,
+        description="Run them apart from one API replica too; always so with several.",
     )
-    replicas: int = Field(1, ge=1, description="Number of pods; they share the work.")
+    replicas: int = Field(default=1, ge=1, description="Number of pods; they share the work.")
     resources: Resources = Field(default_factory=lambda: _resources("50m", "256Mi", "1Gi"))
     pod_disruption_budget: PodDisruptionBudget = Field(default_factory=PodDisruptionBudget)
     termination_grace_period_seconds: Seconds = Field(
-        30, description="Time for running services to end."
+        default=30, description="Time for running services to end."
     )
 
 
@@ -309,28 +326,31 @@ class Worker(Component):
     """What all workers share; `workers` has one entry a pool, which wins."""
 
     image: Image = Field(default_factory=lambda: Image(repository="prefect-hamilton/prefect"))
-    replicas: int = Field(1, ge=0, description="Number of pods a pool.")
+    replicas: int = Field(default=1, ge=0, description="Number of pods a pool.")
     poll_seconds: float = Field(
-        1, gt=0, description="Time between two looks for scheduled runs, in seconds."
+        default=1, gt=0, description="Time between two looks for scheduled runs, in seconds."
     )
     prefetch_seconds: int = Field(
-        10, ge=0, description="How long before its time a run's pod is created, in seconds."
+        default=10, ge=0, description="How long before its time a run's pod is created, in seconds."
     )
-    limit: int = Field(0, ge=0, description="Most flow runs at once for each pod; 0 for no limit.")
+    limit: int = Field(
+        default=0, ge=0, description="Most flow runs at once for each pod; 0 for no limit."
+    )
     work_queues: list[str] = Field(
         default_factory=list, description="Work queues to poll; all of the pool when empty."
     )
     cluster_uid: str = Field(
-        "", description="Name of this cluster in events, when several clusters share a pool."
+        default="",
+        description="Name of this cluster in events, when several clusters share a pool.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Level of the worker's log."
+        default="INFO", description="Level of the worker's log."
     )
     resources: Resources = Field(default_factory=lambda: _resources("50m", "192Mi", "512Mi"))
     autoscaling: Autoscaling = Field(default_factory=Autoscaling)
     pod_disruption_budget: PodDisruptionBudget = Field(default_factory=PodDisruptionBudget)
     termination_grace_period_seconds: Seconds = Field(
-        30, description="Time for a submission to end."
+        default=30, description="Time for a submission to end."
     )
 
 
@@ -341,7 +361,7 @@ class FlowSettings(Values):
         default_factory=lambda: Image(repository="prefect-hamilton/flows"),
     )
     command: str | None = Field(
-        "", description="Command that runs a flow; Prefect's own when empty."
+        default="", description="Command that runs a flow; Prefect's own when empty."
     )
     resources: Resources | None = Field(
         default_factory=lambda: Resources(
@@ -349,13 +369,15 @@ class FlowSettings(Values):
         )
     )
     active_deadline_seconds: int | None = Field(
-        86400, ge=0, description="A flow run's pod is ended after so many seconds; 0 for never."
+        default=86400,
+        ge=0,
+        description="A flow run's pod is ended after so many seconds; 0 for never.",
     )
     ttl_seconds_after_finished: int | None = Field(
-        600, ge=0, description="A finished Job is deleted after so many seconds."
+        default=600, ge=0, description="A finished Job is deleted after so many seconds."
     )
     termination_grace_period_seconds: Seconds | None = Field(
-        30, description="Time for a flow to react to its pod's end."
+        default=30, description="Time for a flow to react to its pod's end."
     )
     env: Env | None = Field(
         default_factory=dict,
@@ -383,7 +405,7 @@ class FlowSettings(Values):
     tolerations: list[KubernetesObject] | None = Field(
         default_factory=list, description="Taints that are tolerated."
     )
-    priority_class_name: str | None = Field("", description="PriorityClass of flow pods.")
+    priority_class_name: str | None = Field(default="", description="PriorityClass of flow pods.")
     pod_security_context: KubernetesObject | None = Field(
         default_factory=dict, description="Merged into flow pods' security context."
     )
@@ -396,29 +418,29 @@ class GitCredential(Values):
     """What a private repository is cloned with: a token for HTTPS, a key for SSH."""
 
     existing_secret: DnsLabel = Field(
-        "",
+        default="",
         description="Secret with `token`, or `ssh-privatekey` and `known_hosts`, also in the "
         "namespace of the flow pods.",
     )
-    type: Literal["token", "ssh"] = Field("token", description="Which of the two it is.")
+    type: Literal["token", "ssh"] = Field(default="token", description="Which of the two it is.")
 
 
 class Flows(FlowSettings):
     """The flow pods of all pools."""
 
     namespace: DnsLabel = Field(
-        "",
+        default="",
         description="Namespace of the flow pods; the release's when empty. Another one must exist.",
     )
     service_account: ServiceAccount = Field(default_factory=ServiceAccount)
     repository: str = Field(
-        "",
+        default="",
         description="Git URL of the flows; its prefect.yaml is registered. "
         "Nothing is registered when empty.",
         pattern=r"^$|^(https?|ssh|git)://\S+$|^[^\s@]+@[^\s:]+:\S+$",
     )
     ref: Annotated[str, StringConstraints(min_length=1)] = Field(
-        "main", description="Branch, tag or commit."
+        default="main", description="Branch, tag or commit."
     )
     deployments: list[str] = Field(
         default_factory=lambda: ["*-k8s"],
@@ -433,8 +455,8 @@ class PoolFlows(FlowSettings):
     image: Image | None = None
     command: str | None = None
     resources: Resources | None = None
-    active_deadline_seconds: int | None = Field(None, ge=0)
-    ttl_seconds_after_finished: int | None = Field(None, ge=0)
+    active_deadline_seconds: int | None = Field(default=None, ge=0)
+    ttl_seconds_after_finished: int | None = Field(default=None, ge=0)
     termination_grace_period_seconds: Seconds | None = None
     env: Env | None = None
     env_from: list[KubernetesObject] | None = None
@@ -454,10 +476,10 @@ class Pool(PodSettings):
     """One work pool and its worker; what is not set comes from `worker` and `flows`."""
 
     image: Image | None = None
-    replicas: int | None = Field(None, ge=0)
-    poll_seconds: float | None = Field(None, gt=0)
-    prefetch_seconds: int | None = Field(None, ge=0)
-    limit: int | None = Field(None, ge=0)
+    replicas: int | None = Field(default=None, ge=0)
+    poll_seconds: float | None = Field(default=None, gt=0)
+    prefetch_seconds: int | None = Field(default=None, ge=0)
+    limit: int | None = Field(default=None, ge=0)
     work_queues: list[str] | None = None
     cluster_uid: str | None = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] | None = None
@@ -466,19 +488,19 @@ class Pool(PodSettings):
     pod_disruption_budget: PodDisruptionBudget | None = None
     termination_grace_period_seconds: Seconds | None = None
     concurrency_limit: int | None = Field(
-        None, ge=0, description="Most flow runs at once in the pool; no limit when absent."
+        default=None, ge=0, description="Most flow runs at once in the pool; no limit when absent."
     )
-    flows: PoolFlows | None = Field(None, description="Flow pods of this pool.")
+    flows: PoolFlows | None = Field(default=None, description="Flow pods of this pool.")
 
 
 class S3(Values):
     """An object store for the code snapshots, needed for several replicas."""
 
-    bucket: str = Field("", description="Bucket; a volume is used when empty.")
-    region: str = Field("", description="Region of the bucket.")
-    endpoint_url: Url = Field("", description="Address of a store that is not Amazon's.")
+    bucket: str = Field(default="", description="Bucket; a volume is used when empty.")
+    region: str = Field(default="", description="Region of the bucket.")
+    endpoint_url: Url = Field(default="", description="Address of a store that is not Amazon's.")
     existing_secret: DnsLabel = Field(
-        "",
+        default="",
         description="Secret with `access-key-id` and `secret-access-key`; without it, the pods' "
         "own cloud identity is used.",
     )
@@ -487,32 +509,38 @@ class S3(Values):
 class HamiltonRetention(Values):
     """The CronJob that deletes old Hamilton runs and ends those that were killed."""
 
-    enabled: bool = Field(True, description="Run it.")
-    schedule: str = Field("17 3 * * *", description="When, as a cron expression.")
-    days: int = Field(90, ge=0, description="Runs are deleted after so many days; 0 keeps them.")
+    enabled: bool = Field(default=True, description="Run it.")
+    schedule: str = Field(default="17 3 * * *", description="When, as a cron expression.")
+    days: int = Field(
+        default=90, ge=0, description="Runs are deleted after so many days; 0 keeps them."
+    )
     stale_run_hours: int = Field(
-        24, ge=0, description="A run that says Running for so many hours is ended as failed."
+        default=24,
+        ge=0,
+        description="A run that says Running for so many hours is ended as failed.",
     )
 
 
 class HamiltonUi(Component):
     """The Hamilton UI: the tracking server and its page."""
 
-    enabled: bool = Field(True, description="Run it.")
+    enabled: bool = Field(default=True, description="Run it.")
     image: Image = Field(default_factory=lambda: Image(repository="prefect-hamilton/hamilton-ui"))
-    replicas: int = Field(1, ge=1, description="More than one needs `s3`.")
-    processes: int = Field(1, ge=1, description="Processes of a pod, of eight threads each.")
-    host: Host = Field("", description="Host name of its own for `ingress` and `gateway`.")
+    replicas: int = Field(default=1, ge=1, description="More than one needs `s3`.")
+    processes: int = Field(
+        default=1, ge=1, description="Processes of a pod, of eight threads each."
+    )
+    host: Host = Field(default="", description="Host name of its own for `ingress` and `gateway`.")
     url: Url = Field(
-        "", description="Address as people see it, for links; made from `host` when empty."
+        default="", description="Address as people see it, for links; made from `host` when empty."
     )
     allowed_hosts: list[str] = Field(
         default_factory=list, description="Further host names that requests may name."
     )
-    project: str = Field("flows", description="Project that flows report to.", min_length=1)
-    username: str = Field("prefect", description="User that flows report as.", min_length=1)
+    project: str = Field(default="flows", description="Project that flows report to.", min_length=1)
+    username: str = Field(default="prefect", description="User that flows report as.", min_length=1)
     existing_secret: DnsLabel = Field(
-        "",
+        default="",
         description="Secret with `api-key` and `django-secret-key`, also in the namespace of the "
         "flow pods. Created once, with random values, when empty.",
     )
@@ -523,7 +551,7 @@ class HamiltonUi(Component):
     pod_disruption_budget: PodDisruptionBudget = Field(default_factory=PodDisruptionBudget)
     service: Service = Field(default_factory=lambda: Service(port=8241))
     termination_grace_period_seconds: Seconds = Field(
-        30, description="Time for requests to end before the pod is killed."
+        default=30, description="Time for requests to end before the pod is killed."
     )
 
 
@@ -551,33 +579,35 @@ class Databases(Values):
 class Tls(Values):
     """TLS to an external PostgreSQL."""
 
-    enabled: bool = Field(False, description="Encrypt, and verify the server's certificate.")
-    ca_secret: DnsLabel = Field("", description="Secret with the authority's `ca.crt`.")
+    enabled: bool = Field(
+        default=False, description="Encrypt, and verify the server's certificate."
+    )
+    ca_secret: DnsLabel = Field(default="", description="Secret with the authority's `ca.crt`.")
 
 
 class Warehouse(Values):
     """The database that flows load into."""
 
-    enabled: bool = Field(True, description="Give flow pods `WAREHOUSE_URL`.")
+    enabled: bool = Field(default=True, description="Give flow pods `WAREHOUSE_URL`.")
     existing_secret: DnsLabel = Field(
-        "",
+        default="",
         description="Secret in the namespace of the flow pods with the URL, for a warehouse "
         "elsewhere; the bundled PostgreSQL has a database `warehouse` otherwise.",
     )
-    key: str = Field("warehouse-url", description="Its key.", min_length=1)
+    key: str = Field(default="warehouse-url", description="Its key.", min_length=1)
 
 
 class Postgres(PodSettings):
     """PostgreSQL: a small one of our own, or one elsewhere."""
 
     enabled: bool = Field(
-        True, description="Run a PostgreSQL for a first install; no replicas, no backups."
+        default=True, description="Run a PostgreSQL for a first install; no replicas, no backups."
     )
     image: Image = Field(default_factory=lambda: Image(repository="postgres", tag="17"))
-    host: Host = Field("", description="Host of one elsewhere, with `enabled: false`.")
-    port: Port = Field(5432, description="Its port.")
+    host: Host = Field(default="", description="Host of one elsewhere, with `enabled: false`.")
+    port: Port = Field(default=5432, description="Its port.")
     existing_secret: DnsLabel = Field(
-        "",
+        default="",
         description="Secret with the passwords (and `postgres-password`, `warehouse-password` and "
         "`warehouse-url` for ours). Created once, with random values, when empty and ours.",
     )
@@ -593,15 +623,17 @@ class Postgres(PodSettings):
 class Valkey(PodSettings):
     """Valkey (or Redis): messages between several server pods."""
 
-    enabled: bool = Field(False, description="Run a Valkey; needed for several server replicas.")
+    enabled: bool = Field(
+        default=False, description="Run a Valkey; needed for several server replicas."
+    )
     image: Image = Field(default_factory=lambda: Image(repository="valkey/valkey", tag="8"))
     existing_secret: DnsLabel = Field(
-        "",
+        default="",
         description="Secret with the URL of one elsewhere (`rediss://user:password@host:6379/0`, "
         "percent-encoded), with `enabled: false`; or with `password` and `url` for ours.",
     )
-    url_key: str = Field("url", description="Its key.", min_length=1)
-    port: Port = Field(6379, description="Port of one elsewhere, for the NetworkPolicies.")
+    url_key: str = Field(default="url", description="Its key.", min_length=1)
+    port: Port = Field(default=6379, description="Port of one elsewhere, for the NetworkPolicies.")
     storage: StatefulStorage = Field(default_factory=lambda: StatefulStorage(size="1Gi"))
     resources: Resources = Field(default_factory=lambda: _resources("25m", "32Mi", "128Mi"))
 
@@ -632,12 +664,14 @@ class Bootstrap(PodSettings):
     """The Job that brings the server to what the values say."""
 
     enabled: bool = Field(
-        True,
+        default=True,
         description="Create and keep in step: work pools, variables, limits, the Hamilton project "
         "and the deployments.",
     )
     state: State = Field(default_factory=State)
-    timeout_seconds: Seconds = Field(600, description="How long it waits for what it needs.")
+    timeout_seconds: Seconds = Field(
+        default=600, description="How long it waits for what it needs."
+    )
     resources: Resources = Field(default_factory=lambda: _resources("25m", "192Mi", "1Gi"))
 
 
@@ -645,7 +679,7 @@ class SecretsJob(PodSettings):
     """The Job that creates missing Secrets with random values, and never changes one."""
 
     enabled: bool = Field(
-        True,
+        default=True,
         description="Create them; without it, every `existingSecret` in use must be named.",
     )
     resources: Resources = Field(default_factory=lambda: _resources("10m", "64Mi", "256Mi"))
@@ -654,30 +688,32 @@ class SecretsJob(PodSettings):
 class Ingress(Values):
     """An Ingress for `server.host` and `hamiltonUi.host`."""
 
-    enabled: bool = Field(False, description="Render it.")
-    class_name: str = Field("", description="IngressClass; the cluster's default when empty.")
+    enabled: bool = Field(default=False, description="Render it.")
+    class_name: str = Field(
+        default="", description="IngressClass; the cluster's default when empty."
+    )
     annotations: dict[str, str] = Field(default_factory=dict, description="Its annotations.")
-    tls: bool = Field(False, description="Serve HTTPS.")
+    tls: bool = Field(default=False, description="Serve HTTPS.")
     tls_secret: DnsLabel = Field(
-        "", description="Secret with the certificate of both hosts; one a host when empty."
+        default="", description="Secret with the certificate of both hosts; one a host when empty."
     )
 
 
 class Gateway(Values):
     """HTTPRoutes of the Gateway API for the same hosts."""
 
-    enabled: bool = Field(False, description="Render them.")
+    enabled: bool = Field(default=False, description="Render them.")
     parent_refs: list[KubernetesObject] = Field(
         default_factory=list, description="Gateways that they join."
     )
     annotations: dict[str, str] = Field(default_factory=dict, description="Their annotations.")
-    tls: bool = Field(False, description="The Gateway's listener serves HTTPS.")
+    tls: bool = Field(default=False, description="The Gateway's listener serves HTTPS.")
 
 
 class NetworkPolicy(Values):
     """Who may talk to whom."""
 
-    enabled: bool = Field(True, description="Render a NetworkPolicy for every component.")
+    enabled: bool = Field(default=True, description="Render a NetworkPolicy for every component.")
     web_from: list[KubernetesObject] = Field(
         default_factory=list,
         description="Peers that may open the two web pages, beside our pods; anybody when empty.",
@@ -687,7 +723,7 @@ class NetworkPolicy(Values):
         description="Further egress rules by component (`server`: a webhook of an automation).",
     )
     flows_egress: list[KubernetesObject] | None = Field(
-        None,
+        default=None,
         description="Egress rules of flow pods beside what they need for Prefect, the Hamilton UI "
         "and the warehouse; they may reach everything while this is null.",
     )
@@ -697,30 +733,31 @@ class Rbac(Values):
     """Roles."""
 
     create: bool = Field(
-        True, description="Create the Roles of the workers and of the Job that makes Secrets."
+        default=True,
+        description="Create the Roles of the workers and of the Job that makes Secrets.",
     )
 
 
 class ServiceMonitor(Values):
     """Prometheus Operator."""
 
-    enabled: bool = Field(False, description="Render ServiceMonitors.")
+    enabled: bool = Field(default=False, description="Render ServiceMonitors.")
     labels: dict[str, str] = Field(
         default_factory=dict, description="Labels that Prometheus selects."
     )
-    interval: str = Field("30s", description="Time between two scrapes.")
+    interval: str = Field(default="30s", description="Time between two scrapes.")
 
 
 class ChartValues(Values):
     """All values of the chart."""
 
     global_: Global = Field(default_factory=Global, alias="global")
-    name_override: DnsLabel = Field("", description="Replaces the chart's name in names.")
+    name_override: DnsLabel = Field(default="", description="Replaces the chart's name in names.")
     fullname_override: DnsLabel = Field(
-        "", description="Replaces `<release>-prefect-hamilton` in names.", max_length=40
+        default="", description="Replaces `<release>-prefect-hamilton` in names.", max_length=40
     )
     rollout_token: str = Field(
-        "",
+        default="",
         description="Change it to roll every pod and run every Job again, for example after a "
         "Secret of yours has changed.",
     )
