@@ -98,7 +98,7 @@ def main(
     began = time.monotonic()
     was_up = local_profile.manager(profile.state) is not None
     try:
-        profile = local.bring_up(profile, timeout=120).profile
+        profile = local.bring_up(profile, timeout=180).profile
         console.print(f"Set up after {time.monotonic() - began:.0f} s\n")
         runs = trigger(profile)
         fulfilled = watch(profile, runs, timeout)

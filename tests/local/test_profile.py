@@ -1,5 +1,6 @@
 """The local profile as a person meets it: the real servers and worker, on free ports."""
 
+import asyncio
 import os
 import socket
 import subprocess
