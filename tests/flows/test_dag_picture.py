@@ -131,6 +131,7 @@ def test_what_graphviz_cannot_draw_is_an_error_with_the_cause() -> None:
         dag_picture._draw("digraph { a -> ")
 
 
+@pytest.mark.services
 def test_a_picture_is_published_with_the_running_task(prefect_api: None) -> None:
     png = dag_picture.render(_driver(), ["joined"], inputs=INPUTS)
 
