@@ -48,9 +48,9 @@ clean: ## End the local profile and remove its data, .venv and caches
 	@if [ -x .venv/bin/python ]; then $(RUN) scripts.local down; fi
 	@rm -rf .venv .state .cache .mypy_cache .pytest_cache .ruff_cache
 
-# What running needs; the tools of development are added by dev.stamp, and then kept.
+# What running needs; the tools of development, once there, are kept (--inexact).
 .venv/run.stamp: pyproject.toml uv.lock | $(UV)
-	@$(UV) sync --frozen --quiet --python $(PYTHON) $(if $(wildcard .venv/dev.stamp),,--no-group dev)
+	@$(UV) sync --frozen --quiet --python $(PYTHON) --inexact --no-group dev
 	@touch $@
 
 .venv/dev.stamp: pyproject.toml uv.lock | $(UV)

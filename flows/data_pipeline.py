@@ -513,6 +513,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         PREFECT_SERVER_ANALYTICS_ENABLED: False,
     }
     try:
+        enterprise_data_pipeline.validate_parameters(options)
         with temporary_settings(set_defaults=temporary_server):
             state = enterprise_data_pipeline(**options, return_state=True)
             result = state.result(raise_on_failure=False)

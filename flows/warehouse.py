@@ -26,7 +26,6 @@ from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception,
-    retry_if_exception_type,
     stop_after_delay,
     wait_random,
 )
@@ -48,6 +47,8 @@ _TARGET = rf"{_NAME}\.{_NAME}\.{_NAME}"
 # Seconds that a writer waits for another one to let go of the DuckDB file or of its rows.
 LOCK_TIMEOUT = 120.0
 CONNECT_TIMEOUT = 10
+
+WRITES = "writes"
 
 
 class WarehouseError(Exception):
@@ -386,24 +387,15 @@ class DuckDBWarehouse:
 
     def prepare(self, target: Target, specs: Sequence[TableSpec]) -> None:
         """Create the schema and the tables that are not there yet."""
-        with_retries = self._when_in_conflict()
-        for statement in _create_statements(target, specs):
-            with_retries(self._connection.execute, statement)
+        with _process_lock(WRITES):
+            for statement in _create_statements(target, specs):
+                self._connection.execute(statement)
 
     def upsert(self, target: Target, rows: Sequence[tuple[TableSpec, "pd.DataFrame"]]) -> None:
         """Insert rows, or replace those with the same key; several tables in one transaction."""
-        self._when_in_conflict()(self._upsert_once, target, rows)
-
-    def _when_in_conflict(self) -> Retrying:
-        """Try again: flow runs in threads of one process share the file, and may touch one row."""
-        import duckdb
-
-        return Retrying(
-            retry=retry_if_exception_type(duckdb.TransactionException),
-            wait=wait_random(0.01, 0.1),
-            stop=stop_after_delay(LOCK_TIMEOUT),
-            reraise=True,
-        )
+        # DuckDB refuses the second of two threads that write one row, instead of letting it wait.
+        with _process_lock(WRITES):
+            self._upsert_once(target, rows)
 
     def _upsert_once(
         self, target: Target, rows: Sequence[tuple[TableSpec, "pd.DataFrame"]]

@@ -24,6 +24,8 @@ from scripts.local_profile import Profile, ProfileError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console = Console(highlight=False, soft_wrap=True, width=110)
 
 ETL = "Enterprise Data Pipeline/production-etl"
 ABSENTEEISM = "hamilton-absenteeism-prediction/absenteeism-local"
@@ -44,7 +46,7 @@ class Run:
     options: list[str] = field(default_factory=list)
     state: str = "Completed"
     attempts: int = 1
-    """Attempts of the task that was tried most often."""
+    """Attempts of the task that was tried most often; 1 for a run without tasks."""
     started_by: str | None = None
     """Id of the flow run whose end starts this one; None: the demo triggers it."""
     id: str | None = None
@@ -98,7 +100,7 @@ def main(
     began = time.monotonic()
     was_up = local_profile.manager(profile.state) is not None
     try:
-        profile = local.bring_up(profile, timeout=120).profile
+        profile = local.bring_up(profile, timeout=180).profile
         console.print(f"Set up after {time.monotonic() - began:.0f} s\n")
         runs = trigger(profile)
         fulfilled = watch(profile, runs, timeout)
@@ -246,7 +248,7 @@ def _update(http: httpx.Client, runs: list[Run]) -> None:
             run.seconds = found[run.id]["estimated_run_time"]
             run.actual_attempts = max(
                 (task["run_count"] for task in response.json() if task["flow_run_id"] == run.id),
-                default=0,
+                default=found[run.id]["run_count"],
             )
 
 

@@ -49,7 +49,7 @@ def up(
     port: Port = 4200,
     api_port: ApiPort = None,
     hamilton_port: HamiltonPort = 8241,
-    timeout: Timeout = 120.0,
+    timeout: Timeout = 180.0,
 ) -> None:
     """Start the profile, apply the desired state and register the local deployments."""
     profile = Profile(

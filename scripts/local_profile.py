@@ -244,11 +244,19 @@ def wipe(state: Path) -> None:
 
 
 def last_lines(log: Path, count: int = 12) -> str:
-    """Return the last lines of the log."""
+    """Return the last lines of the log, of the process that ended first when one has ended.
+
+    honcho ends the others after it, and what they say then explains nothing.
+    """
     try:
-        return "\n".join(log.read_text(errors="replace").splitlines()[-count:])
+        lines = log.read_text(errors="replace").splitlines()
     except OSError:
         return ""
+    ended = next((at for at, line in enumerate(lines) if " stopped (rc=" in line), None)
+    if ended is not None:
+        name = lines[ended].split("|", 1)[1].split()[0]
+        lines = [line for line in lines[: ended + 1] if name in line]
+    return "\n".join(lines[-count:])
 
 
 def _running_path(state: Path) -> Path:

@@ -1,27 +1,16 @@
-"""A real Prefect server and a real Git server (lighttpd with git http-backend over HTTPS)."""
+"""A real Git server: lighttpd with git http-backend, over HTTPS."""
 
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prefect.settings import get_current_settings
-from prefect.testing.utilities import prefect_test_harness
 
 from tests.deployments.git_server import ROOT, TOKEN, GitServer, git, wait_for_port
+from tests.services import free_port
 
 GIT_BACKEND = Path("/usr/lib/git-core/git-http-backend")
-
-
-@pytest.fixture(scope="session")
-def prefect_api() -> Iterator[str]:
-    """Return the address of a real Prefect server with an empty database."""
-    with prefect_test_harness():
-        url = get_current_settings().api.url
-        assert url is not None
-        yield url
 
 
 @pytest.fixture(scope="session")
@@ -46,9 +35,7 @@ def git_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitServer]:
     (home / "both.pem").write_text((home / "key.pem").read_text() + certificate.read_text())
     # Prefect puts a bare token into the address as the user name, with an empty password.
     (home / "users").write_text(f"{TOKEN}:\n")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     configuration = home / "lighttpd.conf"
     configuration.write_text(f"""
 server.modules = ("mod_alias", "mod_setenv", "mod_auth", "mod_authn_file", "mod_cgi", "mod_openssl")

@@ -16,7 +16,7 @@ from flows import absenteeism
 from flows.absenteeism import Evaluation, absenteeism_prediction_flow
 from flows.dataflows import absenteeism_features
 
-pytestmark = pytest.mark.usefixtures("prefect_api")
+pytestmark = [pytest.mark.services, pytest.mark.usefixtures("prefect_api")]
 
 
 def _run(**parameters: Any) -> State[Any]:

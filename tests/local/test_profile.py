@@ -1,5 +1,6 @@
 """The local profile as a person meets it: the real servers and worker, on free ports."""
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -236,16 +237,27 @@ def test_retries(profile: LocalProfile, should_fail: str, state: str, attempts: 
     assert profile.attempts(run) == attempts
 
 
-@pytest.mark.parametrize("victim", ["prefect worker start", "prefect server start"])
-def test_a_run_survives_the_death_of_the_worker_and_of_the_server(
-    profile: LocalProfile, victim: str
+def test_the_death_of_the_worker_ends_its_run_as_crashed_and_the_worker_comes_back(
+    profile: LocalProfile,
 ) -> None:
-    run = profile.trigger(WALKTHROUGH, f"survives-{victim.split()[1]}")
+    run = profile.trigger(WALKTHROUGH, "worker-killed")
     wait_until(lambda: profile.state_of(run) == "Running")
-    killed = profile.process(victim)
+    killed = profile.process("prefect worker start")
+    killed.kill()
+    # Not Running for ever: the run's process misses its worker and says so.
+    assert profile.ended(run) == "Crashed"
+    wait_until(lambda: profile.process("prefect worker start").pid != killed.pid)
+    again = profile.trigger(WALKTHROUGH, "after-worker-killed")
+    assert profile.ended(again) == "Completed"
+
+
+def test_a_run_survives_the_death_of_the_server(profile: LocalProfile) -> None:
+    run = profile.trigger(WALKTHROUGH, "server-killed")
+    wait_until(lambda: profile.state_of(run) == "Running")
+    killed = profile.process("prefect server start")
     killed.kill()
     assert profile.ended(run) == "Completed"
-    wait_until(lambda: profile.process(victim).pid != killed.pid)
+    wait_until(lambda: profile.process("prefect server start").pid != killed.pid)
     wait_until(lambda: profile.run("status").returncode == 0)
 
 
