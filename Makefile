@@ -1,7 +1,7 @@
 # Thin: each target calls one well-known program or a script with its own --help.
 # A fresh machine needs Python 3.11, 3.12 or 3.13 and make; uv is fetched when it is not there.
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs env demo test lint clean
+.PHONY: help up down status logs env demo kind kind-push kind-demo kind-down test test-cluster lint clean
 
 # Never fetches a Python: the newest of these that the machine has.
 PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
@@ -14,7 +14,7 @@ export UV_PYTHON_DOWNLOADS := never
 unexport PYTHONDONTWRITEBYTECODE
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 up: .venv/run.stamp ## Start Prefect server, worker and Hamilton UI; options: OPTIONS='--port 4200 --api-port 4210'
 	@$(RUN) scripts.local up $(OPTIONS)
@@ -34,9 +34,25 @@ env: .venv/run.stamp ## Print settings for a terminal: eval "$(make -s env)"
 demo: .venv/run.stamp ## Show it all: set up, run the flows, check the results; KEEP=1 leaves it up
 	@$(RUN) scripts.demo $(if $(KEEP),--keep) $(OPTIONS)
 
+kind: .venv/run.stamp ## Run it all on a kind cluster (Docker, kind, helm, kubectl); OPTIONS='--port 4200'
+	@$(RUN) scripts.kind up $(OPTIONS)
+
+kind-push: .venv/run.stamp ## Push the working tree to the cluster's Git server and register it
+	@$(RUN) scripts.kind push $(OPTIONS)
+
+kind-demo: .venv/run.stamp ## Run every -k8s deployment as pods and check the results
+	@$(RUN) scripts.kind demo $(OPTIONS)
+
+kind-down: .venv/run.stamp ## Delete the kind cluster and its data
+	@$(RUN) scripts.kind down $(OPTIONS)
+
 test: .venv/dev.stamp ## Lint, types, lock file and all tests; some tests: OPTIONS='tests/local -k down'
 	@$(MAKE) --no-print-directory lint
 	@.venv/bin/pytest -n 2 --dist loadgroup $(OPTIONS) && echo 'All checks and tests passed.'
+
+test-cluster: .venv/dev.stamp ## Build the images, test them, and test the chart on a kind cluster of its own
+	@docker buildx bake --load
+	@.venv/bin/pytest -m cluster tests/images tests/cluster $(OPTIONS)
 
 lint: .venv/dev.stamp ## Lint, format, types and lock file only
 	@.venv/bin/ruff check

@@ -92,9 +92,10 @@ def values_yaml() -> str:
     lines = [
         "# Generated from scripts/chart_values.py by scripts/chart_schema.py; edit that.",
         "#",
-        "# server, backgroundServices, worker, hamiltonUi, postgres, valkey, bootstrap and secrets",
-        "# also take the pod settings that `global` shows. What is explained once (image, storage,",
-        "# service, ...) has the same keys everywhere; the README has the whole table.",
+        "# Every component (server, backgroundServices, worker, gitServer, hamiltonUi, postgres,",
+        "# valkey, bootstrap, secrets) also takes the pod settings that `global` shows. What is",
+        "# explained once (image, storage, service, ...) has the same keys everywhere; the README",
+        "# has the whole table.",
     ]
     explained: set[type[BaseModel]] = {PodSettings}
     for alias, field, default in _fields(ChartValues, ChartValues()):

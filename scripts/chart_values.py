@@ -377,7 +377,9 @@ class FlowSettings(Values):
         default=600, ge=0, description="A finished Job is deleted after so many seconds."
     )
     termination_grace_period_seconds: Seconds | None = Field(
-        default=30, description="Time for a flow to react to its pod's end."
+        default=60,
+        description="Time for a flow to react to its pod's end; Prefect itself takes up to 30 "
+        "seconds.",
     )
     env: Env | None = Field(
         default_factory=dict,
@@ -436,7 +438,7 @@ class Flows(FlowSettings):
     repository: str = Field(
         default="",
         description="Git URL of the flows; its prefect.yaml is registered. "
-        "Nothing is registered when empty.",
+        "Nothing is registered when empty, unless there is `gitServer`.",
         pattern=r"^$|^(https?|ssh|git)://\S+$|^[^\s@]+@[^\s:]+:\S+$",
     )
     ref: Annotated[str, StringConstraints(min_length=1)] = Field(
@@ -491,6 +493,18 @@ class Pool(PodSettings):
         default=None, ge=0, description="Most flow runs at once in the pool; no limit when absent."
     )
     flows: PoolFlows | None = Field(default=None, description="Flow pods of this pool.")
+
+
+class GitServer(PodSettings):
+    """A small Git server for development: flows of a working tree that is pushed nowhere else."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Run it; flow pods then clone from it. It asks for no password, and only flow "
+        "pods and the bootstrap reach it.",
+    )
+    storage: Storage = Field(default_factory=lambda: Storage(size="1Gi", keep=False))
+    resources: Resources = Field(default_factory=lambda: _resources("10m", "32Mi", "256Mi"))
 
 
 class S3(Values):
@@ -772,6 +786,7 @@ class ChartValues(Values):
     )
     worker: Worker = Field(default_factory=Worker)
     flows: Flows = Field(default_factory=Flows)
+    git_server: GitServer = Field(default_factory=GitServer)
     hamilton_ui: HamiltonUi = Field(default_factory=HamiltonUi)
     postgres: Postgres = Field(default_factory=Postgres)
     warehouse: Warehouse = Field(default_factory=Warehouse)

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -27,11 +28,39 @@ console = Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
     console = Console(highlight=False, soft_wrap=True, width=110)
 
-ETL = "Enterprise Data Pipeline/production-etl"
-ABSENTEEISM = "hamilton-absenteeism-prediction/absenteeism-local"
-WALKTHROUGH = "ui-walkthrough-retries/walkthrough"
-AFTER_ETL = "Metrics Quality Report/after-production-etl"
-ON_FAILURE = "Failed Run Report/on-failure"
+
+@dataclass(frozen=True)
+class Deployments:
+    """What the demo runs, as `flow/deployment`."""
+
+    etl: str
+    absenteeism: str
+    walkthrough: str
+    after_etl: str
+    on_failure: str
+
+
+LOCAL = Deployments(
+    etl="Enterprise Data Pipeline/production-etl",
+    absenteeism="hamilton-absenteeism-prediction/absenteeism-local",
+    walkthrough="ui-walkthrough-retries/walkthrough",
+    after_etl="Metrics Quality Report/after-production-etl",
+    on_failure="Failed Run Report/on-failure",
+)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A Prefect server: address, environment of `prefect` commands, user and password."""
+
+    api_url: str
+    environment: Mapping[str, str]
+    auth: tuple[str, str] | None = None
+
+    def client(self) -> httpx.Client:
+        """Return a client of its API."""
+        return httpx.Client(base_url=self.api_url, auth=self.auth, timeout=30, trust_env=False)
+
 
 TABLES = ("warehouse.prod.metrics", "warehouse.staging.metrics", "warehouse.test.metrics")
 """What the three successful pipeline runs load, all from the same source."""
@@ -65,24 +94,36 @@ class Run:
         return (self.actual_state, self.actual_attempts) == (self.state, self.attempts)
 
 
-def planned() -> list[Run]:
+def planned(deployments: Deployments) -> list[Run]:
     """Return the runs that the demo triggers."""
     return [
-        Run("default", ETL),
+        Run("default", deployments.etl),
         Run(
             "overridden",
-            ETL,
+            deployments.etl,
             ["--param", "batch_size=1000", "--param", f"target_table={TABLES[1]}"],
         ),
         Run(
             "JSON",
-            ETL,
+            deployments.etl,
             ["--params", f'{{"batch_size": 200, "target_table": "{TABLES[2]}"}}'],
         ),
-        Run("invalid URL", ETL, ["--param", "source_url=invalid://url"], "Failed", attempts=4),
-        Run("retries", WALKTHROUGH, ["--param", "should_fail=false"], attempts=2),
-        Run("retries, none left", WALKTHROUGH, ["--param", "should_fail=true"], "Failed", 3),
-        Run("model", ABSENTEEISM),
+        Run(
+            "invalid URL",
+            deployments.etl,
+            ["--param", "source_url=invalid://url"],
+            "Failed",
+            attempts=4,
+        ),
+        Run("retries", deployments.walkthrough, ["--param", "should_fail=false"], attempts=2),
+        Run(
+            "retries, none left",
+            deployments.walkthrough,
+            ["--param", "should_fail=true"],
+            "Failed",
+            3,
+        ),
+        Run("model", deployments.absenteeism),
     ]
 
 
@@ -102,9 +143,10 @@ def main(
     try:
         profile = local.bring_up(profile, timeout=180).profile
         console.print(f"Set up after {time.monotonic() - began:.0f} s\n")
-        runs = trigger(profile)
-        fulfilled = watch(profile, runs, timeout)
-        fulfilled &= show_warehouse(profile)
+        server = Server(profile.api_url, profile.environment())
+        runs = trigger(server, LOCAL)
+        fulfilled = watch(server, runs, timeout)
+        fulfilled &= show_warehouse(warehouse_rows(profile))
     except ProfileError as error:
         local.fail(error)
     finally:
@@ -122,18 +164,18 @@ def main(
     console.print(f"[green]✓ Everything as expected[/] ({total}).")
 
 
-def trigger(profile: Profile) -> list[Run]:
+def trigger(server: Server, deployments: Deployments) -> list[Run]:
     """Trigger the planned runs with `prefect deployment run`. Raises ProfileError."""
-    runs = planned()
+    runs = planned(deployments)
     stamp = time.strftime("%H%M%S")
-    with httpx.Client(base_url=profile.api_url, timeout=30, trust_env=False) as http:
+    with server.client() as http:
         for number, run in enumerate(runs, 1):
             command = ["prefect", "deployment", "run", run.deployment, *run.options]
             console.print(f"[dim]$[/] {shlex.join(command)}")
             name = f"demo-{stamp}-{number}"
             done = subprocess.run(
                 [*command, "--flow-run-name", name],
-                env=profile.environment(),
+                env=dict(server.environment),
                 capture_output=True,
                 text=True,
                 check=False,
@@ -141,18 +183,21 @@ def trigger(profile: Profile) -> list[Run]:
             if done.returncode:
                 raise ProfileError(f"{(done.stderr or done.stdout).strip()[-500:]}")
             run.id = _filter(http, flow_runs={"name": {"any_": [name]}})[0]["id"]
-            if run.deployment == ETL and run.state == "Completed":
-                runs_after = Run(f"after {run.label}", AFTER_ETL, started_by=run.id)
+            if run.deployment == deployments.etl and run.state == "Completed":
+                runs_after = Run(f"after {run.label}", deployments.after_etl, started_by=run.id)
                 runs = [*runs, runs_after]
             if run.state == "Failed":
-                runs = [*runs, Run(f"report: {run.label}", ON_FAILURE, started_by=run.id)]
+                runs = [
+                    *runs,
+                    Run(f"report: {run.label}", deployments.on_failure, started_by=run.id),
+                ]
     console.print()
     return runs
 
 
-def watch(profile: Profile, runs: list[Run], timeout: float) -> bool:
+def watch(server: Server, runs: list[Run], timeout: float) -> bool:
     """Show the runs until all have ended; returns whether all are as expected."""
-    with httpx.Client(base_url=profile.api_url, timeout=30, trust_env=False) as http:
+    with server.client() as http:
         live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         known: dict[str, str] = {}
 
@@ -188,14 +233,13 @@ def watch(profile: Profile, runs: list[Run], timeout: float) -> bool:
     return not twice and all(run.as_expected for run in runs)
 
 
-def show_warehouse(profile: Profile) -> bool:
-    """Show the rows of each table; returns whether all hold the same, and something."""
+def warehouse_rows(profile: Profile) -> dict[str, int]:
+    """Return how many rows each table of the local profile's warehouse holds."""
     path = profile.state / "warehouse.duckdb"
     if not path.exists():
         console.print(f"[red]There is no warehouse at {path}.[/]")
-        return False
-    rows = Table("Warehouse table", "Rows", title_justify="left")
-    counts = []
+        return {}
+    rows = {}
     with duckdb.connect(str(path), read_only=True) as connection:
         tables = connection.execute(
             "SELECT table_catalog || '.' || table_schema || '.' || table_name "
@@ -204,12 +248,18 @@ def show_warehouse(profile: Profile) -> bool:
         for (table,) in tables:
             # The name comes from the catalog itself.
             found = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
-            count = found[0] if found else 0
-            rows.add_row(table, f"{count:,}")
-            if table in TABLES:
-                counts.append(count)
-    console.print(rows)
-    same = len(counts) == len(TABLES) and len(set(counts)) == 1 and counts[0] > 0
+            rows[table] = found[0] if found else 0
+    return rows
+
+
+def show_warehouse(rows: Mapping[str, int]) -> bool:
+    """Show the rows of each table; returns whether those of TABLES are the same, and some."""
+    table = Table("Warehouse table", "Rows", title_justify="left")
+    for name, count in rows.items():
+        table.add_row(name, f"{count:,}")
+    console.print(table)
+    counts = {rows.get(name, 0) for name in TABLES}
+    same = len(counts) == 1 and counts != {0}
     if not same:
         console.print(f"[red]The tables {', '.join(TABLES)} should hold the same rows.[/]")
     return same

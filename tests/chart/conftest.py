@@ -1,11 +1,19 @@
 """What all chart tests share."""
 
+import shutil
+
 import pytest
 import yaml
 
 from tests.chart.charts import CHART, Object, Release, render
 
 PROFILES = tuple(sorted(path.stem for path in (CHART / "ci").glob("*.yaml")))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _helm() -> None:
+    if not shutil.which("helm"):
+        pytest.skip("helm is not on PATH")
 
 
 def profile_values(name: str) -> Object:

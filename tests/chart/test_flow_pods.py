@@ -10,8 +10,8 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-from bootstrap.desired_state import DesiredState
-from tests.chart.charts import Object, Release, check, env, render
+from bootstrap.desired_state import DesiredState, load
+from tests.chart.charts import ROOT, Object, Release, check, env, render
 from tests.chart.conftest import PROFILES, profile_values
 
 
@@ -152,3 +152,28 @@ def test_one_namespace_for_role_template_and_observer() -> None:
     assert env(worker["containers"][0])["PREFECT_API_URL"] == (
         "http://demo-prefect-hamilton-server.flows:4200/api"
     )
+
+
+def test_a_failed_run_is_reported_by_a_pod(default: Release) -> None:
+    """The same automation as on a laptop, but for the deployment that it runs."""
+    content = yaml.safe_load(default.get("ConfigMap", "bootstrap")["data"]["state.yaml"])
+    (here,) = DesiredState.model_validate({"automations": content["automations"]}).automations
+    (there,) = load([ROOT / "bootstrap/desired-state.yaml"]).automations
+    assert here.run_deployment == "Failed Run Report/on-failure-k8s"
+    assert here == there.model_copy(update={"run_deployment": here.run_deployment})
+
+
+def test_an_automation_of_ones_own_wins() -> None:
+    own = {"name": "report-failed-runs", "trigger": {"type": "event"}, "run_deployment": "a/b"}
+    release = render({"bootstrap": {"state": {"automations": [own]}}})
+    content = yaml.safe_load(release.get("ConfigMap", "bootstrap")["data"]["state.yaml"])
+    # Of two with one name the later one counts.
+    assert content["automations"][-1]["run_deployment"] == "a/b"
+
+
+def test_flow_pods_clone_from_the_development_server(profiles: dict[str, Release]) -> None:
+    release = profiles["kind"]
+    job = release.job("bootstrap")["spec"]["template"]["spec"]["containers"][0]
+    assert env(job)["FLOWS_REPOSITORY"] == "git://demo-prefect-hamilton-git-server/flows.git"
+    server = release.get("Service", "git-server")
+    assert server["spec"]["ports"][0]["port"] == 9418

@@ -91,9 +91,19 @@ def test_who_reaches_the_databases(profiles: dict[str, Release]) -> None:
         assert "egress" not in found[component], component
 
 
-def test_the_policies_of_both_ends_agree(default: Release) -> None:
+def test_only_flow_pods_and_the_bootstrap_reach_the_git_server(
+    profiles: dict[str, Release],
+) -> None:
+    found = policies(profiles["kind"])
+    (git,) = found["git-server"]["ingress"]
+    assert peers(git, "from") == {"bootstrap", "flow-run"}
+    assert "egress" not in found["git-server"]
+
+
+@pytest.mark.parametrize("name", ["high-availability", "kind"])
+def test_the_policies_of_both_ends_agree(name: str, profiles: dict[str, Release]) -> None:
     """Whom a pod may reach lets it in."""
-    found = policies(default)
+    found = policies(profiles[name])
     for component, spec in found.items():
         for rule in spec.get("egress", []):
             for target in peers(rule, "to"):
@@ -156,6 +166,7 @@ def test_notes_tell_addresses_and_how_to_log_in() -> None:
         ("server.sqlite.enabled=true", "short outages"),
         ("server.url=http://prefect.example.org", "plain HTTP"),
         ("server.service.type=LoadBalancer", "open to the network"),
+        ("gitServer.enabled=true", "is for development"),
     ],
 )
 def test_notes_warn(setting: str, warning: str) -> None:

@@ -14,6 +14,8 @@ import httpx
 import pytest
 import tenacity
 
+pytestmark = pytest.mark.cluster
+
 HARDENED = [
     "--read-only",
     "--tmpfs=/tmp",

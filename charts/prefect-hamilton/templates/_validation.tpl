@@ -91,13 +91,19 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 {{- $mistakes = append $mistakes "serviceMonitor.enabled needs server.metrics: there is nothing to scrape otherwise." }}
 {{- end }}
 
-{{- if and $v.flows.repository (not $v.bootstrap.enabled) }}
+{{- if and (include "prefect-hamilton.flows.repository" .) (not $v.bootstrap.enabled) }}
 {{- $mistakes = append $mistakes "flows.repository is registered by the bootstrap: set bootstrap.enabled." }}
+{{- end }}
+{{- if and $v.flows.repository $v.gitServer.enabled }}
+{{- $mistakes = append $mistakes "flows.repository and gitServer.enabled both say where flows are cloned from: set one of them." }}
+{{- end }}
+{{- if and $v.flows.gitCredential.existingSecret $v.gitServer.enabled }}
+{{- $mistakes = append $mistakes "flows.gitCredential.existingSecret is for flows.repository; the server of gitServer.enabled takes no credential." }}
 {{- end }}
 {{- if and (hasPrefix "git@" $v.flows.repository) (ne $v.flows.gitCredential.type "ssh") }}
 {{- $mistakes = append $mistakes "flows.repository is an SSH address: set flows.gitCredential.type to ssh, and existingSecret to the Secret with the key." }}
 {{- end }}
-{{- if and $v.flows.gitCredential.existingSecret (eq $v.flows.gitCredential.type "token") (not (hasPrefix "http" $v.flows.repository)) }}
+{{- if and $v.flows.gitCredential.existingSecret (eq $v.flows.gitCredential.type "token") $v.flows.repository (not (hasPrefix "http" $v.flows.repository)) }}
 {{- $mistakes = append $mistakes "flows.gitCredential.type: token is for a repository at an https:// address." }}
 {{- end }}
 

@@ -24,7 +24,8 @@ work_pools:
 {{- if not (include "prefect-hamilton.warehouse.secretName" .) }}
 {{- $blocks = prepend $blocks (dict "name" "warehouse-url" "type" "secret" "optional" true "values" (dict "value" (dict "from_env" "WAREHOUSE_URL"))) }}
 {{- end }}
-{{- range $key, $entries := set (deepCopy $state) "blocks" $blocks }}
+{{- $automations := prepend $state.automations (.Files.Get "files/report-failed-runs.yaml" | fromYaml) }}
+{{- range $key, $entries := merge (dict "blocks" $blocks "automations" $automations) $state }}
 {{- with $entries }}
 {{ $key }}:
   {{- toYaml . | nindent 2 }}
@@ -46,7 +47,7 @@ state.yaml: |
 base-job-template-{{ include "prefect-hamilton.worker.slug" $pool }}.yaml: |
   {{- include "prefect-hamilton.flows.baseJobTemplate" (dict "root" $ "pool" $pool) | nindent 2 }}
 {{- end }}
-{{- if .Values.flows.repository }}
+{{- if include "prefect-hamilton.flows.repository" . }}
 {{ include "prefect-hamilton.script" (dict "root" . "name" "register_deployments.py") }}
 {{- end }}
 {{- end }}
@@ -70,7 +71,7 @@ WAREHOUSE_URL:
     name: {{ . }}
     key: {{ include "prefect-hamilton.warehouse.key" $ }}
 {{- end }}
-{{- with .Values.flows.repository }}
+{{- with include "prefect-hamilton.flows.repository" . }}
 FLOWS_REPOSITORY: {{ . | quote }}
 {{ regexMatch "^[0-9a-f]{40}$" $.Values.flows.ref | ternary "FLOWS_COMMIT" "FLOWS_BRANCH" }}: {{ $.Values.flows.ref | quote }}
 {{- end }}
@@ -107,7 +108,7 @@ template:
       - name: bootstrap
         {{- include "prefect-hamilton.container" $context | nindent 8 }}
         {{- $apply := printf "python -m bootstrap apply --file /opt/prefect-hamilton/bootstrap/desired-state.yaml --add /bootstrap/state.yaml --timeout=%v" .Values.bootstrap.timeoutSeconds }}
-        {{- if .Values.flows.repository }}
+        {{- if include "prefect-hamilton.flows.repository" . }}
         args:
           - sh
           - -ec

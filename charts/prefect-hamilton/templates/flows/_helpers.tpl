@@ -2,6 +2,15 @@
 {{- .Values.flows.namespace | default .Release.Namespace }}
 {{- end }}
 
+{{/* Git URL that flow pods clone: the one given, or that of our development server. */}}
+{{- define "prefect-hamilton.flows.repository" -}}
+{{- if .Values.gitServer.enabled }}
+{{- printf "git://%s/flows.git" (include "prefect-hamilton.serviceHost" (dict "root" . "name" (include "prefect-hamilton.git-server.name" .))) }}
+{{- else }}
+{{- .Values.flows.repository }}
+{{- end }}
+{{- end }}
+
 {{- define "prefect-hamilton.flows.serviceAccountName" -}}
 {{- include "prefect-hamilton.serviceAccountName" (dict "root" . "account" .Values.flows.serviceAccount "component" "flows") }}
 {{- end }}

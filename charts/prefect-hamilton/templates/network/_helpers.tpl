@@ -83,6 +83,19 @@
     - {port: 8241, protocol: TCP}
 {{- end }}
 
+{{/* The Git server that flows are cloned from: ours, or its port anywhere. */}}
+{{- define "prefect-hamilton.network.git" -}}
+{{- if .Values.gitServer.enabled -}}
+- to:
+    {{- include "prefect-hamilton.network.peer" (dict "root" . "component" "git-server" "namespace" .Release.Namespace) | nindent 4 }}
+  ports:
+    - {port: 9418, protocol: TCP}
+{{- else if .Values.flows.repository -}}
+- ports:
+    - {port: {{ contains "://" .Values.flows.repository | ternary (include "prefect-hamilton.network.urlPort" .Values.flows.repository) "22" }}, protocol: TCP}
+{{- end }}
+{{- end }}
+
 {{/*
 A NetworkPolicy. Takes root, component (of the pods), name, ingress and egress (YAML texts; no text:
 nothing is let through); optionally namespace.

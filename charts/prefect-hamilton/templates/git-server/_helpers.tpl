@@ -1,0 +1,3 @@
+{{- define "prefect-hamilton.git-server.name" -}}
+{{ include "prefect-hamilton.fullname" . }}-git-server
+{{- end }}

@@ -1,0 +1,389 @@
+"""A development cluster on this machine, with everything that the chart installs.
+
+    python -m scripts.kind up      # make kind: kind cluster, images, helm install, deployments
+    python -m scripts.kind push    # make kind-push: the working tree becomes what the pods clone
+    python -m scripts.kind demo    # make kind-demo: run every -k8s deployment, check the results
+    python -m scripts.kind down    # make kind-down: delete the cluster and its data
+
+Needs Docker, kind, helm and kubectl. Uses KUBECONFIG as kind does; the context is `kind-<name>`.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from scripts import chart_images, demo
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+console = Console(highlight=False, soft_wrap=True)
+
+ROOT = Path(__file__).parent.parent
+VALUES = chart_images.CHART / "ci" / "kind.yaml"
+NODE_IMAGE = "kindest/node:v1.34.4"
+NAMESPACE = "prefect"
+RELEASE = "prefect-hamilton"
+PREFECT_NODE_PORT = 30420
+HAMILTON_NODE_PORT = 30841
+GIT_REPOSITORY = "/repositories/flows.git"
+
+DEPLOYMENTS = demo.Deployments(
+    etl="Enterprise Data Pipeline/production-etl-k8s",
+    absenteeism="hamilton-absenteeism-prediction/absenteeism-k8s",
+    walkthrough="ui-walkthrough-retries/walkthrough-k8s",
+    after_etl="Metrics Quality Report/after-production-etl-k8s",
+    on_failure="Failed Run Report/on-failure-k8s",
+)
+
+Name = Annotated[str, typer.Option(help="Name of the kind cluster.")]
+Timeout = Annotated[int, typer.Option(min=1, help="Seconds to wait for each step.")]
+DEFAULT_NAME = "prefect-hamilton"
+
+
+class KindError(Exception):
+    """What a person can mend; the message names the cause and the way out."""
+
+
+@app.callback()
+def main() -> None:
+    """Run the project on a kind cluster on this machine."""
+
+
+@app.command()
+def up(
+    name: Name = DEFAULT_NAME,
+    port: Annotated[int, typer.Option(help="Port of Prefect on 127.0.0.1.")] = 4200,
+    hamilton_port: Annotated[int, typer.Option(help="Port of the Hamilton UI.")] = 8241,
+    node_image: Annotated[str, typer.Option(help="Kubernetes version, as kind's image.")] = (
+        NODE_IMAGE
+    ),
+    build: Annotated[bool, typer.Option(help="Build the images first.")] = True,
+    timeout: Timeout = 600,
+) -> None:
+    """Create the cluster if there is none, build and load the images, install, register."""
+    began = time.monotonic()
+    try:
+        need("docker", "kind", "helm", "kubectl", "git")
+        if name in run("kind", "get", "clusters").split():
+            port, hamilton_port = ports(name)
+        else:
+            say(f"Creating the kind cluster {name}")
+            create_cluster(name, port, hamilton_port, node_image)
+        if build:
+            say("Building the images")
+            run("docker", "buildx", "bake", "--load", cwd=ROOT, show=True)
+        say("Loading the images")
+        identity = load_images(name)
+        say(f"Installing release {RELEASE} in namespace {NAMESPACE}")
+        installing = time.monotonic()
+        create_namespace(name)
+        commit, tree = snapshot()
+        install(
+            name,
+            f"server.url=http://localhost:{port}",
+            f"hamiltonUi.url=http://localhost:{hamilton_port}",
+            # The same tag may stand for new images: these roll every pod.
+            f"rolloutToken={identity}",
+            f"bootstrap.podAnnotations.flows={tree}",
+        )
+        publish(name, commit, timeout)
+        wait_until_ready(name, timeout)
+    except KindError as error:
+        fail(error)
+    now = time.monotonic()
+    say(f"Ready {now - installing:.0f} s after helm install began, {now - began:.0f} s in all.\n")
+    show_addresses(name, port, hamilton_port)
+
+
+@app.command()
+def push(name: Name = DEFAULT_NAME, timeout: Timeout = 300) -> None:
+    """Push the working tree, committed or not, to the cluster's Git server; register again."""
+    began = time.monotonic()
+    try:
+        need("kind", "helm", "kubectl", "git")
+        require_cluster(name)
+        commit, tree = snapshot()
+        publish(name, commit, timeout)
+        install(name, f"bootstrap.podAnnotations.flows={tree}", reuse=True)
+        wait_for_bootstrap(name, timeout)
+    except KindError as error:
+        fail(error)
+    say(f"Pushed and registered {tree[:10]} in {time.monotonic() - began:.0f} s.")
+
+
+@app.command("demo")
+def demo_command(
+    name: Name = DEFAULT_NAME,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the runs.")] = 420.0,
+) -> None:
+    """Run every -k8s deployment as pods, compare with what was expected; exit status 1 if not."""
+    began = time.monotonic()
+    try:
+        need("docker", "kind", "kubectl")
+        require_cluster(name)
+        with tempfile.TemporaryDirectory(prefix="prefect-home-") as home:
+            server = prefect_server(name, Path(home))
+            runs = demo.trigger(server, DEPLOYMENTS)
+            fulfilled = demo.watch(server, runs, timeout)
+        fulfilled &= demo.show_warehouse(warehouse_rows(name))
+    except KindError as error:
+        fail(error)
+    except demo.ProfileError as error:
+        fail(KindError(str(error)))
+    show_addresses(name, *ports(name))
+    total = f"after {time.monotonic() - began:.0f} s"
+    if not fulfilled:
+        console.print(f"[red]✗ Something differs from what was expected[/] ({total}).")
+        raise typer.Exit(1)
+    console.print(f"[green]✓ Everything as expected[/] ({total}).")
+
+
+@app.command()
+def down(name: Name = DEFAULT_NAME) -> None:
+    """Delete the cluster and everything in it; the images stay in Docker."""
+    try:
+        need("docker", "kind")
+        run("kind", "delete", "cluster", "--name", name)
+    except KindError as error:
+        fail(error)
+    say(f"The kind cluster {name} is gone.")
+
+
+def create_cluster(name: str, port: int, hamilton_port: int, node_image: str) -> None:
+    """Create a cluster of one node whose two pages are at ports of 127.0.0.1."""
+    mappings = [
+        {"containerPort": node_port, "hostPort": host_port, "listenAddress": "127.0.0.1"}
+        for node_port, host_port in (
+            (PREFECT_NODE_PORT, port),
+            (HAMILTON_NODE_PORT, hamilton_port),
+        )
+    ]
+    config = {
+        "kind": "Cluster",
+        "apiVersion": "kind.x-k8s.io/v1alpha4",
+        "nodes": [{"role": "control-plane", "extraPortMappings": mappings}],
+    }
+    command = ["kind", "create", "cluster", "--name", name, "--image", node_image]
+    run(*command, "--wait", "120s", "--config", "-", text=yaml.safe_dump(config))
+
+
+def load_images(name: str) -> str:
+    """Load what the chart needs into the cluster's node; returns a text that changes with it."""
+    images = chart_images.images([VALUES])
+    ids = []
+    for image in images:
+        inspect = ["docker", "image", "inspect", "--format", "{{.Id}}", image]
+        if subprocess.run(inspect, capture_output=True, check=False).returncode:
+            if image.startswith("prefect-hamilton/"):
+                raise KindError(f"{image} is not there: build it, without --no-build.")
+            run("docker", "pull", image, show=True)
+        ids.append(run(*inspect))
+    run("kind", "load", "docker-image", "--name", name, *images)
+    return hashlib.sha256("".join(ids).encode()).hexdigest()[:10]
+
+
+def create_namespace(name: str) -> None:
+    """Create the namespace, in which Kubernetes enforces Pod Security `restricted`."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    namespace = {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": NAMESPACE, "labels": labels},
+    }
+    kubectl(name, "apply", "-f", "-", text=json.dumps(namespace))
+
+
+def install(name: str, *settings: str, reuse: bool = False) -> None:
+    """Install the release or upgrade it; `reuse`: with the values that it has."""
+    command = ["helm", "upgrade", "--install", RELEASE, str(chart_images.CHART)]
+    command += ["--kube-context", f"kind-{name}", "--namespace", NAMESPACE]
+    command += ["--reuse-values"] if reuse else ["--values", str(VALUES)]
+    for setting in settings:
+        command += ["--set-string", setting]
+    run(*command)
+
+
+def snapshot() -> tuple[str, str]:
+    """Commit the working tree beside the branch and index; returns commit and tree."""
+    with tempfile.TemporaryDirectory() as folder:
+        env = {"GIT_INDEX_FILE": f"{folder}/index"}
+        run("git", "add", "--all", ".", cwd=ROOT, env=env)
+        tree = run("git", "write-tree", cwd=ROOT, env=env)
+    identity = ["-c", "user.name=prefect-hamilton", "-c", "user.email=prefect-hamilton@localhost"]
+    commit = run("git", *identity, "commit-tree", "-m", "Working tree", tree, cwd=ROOT)
+    return commit, tree
+
+
+def publish(name: str, commit: str, timeout: int) -> None:
+    """Make a commit the branch `main` of the cluster's Git server.
+
+    Pushes through `kubectl exec`: the server itself can only be read from.
+    """
+    deployment = f"deploy/{RELEASE}-git-server"
+    kubectl(name, "rollout", "status", deployment, f"--timeout={timeout}s")
+    remote = (
+        f"ext::kubectl --context kind-{name} --namespace {NAMESPACE} exec -i {deployment} "
+        f"-- git %s {GIT_REPOSITORY}"
+    )
+    refspec = f"{commit}:refs/heads/main"
+    command = ["git", "-c", "protocol.ext.allow=always", "push", "--force", "--quiet"]
+    run(*command, remote, refspec, cwd=ROOT)
+
+
+def wait_until_ready(name: str, timeout: int) -> None:
+    """Wait until all pods are ready and the deployments are registered."""
+    wait_for_bootstrap(name, timeout)
+    for kind in ("statefulset", "deployment"):
+        for each in kubectl(name, "get", kind, "-o", "name").split():
+            kubectl(name, "rollout", "status", each, f"--timeout={timeout}s")
+
+
+def wait_for_bootstrap(name: str, timeout: int) -> None:
+    """Wait for the bootstrap's Job; what it said last is told when it does not end."""
+    selector = "app.kubernetes.io/component=bootstrap"
+    try:
+        kubectl(
+            name, "wait", "job", "-l", selector, "--for=condition=complete", f"--timeout={timeout}s"
+        )
+    except KindError as error:
+        log = kubectl(name, "logs", "-l", selector, "--tail=5")
+        raise KindError(
+            f"The bootstrap has not ended after {timeout} s. It says:\n{log}"
+        ) from error
+
+
+def prefect_server(name: str, home: Path) -> demo.Server:
+    """Return the cluster's Prefect server, for commands that keep their files in `home`."""
+    port, _ = ports(name)
+    secret = json.loads(kubectl(name, "get", "secret", f"{RELEASE}-auth", "-o", "json"))
+    auth_string = base64.b64decode(secret["data"]["auth-string"]).decode()
+    api_url = f"http://127.0.0.1:{port}/api"
+    user, _, password = auth_string.partition(":")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PREFECT_API_URL": api_url,
+        "PREFECT_API_AUTH_STRING": auth_string,
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "DO_NOT_TRACK": "1",
+    }
+    return demo.Server(api_url, environment, (user, password))
+
+
+def warehouse_rows(name: str) -> dict[str, int]:
+    """Return how many rows each table of the cluster's warehouse holds."""
+    # Counts as XML, because a plain query cannot take a table's name from another.
+    query = (
+        "SELECT table_catalog || '.' || table_schema || '.' || table_name, (xpath('/row/n/text()', "
+        "query_to_xml(format('SELECT count(*) AS n FROM %I.%I', table_schema, table_name), "
+        "false, true, '')))[1] FROM information_schema.tables "
+        "WHERE table_schema NOT IN ('pg_catalog', 'information_schema') ORDER BY 1"
+    )
+    pod = f"statefulset/{RELEASE}-postgres"
+    psql = ["psql", "--username=postgres", "--dbname=warehouse", "-At", "-F", " ", "-c", query]
+    lines = kubectl(name, "exec", pod, "--", *psql).splitlines()
+    return {table: int(count) for table, count in (line.split() for line in lines)}
+
+
+def ports(name: str) -> tuple[int, int]:
+    """Return the ports of 127.0.0.1 at which the cluster's two pages are."""
+
+    def published(node_port: int) -> int:
+        return int(
+            run("docker", "port", f"{name}-control-plane", str(node_port)).rpartition(":")[2]
+        )
+
+    return published(PREFECT_NODE_PORT), published(HAMILTON_NODE_PORT)
+
+
+def show_addresses(name: str, port: int, hamilton_port: int) -> None:
+    """Print both pages' addresses and the commands that print what to log in with."""
+
+    def secret(what: str, key: str) -> str:
+        template = "'{{index .data \"" + key + '" | base64decode}}{{"\\n"}}\''
+        return (
+            f"kubectl --context kind-{name} -n {NAMESPACE} get secret {RELEASE}-{what} "
+            f"-o go-template={template}"
+        )
+
+    console.print(f"Prefect      http://localhost:{port}", markup=False)
+    console.print(f"  log in     {secret('auth', 'auth-string')}", markup=False)
+    console.print(f"Hamilton UI  http://localhost:{hamilton_port}   user prefect", markup=False)
+    console.print(f"  API key    {secret('hamilton-ui', 'api-key')}\n", markup=False)
+
+
+def require_cluster(name: str) -> None:
+    """Raise KindError when there is no such cluster."""
+    if name not in run("kind", "get", "clusters").split():
+        raise KindError(f"There is no kind cluster {name}: create it with make kind.")
+
+
+def need(*tools: str) -> None:
+    """Raise KindError when a tool is not on PATH, or no Docker engine answers."""
+    for tool in tools:
+        if not shutil.which(tool):
+            raise KindError(f"{tool} is not on PATH: install it.")
+    if "docker" in tools:
+        info = subprocess.run(["docker", "version"], capture_output=True, check=False)
+        if info.returncode:
+            raise KindError("No Docker engine answers: start it, or see `docker version`.")
+
+
+def kubectl(name: str, *arguments: str, text: str | None = None) -> str:
+    """Run kubectl in the release's namespace of the cluster; returns its output."""
+    return run(
+        "kubectl", "--context", f"kind-{name}", "--namespace", NAMESPACE, *arguments, text=text
+    )
+
+
+def run(
+    *command: str,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    text: str | None = None,
+    show: bool = False,
+) -> str:
+    """Run a command; returns its output, or shows it. Raises KindError with its last words."""
+    options: dict[str, Any] = {} if show else {"capture_output": True}
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        input=text,
+        text=True,
+        check=False,
+        **options,
+    )
+    if done.returncode:
+        last = "" if show else (done.stderr or done.stdout).strip()[-800:]
+        raise KindError(f"{' '.join(command[:3])} failed ({done.returncode}): {last}")
+    return "" if show else done.stdout.strip()
+
+
+def say(text: str) -> None:
+    """Print a line of progress."""
+    console.print(text, markup=False)
+
+
+def fail(error: KindError) -> None:
+    """Print the error and exit with status 1."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        str(error), style="red", markup=False
+    )
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m scripts.kind")

@@ -1,0 +1,135 @@
+"""A kind cluster for all tests of the session, made as a person makes it: with `scripts.kind`."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import httpx
+import pytest
+import tenacity
+
+from tests.services import ROOT, free_port
+
+NAME = "prefect-hamilton-test"
+NAMESPACE = "prefect"
+RELEASE = "prefect-hamilton"
+TOOLS = ("docker", "kind", "helm", "kubectl")
+
+eventually = tenacity.retry(
+    stop=tenacity.stop_after_delay(180), wait=tenacity.wait_fixed(0.5), reraise=True
+)
+
+
+@dataclass
+class Cluster:
+    """The cluster with its release."""
+
+    environment: dict[str, str]
+    port: int
+    hamilton_port: int
+    printed: str
+    """What `scripts.kind up` printed."""
+
+    def run(self, *command: str, check: bool = True) -> str:
+        """Run a command with the cluster's kubeconfig; returns its output, errors included."""
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert not check or done.returncode == 0, f"{command}: {done.stdout}"
+        return done.stdout
+
+    def kind(self, command: str, *options: str) -> str:
+        return self.run(sys.executable, "-m", "scripts.kind", command, "--name", NAME, *options)
+
+    def kubectl(self, *arguments: str, check: bool = True) -> str:
+        return self.run("kubectl", "--namespace", NAMESPACE, *arguments, check=check)
+
+    def get(self, *arguments: str) -> Any:
+        return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+
+    def helm(self, *arguments: str) -> str:
+        return self.run("helm", "--namespace", NAMESPACE, *arguments)
+
+    def secret(self, name: str, key: str) -> str:
+        data = self.get("secret", f"{RELEASE}-{name}")["data"]
+        return base64.b64decode(data[key]).decode()
+
+    @property
+    def api_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/api"
+
+    @property
+    def hamilton_url(self) -> str:
+        return f"http://127.0.0.1:{self.hamilton_port}"
+
+    @cached_property
+    def api(self) -> httpx.Client:
+        """A client of the Prefect API with the release's password."""
+        user, password = self.secret("auth", "auth-string").split(":", 1)
+        transport = httpx.HTTPTransport(retries=5)
+        return httpx.Client(
+            base_url=self.api_url, auth=(user, password), timeout=30, transport=transport
+        )
+
+    def post(self, path: str, **body: Any) -> Any:
+        response = self.api.post(path, json=body)
+        response.raise_for_status()
+        return response.json()
+
+    def start(self, deployment: str, **parameters: Any) -> str:
+        """Start a run of `flow/deployment`; returns its id."""
+        found = self.api.get(f"/deployments/name/{deployment}")
+        found.raise_for_status()
+        path = f"/deployments/{found.json()['id']}/create_flow_run"
+        return str(self.post(path, parameters=parameters)["id"])
+
+    def flow_run(self, run_id: str) -> Any:
+        response = self.api.get(f"/flow_runs/{run_id}")
+        response.raise_for_status()
+        return response.json()
+
+    @eventually
+    def wait_for_state(self, run_id: str, *states: str) -> Any:
+        run = self.flow_run(run_id)
+        assert run["state_name"] in states, f"{run['name']}: {run['state_name']}"
+        return run
+
+    def uids(self) -> dict[str, str]:
+        """The long-lived pods' ids, by component."""
+        return {
+            pod["metadata"]["labels"]["app.kubernetes.io/component"]: pod["metadata"]["uid"]
+            for pod in self.get("pods", "-l", f"app.kubernetes.io/instance={RELEASE}")["items"]
+            if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
+        }
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Install everything from nothing with the command of the README, on free ports."""
+    if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
+        pytest.skip(f"not on PATH: {', '.join(missing)}")
+    if subprocess.run(["docker", "version"], capture_output=True, check=False).returncode:
+        pytest.skip("no Docker engine answers")
+    kubeconfig = tmp_path_factory.mktemp("kind") / "kubeconfig"
+    environment = {**os.environ, "KUBECONFIG": str(kubeconfig), "NO_COLOR": "1"}
+    cluster = Cluster(environment, free_port(), free_port(), "")
+    ports = ("--port", str(cluster.port), "--hamilton-port", str(cluster.hamilton_port))
+    try:
+        # `make test-cluster` has built the images.
+        cluster.printed = cluster.kind("up", "--no-build", *ports)
+        yield cluster
+    finally:
+        subprocess.run(["kind", "delete", "cluster", "--name", NAME], env=environment, check=False)

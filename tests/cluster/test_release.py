@@ -1,0 +1,166 @@
+"""The chart on a real cluster: installed from nothing, used, upgraded, removed, installed again.
+
+The namespace enforces Pod Security `restricted`, the cluster its NetworkPolicies. The tests follow
+each other in this order; the last one removes the release.
+"""
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.cluster.conftest import NAMESPACE, RELEASE, Cluster, eventually
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+
+K8S = {
+    "production-etl-k8s",
+    "absenteeism-k8s",
+    "walkthrough-k8s",
+    "after-production-etl-k8s",
+    "on-failure-k8s",
+}
+WALKTHROUGH = "ui-walkthrough-retries/walkthrough-k8s"
+
+
+def test_it_says_where_the_pages_are_and_how_to_log_in(cluster: Cluster) -> None:
+    assert f"http://localhost:{cluster.port}" in cluster.printed
+    assert f"http://localhost:{cluster.hamilton_port}" in cluster.printed
+    password = cluster.secret("auth", "auth-string")
+    assert password not in cluster.printed
+    (command,) = [line for line in cluster.printed.splitlines() if "log in" in line]
+    assert cluster.run("sh", "-c", command.replace("log in", "")).strip() == password
+
+
+def test_the_release_passes_its_own_test(cluster: Cluster) -> None:
+    assert "Succeeded" in cluster.helm("test", RELEASE)
+
+
+def test_every_deployment_runs_as_a_pod(cluster: Cluster) -> None:
+    printed = cluster.kind("demo")
+    assert "Everything as expected" in printed
+    deployments = {d["id"]: d["name"] for d in cluster.post("/deployments/filter")}
+    runs = cluster.post("/flow_runs/filter")
+    assert {deployments[run["deployment_id"]] for run in runs} == K8S
+    jobs = {
+        job["metadata"]["labels"]["prefect.io/flow-run-id"]: job["metadata"]["name"]
+        for job in cluster.get("jobs", "-l", "prefect.io/flow-run-id")["items"]
+    }
+    ended = {run["id"] for run in runs if run["state_type"] in ("COMPLETED", "FAILED")}
+    assert ended <= set(jobs)
+
+
+def test_tracked_dataflows_are_in_the_hamilton_ui(cluster: Cluster) -> None:
+    artifacts = cluster.post("/artifacts/filter")
+    links = [a["data"] for a in artifacts if f":{cluster.hamilton_port}/" in str(a["data"])]
+    assert links, "no artifact links to the Hamilton UI as people reach it"
+
+
+def test_a_wrong_password_is_refused(cluster: Cluster) -> None:
+    for auth in (None, ("prefect", "wrong")):
+        response = httpx.post(f"{cluster.api_url}/flow_runs/filter", auth=auth, json={})
+        assert response.status_code == httpx.codes.UNAUTHORIZED
+    projects = f"{cluster.hamilton_url}/api/v1/projects"
+    for headers in ({}, {"x-api-key": "wrong"}):
+        response = httpx.get(projects, headers={"x-api-user": "prefect", **headers})
+        assert response.status_code == httpx.codes.UNAUTHORIZED
+    right = {"x-api-user": "prefect", "x-api-key": cluster.secret("hamilton-ui", "api-key")}
+    assert httpx.get(projects, headers=right).is_success
+
+
+def reachable(cluster: Cluster, name: str, host: str, port: int) -> bool:
+    """Whether a pod that is none of the release's can connect."""
+    script = f"import socket; socket.create_connection(('{host}', {port}), timeout=4)"
+    restricted = {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    container = {
+        "name": name,
+        "image": "prefect-hamilton/prefect:0.1.0",
+        "args": ["python", "-c", script],
+        "securityContext": restricted,
+    }
+    overrides = json.dumps({"spec": {"containers": [container]}})
+    command = ["run", name, f"--image={container['image']}", "--restart=Never"]
+    cluster.kubectl(*command, f"--overrides={overrides}")
+
+    @eventually
+    def phase() -> str:
+        found: str = cluster.get("pod", name)["status"]["phase"]
+        assert found in ("Succeeded", "Failed"), found
+        return found
+
+    ended = phase()
+    cluster.kubectl("delete", "pod", name, "--wait=false")
+    return ended == "Succeeded"
+
+
+def test_a_stray_pod_reaches_neither_database_nor_git_server(cluster: Cluster) -> None:
+    assert reachable(cluster, "stray-server", f"{RELEASE}-server", 4200)
+    assert not reachable(cluster, "stray-postgres", f"{RELEASE}-postgres", 5432)
+    assert not reachable(cluster, "stray-git", f"{RELEASE}-git-server", 9418)
+
+
+def test_a_pod_that_is_not_restricted_is_refused(cluster: Cluster) -> None:
+    answer = cluster.kubectl("run", "root", "--image=postgres:17", check=False)
+    assert "violates PodSecurity" in answer
+    assert NAMESPACE in cluster.run("kubectl", "get", "namespaces")
+
+
+def test_a_second_bootstrap_changes_nothing(cluster: Cluster) -> None:
+    cluster.helm("upgrade", RELEASE, "charts/prefect-hamilton", "--reuse-values", *again("second"))
+    selector = "app.kubernetes.io/component=bootstrap"
+    cluster.kubectl("wait", "job", "-l", selector, "--for=condition=complete", "--timeout=300s")
+    log = cluster.kubectl("logs", "-l", selector, "--tail=-1")
+    outcomes = [line.split()[0] for line in log.splitlines() if line.startswith("  ")]
+    assert "unchanged" in outcomes
+    assert not {"created", "updated", "waiting"} & set(outcomes), log
+
+
+def again(word: str) -> tuple[str, str]:
+    """Helm options that make the bootstrap run once more."""
+    return "--set-string", f"bootstrap.podAnnotations.flows={word}"
+
+
+def test_a_killed_flow_pod_is_rescheduled(cluster: Cluster) -> None:
+    run_id = cluster.start("hamilton-absenteeism-prediction/absenteeism-k8s")
+    cluster.wait_for_state(run_id, "Running")
+    cluster.kubectl("delete", "pod", "-l", f"prefect.io/flow-run-id={run_id}", "--wait=false")
+    run = cluster.wait_for_state(run_id, "Completed")
+    assert run["run_count"] == 2
+
+
+def test_an_upgrade_rolls_what_changed_and_keeps_the_data(cluster: Cluster) -> None:
+    before = cluster.uids()
+    run_id = cluster.start(WALKTHROUGH)
+    cluster.wait_for_state(run_id, "Running", "Completed")
+    level = ("--set", "worker.logLevel=DEBUG")
+    cluster.helm("upgrade", RELEASE, "charts/prefect-hamilton", "--reuse-values", *level)
+    cluster.kubectl("rollout", "status", f"deploy/{RELEASE}-worker-kubernetes", "--timeout=180s")
+
+    @eventually
+    def rolled() -> None:
+        after = cluster.uids()
+        assert {name for name in before if after.get(name) != before[name]} == {"worker"}
+
+    rolled()
+    assert cluster.wait_for_state(run_id, "Completed")["run_count"] == 1
+
+
+def test_data_and_passwords_outlive_the_release(cluster: Cluster, tmp_path: Path) -> None:
+    password = cluster.secret("auth", "auth-string")
+    runs = {run["id"] for run in cluster.post("/flow_runs/filter", limit=200)}
+    values = cluster.helm("get", "values", RELEASE, "-o", "json")
+    cluster.helm("uninstall", RELEASE, "--wait")
+    claims = {claim["metadata"]["name"] for claim in cluster.get("pvc")["items"]}
+    assert {f"data-{RELEASE}-postgres-0", f"{RELEASE}-hamilton-ui"} <= claims
+    assert cluster.secret("auth", "auth-string") == password
+    file = tmp_path / "values.json"
+    file.write_text(values)
+    cluster.helm("install", RELEASE, "charts/prefect-hamilton", "--values", str(file))
+    cluster.kubectl("rollout", "status", f"deploy/{RELEASE}-server", "--timeout=300s")
+    assert runs <= {run["id"] for run in cluster.post("/flow_runs/filter", limit=200)}
