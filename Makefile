@@ -66,11 +66,11 @@ clean: ## End the local profile and remove its data, .venv and caches
 
 # What running needs; the tools of development, once there, are kept (--inexact).
 .venv/run.stamp: pyproject.toml uv.lock | $(UV)
-	@$(UV) sync --frozen --quiet --python $(PYTHON) --inexact --no-group dev
+	@$(UV) sync --frozen --quiet --compile-bytecode --python $(PYTHON) --inexact --no-group dev
 	@touch $@
 
 .venv/dev.stamp: pyproject.toml uv.lock | $(UV)
-	@$(UV) sync --frozen --quiet --python $(PYTHON)
+	@$(UV) sync --frozen --quiet --compile-bytecode --python $(PYTHON)
 	@touch $@ .venv/run.stamp
 
 ifeq ($(PYTHON),)

@@ -9,7 +9,6 @@ where none is configured, on a temporary one.
 
 import argparse
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
@@ -34,10 +33,6 @@ if TYPE_CHECKING:
 
 # Hamilton, pandas and scikit-learn are imported by the tasks that use them: they take seconds,
 # and neither registering the flow nor refusing bad parameters needs them.
-
-# When a node raises, Hamilton logs a box with its traceback and input values. The same exception
-# reaches the task, and a value could be a URL with a password.
-logging.getLogger("hamilton").setLevel(logging.CRITICAL)
 
 Feature = Literal[
     "reason_for_absence",

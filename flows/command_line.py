@@ -27,6 +27,8 @@ def run(flow: Flow[..., Any], parameters: Mapping[str, Any], in_short: Callable[
     Returns the exit code: 0, 1 when the run did not complete, 2 for parameters it refuses.
     """
     try:
+        # Before a server is started, which takes a while.
+        flow.validate_parameters(dict(parameters))
         with temporary_settings(set_defaults=_TEMPORARY_SERVER):
             state = cast(State[Any], flow(**parameters, return_state=True))
             result = state.result(raise_on_failure=False)

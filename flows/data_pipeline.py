@@ -28,18 +28,12 @@ from prefect.artifacts import (
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
-from prefect.exceptions import ParameterTypeError
 from prefect.runtime import flow_run
-from prefect.settings import (
-    PREFECT_SERVER_ANALYTICS_ENABLED,
-    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
-    temporary_settings,
-)
 from prefect.states import Failed
 from prefect.variables import Variable
 from pydantic import BaseModel, Field
 
-from flows import extract, warehouse
+from flows import command_line, extract, warehouse
 from flows.task_metrics import measure
 from flows.warehouse import DEFAULT_TARGET, Target, TargetTable
 
@@ -507,29 +501,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=500, help="default: %(default)s")
     parser.add_argument("--target-table", default=DEFAULT_TARGET, help="default: %(default)s")
     options = vars(parser.parse_args(arguments))
-    temporary_server = {
-        # It sets up its database on the first start.
-        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 180,
-        PREFECT_SERVER_ANALYTICS_ENABLED: False,
-    }
-    try:
-        enterprise_data_pipeline.validate_parameters(options)
-        with temporary_settings(set_defaults=temporary_server):
-            state = enterprise_data_pipeline(**options, return_state=True)
-            result = state.result(raise_on_failure=False)
-    except ParameterTypeError as error:
-        sys.stderr.write(f"{' '.join(str(error).split())}\n")
-        return 2
-    except RuntimeError as error:
-        if not str(error).startswith("Failed to reach API"):
-            raise
-        sys.stderr.write(f"{error} Start that server, or unset PREFECT_API_URL to do without.\n")
-        return 1
-    if not isinstance(result, LoadSummary):
-        sys.stderr.write(f"Failed: {state.message}\n")
-        return 1
-    sys.stdout.write(f"{_in_short(result)}\n")
-    return 0
+    return command_line.run(enterprise_data_pipeline, options, _in_short)
 
 
 if __name__ == "__main__":

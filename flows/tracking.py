@@ -36,6 +36,10 @@ from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
+# When a node raises, Hamilton logs a box with its traceback and input values. The same exception
+# reaches the task, and a value could be a URL with a password.
+logging.getLogger("hamilton").setLevel(logging.CRITICAL)
+
 DEFAULT_URL = "http://localhost:8241"
 
 PATIENCE = 6.0

@@ -131,12 +131,16 @@ def planned(deployments: Deployments) -> list[Run]:
 def main(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the profile up at the end.")] = False,
     port: local.Port = 4200,
+    api_port: local.ApiPort = None,
     hamilton_port: local.HamiltonPort = 8241,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the runs.")] = 240.0,
 ) -> None:
     """Start the profile, run the flows, compare with what was expected; exit status 1 if not."""
     profile = Profile(
-        state=local_profile.state_folder(), port=port, api_port=port, hamilton_port=hamilton_port
+        state=local_profile.state_folder(),
+        port=port,
+        api_port=api_port or port,
+        hamilton_port=hamilton_port,
     )
     began = time.monotonic()
     was_up = local_profile.manager(profile.state) is not None

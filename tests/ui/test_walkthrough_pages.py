@@ -28,16 +28,15 @@ SECONDS = 30_000
 
 @dataclass
 class Demo:
-    """The profile that the demo left running."""
+    """The profile that the demo left running: the page and the API have ports of their own."""
 
     prefect: str
+    api_url: str
     hamilton: str
     printed: str
 
     def api(self, path: str, **body: Any) -> Any:
-        return (
-            httpx.post(f"{self.prefect}/api{path}", json=body, timeout=30).raise_for_status().json()
-        )
+        return httpx.post(f"{self.api_url}{path}", json=body, timeout=30).raise_for_status().json()
 
     def run(self, deployment: str, state: str) -> dict[str, Any]:
         """The latest flow run of the deployment in this state."""
@@ -76,7 +75,7 @@ def browser() -> Iterator[Browser]:
 def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """Run the demo as a person does, but on free ports and in a folder of its own."""
     environment = os.environ | {"PREFECT_HAMILTON_STATE": str(tmp_path_factory.mktemp("state"))}
-    port, hamilton_port = services.free_port(), services.free_port()
+    port, api_port, hamilton_port = (services.free_port() for _ in range(3))
 
     def python(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -87,11 +86,17 @@ def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             text=True,
         )
 
-    ports = ["--port", str(port), "--hamilton-port", str(hamilton_port)]
+    ports = ["--port", str(port), "--api-port", str(api_port)]
+    ports += ["--hamilton-port", str(hamilton_port)]
     try:
         done = python("scripts.demo", "--keep", "--timeout", "480", *ports)
         assert done.returncode == 0, done.stdout + done.stderr
-        yield Demo(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{hamilton_port}", done.stdout)
+        yield Demo(
+            prefect=f"http://127.0.0.1:{port}",
+            api_url=f"http://127.0.0.1:{api_port}/api",
+            hamilton=f"http://127.0.0.1:{hamilton_port}",
+            printed=done.stdout,
+        )
     finally:
         python("scripts.local", "down")
 
