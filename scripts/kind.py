@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 import yaml
@@ -377,7 +377,7 @@ def say(text: str) -> None:
     console.print(text, markup=False)
 
 
-def fail(error: KindError) -> None:
+def fail(error: KindError) -> NoReturn:
     """Print the error and exit with status 1."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(
         str(error), style="red", markup=False
