@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from prefect.runner.storage import GitRepository
-from prefect.types import SecretStr
+from pydantic import SecretStr
 
 
 def main(names: list[str]) -> None:
