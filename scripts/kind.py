@@ -26,6 +26,7 @@ import yaml
 from rich.console import Console
 
 from scripts import chart_images, demo
+from scripts.local_profile import ProfileError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 console = Console(highlight=False, soft_wrap=True)
@@ -140,7 +141,7 @@ def demo_command(
         fulfilled &= demo.show_warehouse(warehouse_rows(name))
     except KindError as error:
         fail(error)
-    except demo.ProfileError as error:
+    except ProfileError as error:
         fail(KindError(str(error)))
     show_addresses(name, *ports(name))
     total = f"after {time.monotonic() - began:.0f} s"

@@ -15,9 +15,12 @@ import httpx
 import pytest
 import tenacity
 
+from scripts.kind import ports
 from tests.services import ROOT, free_port
 
-NAME = "prefect-hamilton-test"
+# A cluster of `make kind` can be named to be used, and kept; another is made otherwise.
+EXISTING = os.environ.get("KIND_CLUSTER")
+NAME = EXISTING or "prefect-hamilton-test"
 NAMESPACE = "prefect"
 RELEASE = "prefect-hamilton"
 TOOLS = ("docker", "kind", "helm", "kubectl")
@@ -126,10 +129,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     kubeconfig = tmp_path_factory.mktemp("kind") / "kubeconfig"
     environment = {**os.environ, "KUBECONFIG": str(kubeconfig), "NO_COLOR": "1"}
     cluster = Cluster(environment, free_port(), free_port(), "")
-    ports = ("--port", str(cluster.port), "--hamilton-port", str(cluster.hamilton_port))
+    if EXISTING:
+        cluster.run("kind", "export", "kubeconfig", "--name", NAME)
+        cluster.port, cluster.hamilton_port = ports(NAME)
     try:
         # `make test-cluster` has built the images.
-        cluster.printed = cluster.kind("up", "--no-build", *ports)
+        options = ("--port", str(cluster.port), "--hamilton-port", str(cluster.hamilton_port))
+        cluster.printed = cluster.kind("up", "--no-build", *options)
         yield cluster
     finally:
-        subprocess.run(["kind", "delete", "cluster", "--name", NAME], env=environment, check=False)
+        if not EXISTING:
+            command = ["kind", "delete", "cluster", "--name", NAME]
+            subprocess.run(command, env=environment, check=False)
