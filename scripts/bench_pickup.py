@@ -1,16 +1,20 @@
 """Measure how quickly the local worker picks runs up: `python -m scripts.bench_pickup --help`."""
 
 import statistics
-from datetime import datetime
-from typing import Annotated, Any
+from datetime import UTC, datetime
+from typing import Annotated
+from uuid import UUID
 
-import httpx
 import typer
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from scripts import local_profile
 
-FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+MEASURED = (StateType.PENDING, StateType.RUNNING)
 
 
 def main(
@@ -21,21 +25,25 @@ def main(
 ) -> None:
     """Print seconds from trigger to Pending and to Running on the profile that is up, p50 and p95.
 
-    To compare polls, start the profile with another `PREFECT_WORKER_QUERY_SECONDS` in the work
-    pool's worker: `prefect worker start` in a terminal after `eval "$(make -s env)"`.
+    To compare polls, start the profile with another one: `PREFECT_WORKER_QUERY_SECONDS=10 make up`.
     """
     noted = local_profile.running(local_profile.state_folder())
     if noted is None:
         typer.echo("The local profile is not running: make up", err=True)
         raise typer.Exit(1)
-    measured: dict[str, list[float]] = {"PENDING": [], "RUNNING": []}
-    with httpx.Client(base_url=noted.profile.api_url, timeout=30, trust_env=False) as http:
-        found = http.get(f"/deployments/name/{deployment}")
-        if found.status_code == httpx.codes.NOT_FOUND:
+    measured: dict[StateType, list[float]] = {state: [] for state in MEASURED}
+    # Prefect's client tries again when SQLite is busy.
+    with (
+        temporary_settings({PREFECT_API_URL: noted.profile.api_url}),
+        get_client(sync_client=True) as client,
+    ):
+        try:
+            deployment_id = client.read_deployment_by_name(deployment).id
+        except ObjectNotFound:
             typer.echo(f"There is no deployment {deployment}: prefect deployment ls", err=True)
-            raise typer.Exit(1)
+            raise typer.Exit(1) from None
         for _ in range(runs):
-            for state, seconds in _one(http, found.raise_for_status().json()["id"]).items():
+            for state, seconds in _one(client, deployment_id).items():
                 measured[state].append(seconds)
     for state, values in measured.items():
         percentiles = statistics.quantiles(values, n=20, method="inclusive")
@@ -45,26 +53,25 @@ def main(
         )
 
 
-def _one(http: httpx.Client, deployment_id: str) -> dict[str, float]:
+def _one(client: SyncPrefectClient, deployment_id: UUID) -> dict[StateType, float]:
     """Trigger a run and wait for its end; returns seconds until it was Pending and Running."""
-    response = http.post(f"/deployments/{deployment_id}/create_flow_run", json={})
-    run = response.raise_for_status().json()
-    created = datetime.fromisoformat(run["created"])
+    created = datetime.now(UTC)
+    run = client.create_flow_run_from_deployment(deployment_id)
 
-    def state_type() -> Any:
-        return http.get(f"/flow_runs/{run['id']}").raise_for_status().json()["state_type"]
+    def ended() -> bool:
+        state = client.read_flow_run(run.id).state
+        return state is not None and state.is_final()
 
     Retrying(
-        retry=retry_if_result(lambda state: state not in FINAL),
+        retry=retry_if_result(lambda ended: not ended),
         stop=stop_after_delay(120),
         wait=wait_fixed(0.5),
-    )(state_type)
-    states = http.get("/flow_run_states/", params={"flow_run_id": run["id"]})
-    reached: dict[str, float] = {}
-    for state in states.raise_for_status().json():
-        if state["type"] in ("PENDING", "RUNNING"):
-            seconds = (datetime.fromisoformat(state["timestamp"]) - created).total_seconds()
-            reached[state["type"]] = min(seconds, reached.get(state["type"], seconds))
+    )(ended)
+    reached: dict[StateType, float] = {}
+    for state in client.read_flow_run_states(run.id):
+        if state.type in MEASURED:
+            seconds = (state.timestamp - created).total_seconds()
+            reached[state.type] = min(seconds, reached.get(state.type, seconds))
     return reached
 
 
