@@ -87,7 +87,7 @@ class Profile(BaseModel, frozen=True):
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
             # The worker looks for new runs every second; by default it would take up to 10.
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "1"),
             # Shorter than the default 30 s, so that a worker that died is soon shown as offline.
             "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",
             "HAMILTON_API_URL": self.hamilton_url,
