@@ -18,7 +18,15 @@ import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
-from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
+from tenacity import (
+    RetryError,
+    Retrying,
+    retry,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_delay,
+    wait_fixed,
+)
 
 from scripts import local, local_profile
 from scripts.local_profile import Profile, ProfileError
@@ -153,6 +161,8 @@ def main(
         fulfilled &= show_warehouse(warehouse_rows(profile))
     except ProfileError as error:
         local.fail(error)
+    except httpx.HTTPError as error:
+        local.fail(ProfileError(f"The Prefect server stopped answering ({error}): make logs"))
     finally:
         if not (keep or was_up):
             local_profile.end(profile.state)
@@ -294,14 +304,13 @@ def _update(http: httpx.Client, runs: list[Run]) -> None:
             run.id = started[0]["id"] if started else None
     ids = [run.id for run in runs if run.id]
     found = {each["id"]: each for each in _filter(http, flow_runs={"id": {"any_": ids}})}
-    response = http.post("/task_runs/filter", json={"flow_runs": {"id": {"any_": ids}}})
-    response.raise_for_status()
+    tasks = _post(http, "/task_runs/filter", flow_runs={"id": {"any_": ids}})
     for run in runs:
         if run.id in found:
             run.actual_state = found[run.id]["state"]["name"]
             run.seconds = found[run.id]["estimated_run_time"]
             run.actual_attempts = max(
-                (task["run_count"] for task in response.json() if task["flow_run_id"] == run.id),
+                (task["run_count"] for task in tasks if task["flow_run_id"] == run.id),
                 default=found[run.id]["run_count"],
             )
 
@@ -321,9 +330,18 @@ def _started_more_than_once(http: httpx.Client, runs: list[Run]) -> list[str]:
 
 
 def _filter(http: httpx.Client, **filters: Any) -> list[dict[str, Any]]:
-    response = http.post("/flow_runs/filter", json={**filters, "sort": "START_TIME_DESC"})
-    response.raise_for_status()
-    found: list[dict[str, Any]] = response.json()
+    return _post(http, "/flow_runs/filter", **filters, sort="START_TIME_DESC")
+
+
+@retry(
+    # A busy server is late, or says that its database is.
+    retry=retry_if_exception_type(httpx.HTTPError),
+    stop=stop_after_delay(60),
+    wait=wait_fixed(1),
+    reraise=True,
+)
+def _post(http: httpx.Client, path: str, **body: Any) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = http.post(path, json=body).raise_for_status().json()
     return found
 
 

@@ -62,6 +62,8 @@ def up(
         bring_up(profile, timeout)
     except ProfileError as error:
         fail(error)
+    except httpx.HTTPError as error:
+        fail(ProfileError(f"The Prefect server stopped answering ({error}): make logs, make up"))
 
 
 @app.command()
