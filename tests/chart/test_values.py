@@ -46,11 +46,6 @@ def test_every_value_is_documented() -> None:
         assert f"| `{path}` |" in table
 
 
-@pytest.mark.parametrize("name", PROFILES)
-def test_the_example_files_are_valid(name: str) -> None:
-    jsonschema.validate(profile_values(name), SCHEMA)
-
-
 def leaves(node: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     if not isinstance(node, dict) or not node:
         return [path]

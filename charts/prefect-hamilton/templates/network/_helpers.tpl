@@ -91,8 +91,12 @@
   ports:
     - {port: 9418, protocol: TCP}
 {{- else if .Values.flows.repository -}}
+{{- $port := "22" -}}
+{{- if contains "://" .Values.flows.repository -}}
+{{- $port = include "prefect-hamilton.network.urlPort" .Values.flows.repository -}}
+{{- end -}}
 - ports:
-    - {port: {{ contains "://" .Values.flows.repository | ternary (include "prefect-hamilton.network.urlPort" .Values.flows.repository) "22" }}, protocol: TCP}
+    - {port: {{ $port }}, protocol: TCP}
 {{- end }}
 {{- end }}
 
