@@ -48,7 +48,7 @@ kind-down: .venv/run.stamp ## Delete the kind cluster and its data
 
 test: .venv/dev.stamp ## Lint, types, lock file and all tests; some tests: OPTIONS='tests/local -k down'
 	@$(MAKE) --no-print-directory lint
-	@.venv/bin/pytest -n 2 --dist loadgroup $(OPTIONS) && echo 'All checks and tests passed.'
+	@.venv/bin/pytest -n 2 --dist loadfile $(OPTIONS) && echo 'All checks and tests passed.'
 
 test-cluster: .venv/dev.stamp ## Build the images, test them, and test the chart on a kind cluster of its own
 	@docker buildx bake --load

@@ -16,7 +16,7 @@ from bootstrap import desired_state
 from bootstrap.errors import BootstrapError
 from tests import services
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("bootstrap")]
+pytestmark = pytest.mark.services
 
 STATE = {
     "work_pools": [

@@ -24,7 +24,6 @@ from tests import services
 # One profile for the module: these tests belong on one process, in this order.
 pytestmark = [
     pytest.mark.services,
-    pytest.mark.xdist_group("profile"),
     pytest.mark.timeout(600),
 ]
 

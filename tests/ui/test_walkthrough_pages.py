@@ -19,7 +19,6 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.services,
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("demo"),
 ]
 
 SECONDS = 30_000
