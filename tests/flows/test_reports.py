@@ -7,7 +7,13 @@ from uuid import uuid4
 
 import pytest
 from prefect import State, flow, get_client, get_run_logger
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from flows.data_pipeline import enterprise_data_pipeline
 from flows.failed_run_report import failed_run_report
@@ -74,6 +80,15 @@ def test_a_failed_run_is_reported_with_its_message_log_and_link() -> None:
     assert run_id
     with get_client(sync_client=True) as client:
         name = client.read_flow_run(run_id).name
+        of_the_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
+        # Prefect sends logs in the background.
+        Retrying(
+            retry=retry_if_result(
+                lambda logs: not any("last words" in one.message for one in logs)
+            ),
+            stop=stop_after_delay(60),
+            wait=wait_fixed(0.2),
+        )(client.read_logs, of_the_run)
     state = failed_run_report(run_id, return_state=True)
     assert state.is_completed()
     (report,) = markdown(state)
