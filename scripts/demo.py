@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import duckdb
 import httpx
 import typer
 from rich.console import Console
@@ -28,6 +27,8 @@ from tenacity import (
     wait_fixed,
 )
 
+from flows import warehouse
+from flows.warehouse import WarehouseError
 from scripts import local, local_profile
 from scripts.local_profile import Profile, ProfileError
 
@@ -161,6 +162,8 @@ def main(
         fulfilled &= show_warehouse(warehouse_rows(profile))
     except ProfileError as error:
         local.fail(error)
+    except WarehouseError as error:
+        local.fail(ProfileError(str(error)))
     except httpx.HTTPError as error:
         local.fail(ProfileError(f"The Prefect server stopped answering ({error}): make logs"))
     finally:
@@ -253,17 +256,17 @@ def warehouse_rows(profile: Profile) -> dict[str, int]:
     if not path.exists():
         console.print(f"[red]There is no warehouse at {path}.[/]")
         return {}
-    rows = {}
-    with duckdb.connect(str(path), read_only=True) as connection:
-        tables = connection.execute(
-            "SELECT table_catalog || '.' || table_schema || '.' || table_name "
+    # A run that starts by schedule may hold the file: connect waits for it.
+    with warehouse.connect(f"duckdb:///{path}") as opened:
+        tables = opened.read(
+            "SELECT table_catalog || '.' || table_schema || '.' || table_name AS name "
             "FROM information_schema.tables ORDER BY 1"
-        ).fetchall()
-        for (table,) in tables:
-            # The name comes from the catalog itself.
-            found = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
-            rows[table] = found[0] if found else 0
-    return rows
+        )
+        # The names come from the catalog itself.
+        return {
+            name: int(opened.read(f"SELECT count(*) AS rows FROM {name}")["rows"][0])  # noqa: S608
+            for name in tables["name"]
+        }
 
 
 def show_warehouse(rows: Mapping[str, int]) -> bool:
