@@ -10,6 +10,8 @@ import pytest
 from bootstrap.hamilton import ensure_project
 from tests import services
 
+pytest_plugins = ["tests.browser"]
+
 _HOME = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
 
