@@ -80,7 +80,8 @@ def _client(kind_name: str) -> Iterator[SyncPrefectClient]:
 @contextmanager
 def _deployment(client: SyncPrefectClient, kind_name: str, clone: bool) -> Iterator[UUID]:
     """Register the flow for as long as it is measured."""
-    pull_steps = None
+    root = str(local_profile.ROOT)
+    pull_steps = [{"prefect.deployments.steps.set_working_directory": {"directory": root}}]
     if kind_name and clone:
         pull_steps = client.read_deployment_by_name(kind.DEPLOYMENTS.walkthrough).pull_steps
     elif kind_name:
@@ -89,7 +90,6 @@ def _deployment(client: SyncPrefectClient, kind_name: str, clone: bool) -> Itera
         client.create_flow_from_name("no-op"),
         name="bench-pickup",
         work_pool_name="kubernetes" if kind_name else "local-process-pool",
-        path=None if kind_name else str(local_profile.ROOT),
         entrypoint=ENTRYPOINT,
         pull_steps=pull_steps,
     )
