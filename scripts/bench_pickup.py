@@ -81,6 +81,7 @@ def _client(kind_name: str) -> Iterator[SyncPrefectClient]:
 def _deployment(client: SyncPrefectClient, kind_name: str, clone: bool) -> Iterator[UUID]:
     """Register the flow for as long as it is measured."""
     root = str(local_profile.ROOT)
+    pull_steps: list[dict[str, Any]] | None
     pull_steps = [{"prefect.deployments.steps.set_working_directory": {"directory": root}}]
     if kind_name and clone:
         pull_steps = client.read_deployment_by_name(kind.DEPLOYMENTS.walkthrough).pull_steps
