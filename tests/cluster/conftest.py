@@ -186,9 +186,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         cluster.run("kind", "export", "kubeconfig", "--name", NAME)
         cluster.port, cluster.hamilton_port = ports(NAME)
     try:
-        # `make test-cluster` has built the images.
-        options = ("--port", str(cluster.port), "--hamilton-port", str(cluster.hamilton_port))
-        cluster.printed = cluster.kind("up", "--no-build", *options)
+        if EXISTING:
+            cluster.printed = cluster.kind("push")
+        else:
+            # `make test-cluster` has built the images.
+            options = ("--port", str(cluster.port), "--hamilton-port", str(cluster.hamilton_port))
+            cluster.printed = cluster.kind("up", "--no-build", *options)
         yield cluster
     finally:
         if not EXISTING:
