@@ -59,8 +59,9 @@ class WorkPool(_Closed):
     """A work pool and its base job template.
 
     `base_job_template` is a JSON or YAML file beside the desired state, in which `{from_env: NAME}`
-    may stand for a value; without it the worker type's own template is the start. `defaults` sets defaults of the template's variables, `env`
-    adds to the default of its variable `env`. `hamilton_tracking` adds what turns tracking on.
+    may stand for a value; without it the worker type's own template is the start. `defaults` sets
+    defaults of the template's variables, `env` adds to the default of its variable `env`.
+    `hamilton_tracking` adds what turns tracking on.
     """
 
     name: Name

@@ -1,7 +1,7 @@
 """Write what of kustomize/ follows from the chart: base, and the patches of each component.
 
     python -m scripts.render            # make render
-    python -m scripts.render --check    # writes nothing; exit status 1 when something is out of date
+    python -m scripts.render --check    # writes nothing; exit status 1 if something is out of date
 
 The base is `helm template` with the default values, one object a file, as text, so that the chart's
 comments stay. A component's values.yaml says what it switches; the rest of its folder is the
@@ -24,6 +24,7 @@ from typing import Annotated, Any
 import jsonpatch
 import typer
 import yaml
+from jsonpointer import JsonPointer
 
 Object = dict[str, Any]
 Key = tuple[str, str]
@@ -38,6 +39,11 @@ RELEASE = "prefect-hamilton"
 NAMESPACE = "namespace-of-the-overlay"
 HEADER = "# Rendered from charts/prefect-hamilton by `make render`: edit the chart.\n"
 
+# The component whose pods others change, too: it comes before them in a list.
+ADDS_PODS = "high-availability"
+# Components that do not go together with it.
+ALONE = ("worker-only",)
+
 # Names of fields whose lists Kubernetes merges by a key (patchMergeKey in its API); others are
 # replaced as a whole.
 MERGE_KEYS = {
@@ -49,7 +55,7 @@ MERGE_KEYS = {
     "volumeMounts": "mountPath",
     "volumes": "name",
 }
-WORKLOADS = ("ConfigMap", "CronJob", "Deployment", "Job", "StatefulSet")
+MERGED = ("ConfigMap", "CronJob", "Deployment", "Job", "StatefulSet")
 
 
 def main(
@@ -90,8 +96,19 @@ def files() -> dict[Path, str]:
             "resources": names,
         }
     )
-    for values in sorted(COMPONENTS.glob("*/values.yaml")):
-        wanted |= component(values, base)
+    pods = parse((COMPONENTS / ADDS_PODS / "values.yaml").read_text())
+    with_pods = documents(pods)
+    for path in sorted(COMPONENTS.glob("*/values.yaml")):
+        values = parse(path.read_text())
+        before, after = dict(base), documents(values)
+        if path.parent.name not in (ADDS_PODS, *ALONE):
+            # What it changes in the pods of the other; nothing happens where there are none.
+            after_both = documents(joined(pods, values))
+            for key in with_pods.keys() - base.keys():
+                before[key] = with_pods[key]
+                if key in after_both:
+                    after[key] = after_both[key]
+        wanted |= component(path.parent, before, after)
     return wanted
 
 
@@ -114,6 +131,15 @@ def documents(values: Object) -> dict[Key, str]:
     )
     texts = [neutral(text) for text in re.split(r"^---\n", done.stdout, flags=re.MULTILINE) if text]
     return {key_of(parse(text)): text for text in texts}
+
+
+def joined(first: Object, second: Object) -> Object:
+    """Return two sets of values as helm joins two files."""
+    result = dict(first)
+    for key, value in second.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = joined(result[key], value) if both else value
+    return result
 
 
 def neutral(text: str) -> str:
@@ -144,10 +170,8 @@ def neutral(text: str) -> str:
     return HEADER + text
 
 
-def component(values: Path, base: Mapping[Key, str]) -> dict[Path, str]:
-    """Return the rendered files of the component whose switch these values are."""
-    folder = values.parent
-    changed = documents(yaml.safe_load(values.read_text()))
+def component(folder: Path, base: Mapping[Key, str], changed: Mapping[Key, str]) -> dict[Path, str]:
+    """Return the rendered files of a component: what makes the changed objects of the base."""
     resources: list[str] = []
     patches: list[Object] = []
     replaced: list[tuple[Object, Object | None]] = []
@@ -182,10 +206,16 @@ def component(values: Path, base: Mapping[Key, str]) -> dict[Path, str]:
 
 def patch(old: Object, new: Object) -> Object | list[Object]:
     """Return what makes the new object of the old one: a merge where lists have keys."""
-    if new["kind"] in WORKLOADS:
+    if new["kind"] in MERGED:
         identity = {"apiVersion": new["apiVersion"], "kind": new["kind"]}
         return identity | {"metadata": {"name": new["metadata"]["name"]}} | merge(old, new)
     operations: list[Object] = jsonpatch.make_patch(old, new).patch
+    for operation in operations:
+        # What is added at a list's end stays there when another component changes its length.
+        *parents, last = JsonPointer(operation["path"]).parts
+        owner = JsonPointer.from_parts(parents).resolve(old, None)
+        if operation["op"] == "add" and isinstance(owner, list) and int(last) >= len(owner):
+            operation["path"] = JsonPointer.from_parts([*parents, "-"]).path
     return operations
 
 
@@ -210,12 +240,12 @@ def merge_lists(old: list[Object], new: list[Object], key: str) -> list[Object]:
     before = {item[key]: item for item in old}
     after = {item[key]: item for item in new}
     result = [{key: name, "$patch": "delete"} for name in before if name not in after]
-    for name, item in after.items():
-        if name not in before:
-            result.append(item)
-        elif item != before[name]:
-            # A variable has a value or a source: one takes the other's place.
-            result.append({key: name} | merge(before[name], item))
+    changed = {name: item for name, item in after.items() if item != before.get(name)}
+    # Kustomize puts what it merges first: a variable must still come before those that name it.
+    named = set(re.findall(r"\$\((\w+)\)", str(list(changed.values()))))
+    result += [after[name] for name in after if name in named and name not in changed]
+    for name, item in changed.items():
+        result.append({key: name} | merge(before.get(name, {}), item))
     return result
 
 
@@ -317,7 +347,7 @@ def dump(content: object) -> str:
 
 def parse(text: str) -> Any:
     """Return what YAML text holds; libyaml is ten times as fast as Python."""
-    return yaml.load(text, Loader=yaml.CSafeLoader)  # noqa: S506  # it is a safe loader
+    return yaml.load(text, Loader=yaml.CSafeLoader)
 
 
 if __name__ == "__main__":

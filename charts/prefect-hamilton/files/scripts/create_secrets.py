@@ -1,8 +1,8 @@
 """Create the Secrets that are missing, with random values. One that exists is left as it is.
 
-Each variable WANTED_SECRET_… holds one as YAML: `name` and `data`, texts in which each $name becomes
-a random text, the same within one Secret; or `name`, `namespace` and `copy`, keys of the Secret of
-that name in this pod's namespace.
+Each variable WANTED_SECRET_… holds one as YAML: `name` and `data`, texts in which each $name
+becomes a random text, the same within one Secret; or `name`, `namespace` and `copy`, keys of the
+Secret of that name in this pod's namespace.
 """
 
 import asyncio
