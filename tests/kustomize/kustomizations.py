@@ -1,6 +1,7 @@
 """Build kustomizations, and compare what comes out with what the chart renders."""
 
 import functools
+import json
 import os
 import re
 import shutil
@@ -66,6 +67,11 @@ def with_components(
     components: Sequence[str], base: Path = KUSTOMIZE / "base", **content: Any
 ) -> list[Object]:
     """Build an overlay of the base with these components."""
+    return parse(_with_components(tuple(components), base, json.dumps(content)))
+
+
+@functools.cache
+def _with_components(components: tuple[str, ...], base: Path, content: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
 
         def path(target: Path) -> str:
@@ -77,10 +83,10 @@ def with_components(
             "namespace": "flows",
             "resources": [path(base)],
             "components": [path(base.parent / "components" / name) for name in components],
-            **content,
+            **json.loads(content),
         }
         (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-        return parse(build_text(Path(folder)))
+        return build_text(Path(folder))
 
 
 def component_values(name: str) -> Object:

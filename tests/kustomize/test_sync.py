@@ -298,7 +298,7 @@ def refused(before: Sequence[Object], after: Sequence[Object]) -> list[str]:
 
 @pytest.fixture
 def next_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of chart and Kustomize one version on, in which every image, script and size differs."""
+    """A copy of chart and Kustomize one version on: other images, scripts, sizes and Jobs."""
     chart, kustomize = tmp_path / "chart", tmp_path / "kustomize"
     shutil.copytree(render.CHART, chart)
     for path, old, new in (
