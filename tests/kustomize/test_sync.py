@@ -170,7 +170,10 @@ def test_no_job_goes_away_by_itself(name: str) -> None:
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_pruning_takes_no_data(name: str) -> None:
     for obj in overlay(name):
-        if obj["kind"] == "PersistentVolumeClaim" and labels(obj)[COMPONENT] != "git-server":
+        is_volume = (
+            obj["kind"] == "PersistentVolumeClaim" and labels(obj)[COMPONENT] != "git-server"
+        )
+        if is_volume or obj["kind"] == "Namespace":
             notes = annotations(obj)
             assert notes["argocd.argoproj.io/sync-options"] == "Delete=false,Prune=false"
             assert notes["kustomize.toolkit.fluxcd.io/prune"] == "disabled"
