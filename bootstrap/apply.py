@@ -43,6 +43,7 @@ from bootstrap.desired_state import (
     Variable,
     WorkPool,
     resolve,
+    resolve_nested,
 )
 from bootstrap.errors import BootstrapError
 
@@ -226,7 +227,7 @@ async def _hamilton_project(
 def base_job_template(pool: WorkPool, tracking: Mapping[str, str]) -> dict[str, Any]:
     """Return the file's template or the worker type's own, with the pool's overrides."""
     if pool.base_job_template is not None:
-        template = deepcopy(pool.base_job_template)
+        template: dict[str, Any] = resolve_nested(pool.base_job_template)
     else:
         worker = BaseWorker.get_worker_class_from_type(pool.type)
         if worker is None:

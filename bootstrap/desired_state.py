@@ -58,9 +58,10 @@ Value = str | int | float | bool | FromEnvironment
 class WorkPool(_Closed):
     """A work pool and its base job template.
 
-    `base_job_template` is a JSON or YAML file beside the desired state; without it the worker
-    type's own template is the start. `defaults` sets defaults of the template's variables, `env`
-    adds to the default of its variable `env`. `hamilton_tracking` adds what turns tracking on.
+    `base_job_template` is a JSON or YAML file beside the desired state, in which `{from_env: NAME}`
+    may stand for a value; without it the worker type's own template is the start. `defaults` sets
+    defaults of the template's variables, `env` adds to the default of its variable `env`.
+    `hamilton_tracking` adds what turns tracking on.
     """
 
     name: Name
@@ -171,6 +172,20 @@ def resolve(
         for key, value in values.items()
     }
     return {key: value for key, value in resolved.items() if value is not None}
+
+
+def resolve_nested(node: Any, environment: Mapping[str, str] = os.environ) -> Any:
+    """Return the node with each `{from_env: NAME}` in it replaced. Raises BootstrapError."""
+    if isinstance(node, list):
+        return [resolve_nested(item, environment) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "from_env" not in node:
+        return {key: resolve_nested(value, environment) for key, value in node.items()}
+    value = FromEnvironment.model_validate(node).resolve(environment)
+    if value is None:
+        raise BootstrapError(f"{node['from_env']} is not set: a base job template names it.")
+    return value
 
 
 def _key(entry: Any) -> tuple[str, ...]:

@@ -40,19 +40,16 @@ def images(values: Iterable[Path] = (), settings: Sequence[str] = ()) -> list[st
 
 
 def _found(node: Any) -> Iterator[str]:
-    """Yield the images of an object: of its containers, and of a base job template in its data."""
+    """Yield the images of an object: of its containers, and those that flow pods get."""
     if isinstance(node, list):
         for item in node:
             yield from _found(item)
     elif isinstance(node, dict):
         for key, value in node.items():
             if key == "image":
-                # In a base job template `image` is also a variable, whose default counts.
-                found = value.get("default") if isinstance(value, dict) else value
-                if found and "{{" not in found:
-                    yield found
-            elif isinstance(value, str) and key.startswith("base-job-template-"):
-                yield from _found(yaml.safe_load(value))
+                yield value
+            elif key == "name" and str(value).startswith("FLOWS_IMAGE"):
+                yield node["value"]
             else:
                 yield from _found(value)
 

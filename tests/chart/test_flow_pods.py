@@ -10,14 +10,22 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-from bootstrap.desired_state import DesiredState, load
+from bootstrap.desired_state import DesiredState, load, resolve_nested
 from tests.chart.charts import ROOT, Object, Release, check, env, render
 from tests.chart.conftest import PROFILES, profile_values
 
+NAMESPACE = {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}
+
 
 def template(release: Release, pool: str = "kubernetes") -> Object:
+    """Return a pool's base job template as the bootstrap reads it."""
     data = release.get("ConfigMap", "bootstrap")["data"]
-    return dict(yaml.safe_load(data[f"base-job-template-{pool}.yaml"]))
+    job = release.job("bootstrap")
+    variables = {
+        name: job["metadata"]["namespace"] if value == NAMESPACE else value
+        for name, value in env(job["spec"]["template"]["spec"]["containers"][0]).items()
+    }
+    return dict(resolve_nested(yaml.safe_load(data[f"base-job-template-{pool}.yaml"]), variables))
 
 
 def flow_job(base_job_template: Object, variables: Object | None = None) -> Object:
@@ -152,6 +160,16 @@ def test_one_namespace_for_role_template_and_observer() -> None:
     assert env(worker["containers"][0])["PREFECT_API_URL"] == (
         "http://demo-prefect-hamilton-server.flows:4200/api"
     )
+
+
+def test_the_own_namespace_stands_nowhere_but_in_metadata() -> None:
+    """So that Kustomize can put a rendered release anywhere."""
+    for name in set(PROFILES) - {"everything"}:
+        for obj in render(profile_values(name), namespace="needle").objects:
+            del obj["metadata"]["namespace"]
+            for subject in obj.get("subjects", []):
+                del subject["namespace"]
+            assert "needle" not in yaml.safe_dump(obj), obj["metadata"]["name"]
 
 
 def test_a_failed_run_is_reported_by_a_pod(default: Release) -> None:

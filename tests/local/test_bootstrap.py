@@ -118,6 +118,26 @@ def test_creates_changes_only_what_differs_and_keeps_what_people_added(
     assert httpx.get(f"{api}/work_pools/pool").json()["is_paused"]
 
 
+def test_a_base_job_template_may_name_the_environment(
+    server: services.Service, tmp_path: Path
+) -> None:
+    api = f"{server.url}/api"
+    template = {
+        "variables": {"properties": {"image": {"default": {"from_env": "FLOWS_IMAGE"}}}},
+        "job_configuration": {"image": "{{ image }}", "places": [{"from_env": "PLACE"}]},
+    }
+    write(tmp_path / "template.yaml", template)
+    pool = {"name": "named", "type": "kubernetes", "base_job_template": "template.yaml"}
+    file = write(tmp_path / "state.yaml", {"work_pools": [pool]})
+    done = apply(file, api, FLOWS_IMAGE="flows:2")
+    assert done.returncode == 1
+    assert "PLACE is not set" in done.stderr
+    assert apply(file, api, FLOWS_IMAGE="flows:2", PLACE="here").returncode == 0
+    stored = httpx.get(f"{api}/work_pools/named").json()["base_job_template"]
+    assert stored["variables"]["properties"]["image"]["default"] == "flows:2"
+    assert stored["job_configuration"]["places"] == ["here"]
+
+
 def test_a_pool_of_another_type_is_an_error(server: services.Service, tmp_path: Path) -> None:
     api = f"{server.url}/api"
     pool = {"name": "typed", "type": "process"}

@@ -166,7 +166,8 @@ dnsConfig:
 
 {{/*
 Environment of a container as a list: the chart's own (YAML text, name to value or source) and the
-settings' `env` over it; a null removes a name. Takes own and settings.
+settings' `env` over it; a null removes a name. What the pod knows of itself comes first, so that
+the others can name it: $(POD_NAMESPACE). Takes own and settings.
 */}}
 {{- define "prefect-hamilton.env" -}}
 {{- $own := fromYaml .own -}}
@@ -175,11 +176,25 @@ settings' `env` over it; a null removes a name. Takes own and settings.
 {{- end -}}
 {{- with $own -}}
 env:
+{{- $others := dict }}
 {{- range $name, $value := . }}
+{{- if and (kindIs "map" $value) (hasKey $value "fieldRef") }}
+  - name: {{ $name }}
+    valueFrom:
+      {{- toYaml $value | nindent 6 }}
+{{- else }}
+{{- $_ := set $others $name $value }}
+{{- end }}
+{{- end }}
+{{- range $name, $value := $others }}
 {{- if kindIs "map" $value }}
   - name: {{ $name }}
     valueFrom:
       {{- toYaml $value | nindent 6 }}
+{{- else if contains "\n" (toString $value) }}
+  - name: {{ $name }}
+    value: |-
+      {{- $value | nindent 6 }}
 {{- else if ne (kindOf $value) "invalid" }}
   - name: {{ $name }}
     value: {{ $value | toString | quote }}

@@ -1,12 +1,13 @@
 """Create the Secrets that are missing, with random values. One that exists is left as it is.
 
-Usage: create_secrets.py FILE: a YAML list of `name`, `namespace` and `data` (texts in which each
-$name becomes a random text, the same within one Secret) or `copy` (keys of the Secret of the same
-name in this pod's namespace).
+Each variable WANTED_SECRET_… holds one as YAML: `name` and `data`, texts in which each $name
+becomes a random text, the same within one Secret; or `name`, `namespace` and `copy`, keys of the
+Secret of that name in this pod's namespace.
 """
 
 import asyncio
 import base64
+import os
 import secrets
 import sys
 from collections import defaultdict
@@ -19,10 +20,12 @@ from kubernetes_asyncio import client, config
 from kubernetes_asyncio.client.exceptions import ApiException
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+PREFIX = "WANTED_SECRET_"
 
 
-async def main(wanted: list[dict[str, Any]]) -> None:
-    """Create them in the order given: what is copied stands before its copy."""
+async def main() -> None:
+    """Create them in the order of their variables: what is copied comes before its copy."""
+    wanted = [yaml.safe_load(os.environ[n]) for n in sorted(os.environ) if n.startswith(PREFIX)]
     config.load_incluster_config()
     async with client.ApiClient() as api:
         core = client.CoreV1Api(api)
@@ -32,10 +35,10 @@ async def main(wanted: list[dict[str, Any]]) -> None:
 
 async def create(core: client.CoreV1Api, secret: dict[str, Any]) -> None:
     """Create one Secret unless there is one of its name."""
-    name, namespace = secret["name"], secret["namespace"]
+    own = (SERVICE_ACCOUNT / "namespace").read_text().strip()
+    name, namespace = secret["name"], secret.get("namespace", own)
     body = client.V1Secret(metadata=client.V1ObjectMeta(name=name))
     if "copy" in secret:
-        own = (SERVICE_ACCOUNT / "namespace").read_text().strip()
         source = await core.read_namespaced_secret(name, own)
         body.data = {key: source.data[key] for key in secret["copy"]}
     else:
@@ -62,4 +65,4 @@ def encode(text: str) -> str:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(yaml.safe_load(Path(sys.argv[1]).read_text())))
+    asyncio.run(main())

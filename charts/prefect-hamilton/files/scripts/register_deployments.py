@@ -1,11 +1,13 @@
 """Clone the flow repository and register its deployments.
 
 Usage: register_deployments.py NAME...: names of deployments in prefect.yaml, or patterns.
-Reads FLOWS_REPOSITORY, FLOWS_BRANCH or FLOWS_COMMIT, and GIT_ACCESS_TOKEN for a private repository.
+Reads FLOWS_REPOSITORY, FLOWS_REF (branch, tag or commit), and GIT_ACCESS_TOKEN for a private
+repository. prefect.yaml gets the reference as FLOWS_COMMIT or FLOWS_BRANCH.
 """
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +32,9 @@ FAILURES = (RuntimeError, subprocess.CalledProcessError)
 def main(names: list[str]) -> None:
     """Clone as a flow run does, then deploy as a person does."""
     repository = os.environ["FLOWS_REPOSITORY"]
-    ref = os.environ.get("FLOWS_COMMIT") or os.environ.get("FLOWS_BRANCH")
+    ref = os.environ["FLOWS_REF"]
+    is_commit = re.fullmatch("[0-9a-f]{40}", ref) is not None
+    os.environ["FLOWS_COMMIT" if is_commit else "FLOWS_BRANCH"] = ref
     with tempfile.TemporaryDirectory() as folder:
         checkout = clone(repository, Path(folder))
         print(f"Cloned {repository} at {ref}.", flush=True)

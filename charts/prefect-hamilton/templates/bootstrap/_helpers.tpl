@@ -56,6 +56,14 @@ base-job-template-{{ include "prefect-hamilton.worker.slug" $pool }}.yaml: |
 {{- $credential := .Values.flows.gitCredential -}}
 {{ include "prefect-hamilton.api.env" . }}
 PREFECT_HOME: /tmp/prefect
+{{- if .Values.workers }}
+FLOWS_NAMESPACE:
+  {{- include "prefect-hamilton.flows.namespaceValue" . | nindent 2 }}
+{{- range $pool, $_ := .Values.workers }}
+{{- $s := include "prefect-hamilton.flows.settings" (dict "root" $ "pool" $pool) | fromYaml }}
+{{ include "prefect-hamilton.flows.imageVariable" (dict "root" $ "pool" $pool) }}: {{ include "prefect-hamilton.image" (dict "root" $ "image" $s.image) }}
+{{- end }}
+{{- end }}
 {{- if .Values.hamiltonUi.enabled }}
 HAMILTON_API_URL: {{ include "prefect-hamilton.hamilton-ui.apiUrl" . }}
 HAMILTON_UI_URL: {{ include "prefect-hamilton.hamilton-ui.url" . }}
@@ -73,7 +81,7 @@ WAREHOUSE_URL:
 {{- end }}
 {{- with include "prefect-hamilton.flows.repository" . }}
 FLOWS_REPOSITORY: {{ . | quote }}
-{{ regexMatch "^[0-9a-f]{40}$" $.Values.flows.ref | ternary "FLOWS_COMMIT" "FLOWS_BRANCH" }}: {{ $.Values.flows.ref | quote }}
+FLOWS_REF: {{ $.Values.flows.ref | quote }}
 {{- end }}
 {{- if $credential.existingSecret }}
 {{- if eq $credential.type "token" }}

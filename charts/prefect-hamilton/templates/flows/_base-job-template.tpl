@@ -1,6 +1,7 @@
 {{/*
-The base job template of a work pool. What stands in braces is Prefect's: a job variable. Takes root
-and pool.
+The base job template of a work pool. What stands in braces is Prefect's: a job variable. `from_env`
+names a variable of the bootstrap: image and namespace stand in its Job, where Kustomize finds them.
+Takes root and pool.
 */}}
 {{- define "prefect-hamilton.flows.baseJobTemplate" -}}
 {{- $root := .root }}
@@ -46,7 +47,7 @@ variables:
       title: Image
       description: Image of the flow's container.
       type: string
-      default: {{ include "prefect-hamilton.image" (dict "root" $root "image" $s.image) }}
+      default: {from_env: {{ include "prefect-hamilton.flows.imageVariable" . }}}
     image_pull_policy:
       title: Image pull policy
       description: When the image is pulled.
@@ -94,12 +95,12 @@ job_configuration:
   env: "{{ "{{ env }}" }}"
   labels: "{{ "{{ labels }}" }}"
   annotations: "{{ "{{ annotations }}" }}"
-  namespace: {{ include "prefect-hamilton.flows.namespace" $root }}
+  namespace: {from_env: FLOWS_NAMESPACE}
   job_manifest:
     apiVersion: batch/v1
     kind: Job
     metadata:
-      namespace: {{ include "prefect-hamilton.flows.namespace" $root }}
+      namespace: {from_env: FLOWS_NAMESPACE}
       generateName: "{{ "{{ name }}" }}-"
       labels:
         {{- toYaml $labels | nindent 8 }}

@@ -2,6 +2,25 @@
 {{- .Values.flows.namespace | default .Release.Namespace }}
 {{- end }}
 
+{{/*
+The same as the value of a variable. Nothing but metadata names the release's own namespace, so that
+Kustomize can set it.
+*/}}
+{{- define "prefect-hamilton.flows.namespaceValue" -}}
+{{- if eq (include "prefect-hamilton.flows.namespace" .) .Release.Namespace -}}
+fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
+{{- else -}}
+{{ include "prefect-hamilton.flows.namespace" . | quote }}
+{{- end }}
+{{- end }}
+
+{{/* The variable of the bootstrap that holds the image of a pool's flow pods. Takes root and pool. */}}
+{{- define "prefect-hamilton.flows.imageVariable" -}}
+{{- $own := (get .root.Values.workers .pool | default dict).flows | default dict }}
+{{- $suffix := include "prefect-hamilton.worker.slug" .pool | upper | replace "-" "_" }}
+{{- empty $own.image | ternary "FLOWS_IMAGE" (printf "FLOWS_IMAGE_%s" $suffix) }}
+{{- end }}
+
 {{/* Git URL that flow pods clone: the one given, or that of our development server. */}}
 {{- define "prefect-hamilton.flows.repository" -}}
 {{- if .Values.gitServer.enabled }}

@@ -45,7 +45,10 @@ HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY:
   secretKeyRef:
     name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
     key: api-key
-HAMILTON_ALLOWED_HOSTS: {{ concat (list $name (printf "%s.%s" $name .Release.Namespace) (printf "%s.%s.svc" $name .Release.Namespace) (printf "%s.%s.svc.cluster.local" $name .Release.Namespace) $host) .Values.hamiltonUi.allowedHosts | uniq | join "," }}
+POD_NAMESPACE:
+  fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
+{{- $service := printf "%s.$(POD_NAMESPACE)" $name }}
+HAMILTON_ALLOWED_HOSTS: {{ concat (list $name $service (printf "%s.svc" $service) (printf "%s.svc.cluster.local" $service) $host) .Values.hamiltonUi.allowedHosts | uniq | join "," }}
 {{- if hasPrefix "https://" (include "prefect-hamilton.hamilton-ui.url" .) }}
 HAMILTON_UI_HTTPS: true
 {{- end }}

@@ -3,29 +3,30 @@
 {{- end }}
 
 {{/*
-The Secrets to create where they are missing, as YAML: name, namespace and data, in which every
-$name is a random text; or `copy`: keys of another Secret. Empty when all are given.
+The Secrets to create where they are missing, as a YAML list: id, name and data, in which every
+$name is a random text; or namespace and `copy`, keys of the Secret of that name. Empty when all are
+given.
 */}}
 {{- define "prefect-hamilton.secrets.wanted" -}}
-{{- $namespace := .Release.Namespace }}
 {{- $flows := include "prefect-hamilton.flows.namespace" . }}
-{{- $copies := ne $flows $namespace }}
+{{- $copies := ne $flows .Release.Namespace }}
 {{- if and .Values.server.enabled (eq .Values.auth.type "basic") (not .Values.auth.existingSecret) }}
-- name: {{ include "prefect-hamilton.auth.secretName" . }}
-  namespace: {{ $namespace }}
+- id: AUTH
+  name: {{ include "prefect-hamilton.auth.secretName" . }}
   data:
     auth-string: prefect:$password
     username: prefect
     password: $password
 {{- if $copies }}
-- name: {{ include "prefect-hamilton.auth.secretName" . }}
+- id: AUTH_COPY
+  name: {{ include "prefect-hamilton.auth.secretName" . }}
   namespace: {{ $flows }}
   copy: [auth-string]
 {{- end }}
 {{- end }}
 {{- if and .Values.postgres.enabled (not .Values.postgres.existingSecret) }}
-- name: {{ include "prefect-hamilton.postgres.secretName" . }}
-  namespace: {{ $namespace }}
+- id: POSTGRES
+  name: {{ include "prefect-hamilton.postgres.secretName" . }}
   data:
     postgres-password: $postgres
     {{ .Values.postgres.databases.prefect.key }}: $prefect
@@ -33,26 +34,28 @@ $name is a random text; or `copy`: keys of another Secret. Empty when all are gi
     warehouse-password: $warehouse
     warehouse-url: postgresql://warehouse:$warehouse@{{ include "prefect-hamilton.serviceHost" (dict "root" . "name" (include "prefect-hamilton.postgres.name" .)) }}:5432/warehouse
 {{- if and $copies .Values.warehouse.enabled (not .Values.warehouse.existingSecret) }}
-- name: {{ include "prefect-hamilton.postgres.secretName" . }}
+- id: POSTGRES_COPY
+  name: {{ include "prefect-hamilton.postgres.secretName" . }}
   namespace: {{ $flows }}
   copy: [warehouse-url]
 {{- end }}
 {{- end }}
 {{- if and .Values.hamiltonUi.enabled (not .Values.hamiltonUi.existingSecret) }}
-- name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
-  namespace: {{ $namespace }}
+- id: HAMILTON_UI
+  name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
   data:
     api-key: $api_key
     django-secret-key: $django_secret_key
 {{- if $copies }}
-- name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
+- id: HAMILTON_UI_COPY
+  name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
   namespace: {{ $flows }}
   copy: [api-key]
 {{- end }}
 {{- end }}
 {{- if and .Values.valkey.enabled (not .Values.valkey.existingSecret) }}
-- name: {{ include "prefect-hamilton.valkey.secretName" . }}
-  namespace: {{ $namespace }}
+- id: VALKEY
+  name: {{ include "prefect-hamilton.valkey.secretName" . }}
   data:
     password: $password
     {{ .Values.valkey.urlKey }}: redis://:$password@{{ include "prefect-hamilton.valkey.name" . }}:6379/0
@@ -65,8 +68,13 @@ $name is a random text; or `copy`: keys of another Secret. Empty when all are gi
 
 {{- define "prefect-hamilton.secrets.data" -}}
 {{ include "prefect-hamilton.script" (dict "root" . "name" "create_secrets.py") }}
-secrets.yaml: |
-  {{- include "prefect-hamilton.secrets.wanted" . | trim | nindent 2 }}
+{{- end }}
+
+{{- define "prefect-hamilton.secrets.env" -}}
+{{- range include "prefect-hamilton.secrets.wanted" . | fromYamlArray }}
+WANTED_SECRET_{{ .id }}: |-
+  {{- omit . "id" | toYaml | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{- define "prefect-hamilton.secrets.jobSpec" -}}
@@ -86,10 +94,8 @@ template:
     containers:
       - name: secrets
         {{- include "prefect-hamilton.container" $context | nindent 8 }}
-        args: [python, /scripts/create_secrets.py, /scripts/secrets.yaml]
-        {{- with include "prefect-hamilton.env" (dict "own" "" "settings" $s) }}
-        {{- trim . | nindent 8 }}
-        {{- end }}
+        args: [python, /scripts/create_secrets.py]
+        {{- include "prefect-hamilton.env" (dict "own" (include "prefect-hamilton.secrets.env" .) "settings" $s) | nindent 8 }}
         resources:
           {{- toYaml $s.resources | nindent 10 }}
         volumeMounts:

@@ -22,7 +22,8 @@ PREFECT_HOME: /tmp/prefect
 PREFECT_LOGGING_LEVEL: {{ .settings.logLevel }}
 PREFECT_WORKER_QUERY_SECONDS: {{ .settings.pollSeconds }}
 PREFECT_WORKER_PREFETCH_SECONDS: {{ .settings.prefetchSeconds }}
-PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES: {{ include "prefect-hamilton.flows.namespace" .root }}
+PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES:
+  {{- include "prefect-hamilton.flows.namespaceValue" .root | nindent 2 }}
 {{- with .settings.clusterUid }}
 PREFECT_INTEGRATIONS_KUBERNETES_CLUSTER_UID: {{ . | quote }}
 {{- end }}

@@ -1,0 +1,123 @@
+"""Workflows, Renovate's configuration, versions and changelog are as their schemas want them."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent.parent
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+
+
+def schema_errors(schema: str, path: Path) -> str:
+    """Return what check-jsonschema says; it holds the schemas itself and asks no network."""
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}"]
+    done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_are_valid(path: Path) -> None:
+    assert schema_errors("github-workflows", path) == ""
+    if shutil.which("actionlint"):
+        done = subprocess.run(["actionlint", path], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def test_renovates_configuration_is_valid() -> None:
+    assert schema_errors("renovate", ROOT / "renovate.json") == ""
+
+
+def test_what_is_wrong_is_noticed(tmp_path: Path) -> None:
+    workflow = yaml.safe_load(WORKFLOWS[0].read_text())
+    next(iter(workflow["jobs"].values()))["runs_on"] = "x"
+    (tmp_path / "workflow.yaml").write_text(yaml.safe_dump(workflow))
+    assert "runs_on" in schema_errors("github-workflows", tmp_path / "workflow.yaml")
+    (tmp_path / "renovate.json").write_text('{"packageRules": "none"}')
+    assert schema_errors("renovate", tmp_path / "renovate.json")
+
+
+def test_workflows_have_the_least_rights() -> None:
+    for path in WORKFLOWS:
+        workflow = yaml.safe_load(path.read_text())
+        assert workflow["permissions"] == {"contents": "read"}, path.name
+        for name, job in workflow["jobs"].items():
+            assert job["timeout-minutes"] <= 90
+            may_write = {k for k, v in job.get("permissions", {}).items() if v == "write"}
+            assert may_write <= {"contents", "packages", "id-token"}
+            assert not may_write or (path.name == "release.yaml" and job["needs"]), name
+            for step in job["steps"]:
+                assert "${{" not in step.get("run", ""), "text of an event would be run"
+
+
+def test_renovate_finds_what_its_own_managers_are_for() -> None:
+    """Their patterns find something in each file that they name."""
+    found = {}
+    for manager in json.loads((ROOT / "renovate.json").read_text())["customManagers"]:
+        (pattern,) = manager["managerFilePatterns"]
+        files = subprocess.run(
+            ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split()
+        named = [f for f in files if re.search(pattern.strip("/"), f)]
+        assert named, pattern
+        for file in named:
+            for expression in manager["matchStrings"]:
+                # The same but for the spelling of a named group.
+                matches = list(
+                    re.finditer(
+                        re.sub(r"\(\?<(?=[a-zA-Z])", "(?P<", expression), (ROOT / file).read_text()
+                    )
+                )
+                assert matches, (pattern, file)
+                found |= {m["depName"]: m["currentValue"] for m in matches}
+    assert found.keys() == {
+        "postgres",
+        "valkey/valkey",
+        "kindest/node",
+        "python",
+        "helm",
+        "kubectl",
+    }
+
+
+def test_one_version_everywhere() -> None:
+    chart = yaml.safe_load((ROOT / "charts" / "prefect-hamilton" / "Chart.yaml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    bake = re.search(r'"VERSION" \{ default = "(.+)" \}', (ROOT / "docker-bake.hcl").read_text())
+    assert bake
+    versions = re.findall(r"^## \[(\d.*)\]", CHANGELOG, re.MULTILINE)
+    assert {chart["version"], chart["appVersion"], project["version"], bake[1]} == {versions[0]}
+
+
+def test_the_changelog_is_as_it_says() -> None:
+    headings = re.findall(r"^## (.+)$", CHANGELOG, re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+    for heading in headings[1:]:
+        assert re.fullmatch(r"\[\d+\.\d+\.\d+\]( - \d{4}-\d\d-\d\d)?", heading)
+    for part in re.findall(r"^### (.+)$", CHANGELOG, re.MULTILINE):
+        assert part in ("Added", "Changed", "Deprecated", "Removed", "Fixed", "Security")
+
+
+def test_the_release_takes_its_notes_from_the_changelog() -> None:
+    """The very command of the workflow, for the newest version."""
+    release = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yaml").read_text())
+    (step,) = [s for s in release["jobs"]["chart"]["steps"] if s.get("name") == "Release"]
+    command = step["run"].splitlines()[0].partition(" > ")[0]
+    version = re.findall(r"^## \[(\d.*)\]", CHANGELOG, re.MULTILINE)[0]
+    notes = subprocess.run(
+        ["bash", "-c", command],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "GITHUB_REF_NAME": f"v{version}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "### Added" in notes
+    assert "## [" not in notes
