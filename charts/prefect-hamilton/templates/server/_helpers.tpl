@@ -123,6 +123,9 @@ PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED: events,flow_runs
 PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD: {{ mul .flowRunsDays 86400 }}
 {{- end }}
 {{- end }}
+{{- /* A cancelled run whose pod has not started has nobody to end it but the worker, after this
+time; one that has started ends itself within 30 seconds. */}}
+PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS: 60
 {{- if include "prefect-hamilton.valkey.isUsed" . }}
 PREFECT_MESSAGING_BROKER: prefect_redis.messaging
 PREFECT_MESSAGING_CACHE: prefect_redis.messaging
