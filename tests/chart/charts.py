@@ -95,7 +95,8 @@ def template_text(
     command = ["helm", "template", name, str(CHART), "--namespace", namespace, *options]
     done = subprocess.run(
         [*command, "--values", "-"],
-        input=yaml.safe_dump(values or {}),
+        # What is a text in JSON is one for every reader of YAML.
+        input=json.dumps(values or {}, ensure_ascii=False),
         capture_output=True,
         text=True,
         check=False,

@@ -216,6 +216,28 @@ def test_selectors_match_their_pods_and_no_others(profiles: dict[str, Release]) 
             assert [n for n, own in pods if selector <= own.items()] == [obj["metadata"]["name"]]
 
 
+def test_alerts_name_what_the_release_renders(profiles: dict[str, Release]) -> None:
+    release = profiles["everything"]
+    (group,) = release.get("PrometheusRule", "orchestra")["spec"]["groups"]
+    rules = {rule["alert"]: rule["expr"] for rule in group["rules"]}
+    assert set(rules) == {
+        "PrefectServerDown",
+        "PrefectComponentUnavailable",
+        "PrefectJobFailed",
+        "Mine",
+    }
+    # A ServiceMonitor's job is the name of its Service.
+    assert (
+        f'job="{release.get("Service", "server")["metadata"]["name"]}"'
+        in (rules["PrefectServerDown"])
+    )
+    (deployments,) = re.findall(r'deployment=~"(.+?)"', rules["PrefectComponentUnavailable"])
+    (jobs,) = re.findall(r'job_name=~"(.+?)"', rules["PrefectJobFailed"])
+    for kind, pattern in (("Deployment", deployments), ("Job", jobs)):
+        for obj in release.of(kind):
+            assert re.fullmatch(pattern, obj["metadata"]["name"])
+
+
 def test_an_upgrade_of_the_chart_alone_rolls_no_pod(default: Release) -> None:
     """What follows the chart's version stands nowhere in a pod template."""
     for obj in default.objects:

@@ -46,18 +46,18 @@ variables:
       title: Image
       description: Image of the flow's container.
       type: string
-      default: {{ include "prefect-hamilton.image" (dict "root" $root "image" $s.image) }}
+      default: {{ include "prefect-hamilton.image" (dict "root" $root "image" $s.image) | toYaml }}
     image_pull_policy:
       title: Image pull policy
       description: When the image is pulled.
       type: string
       enum: [IfNotPresent, Always, Never]
-      default: {{ $root.Values.global.imagePullPolicy }}
+      default: {{ $root.Values.global.imagePullPolicy | toYaml }}
     service_account_name:
       title: Service account
       description: Identity of the pod.
       type: string
-      default: {{ include "prefect-hamilton.flows.serviceAccountName" $root }}
+      default: {{ include "prefect-hamilton.flows.serviceAccountName" $root | toYaml }}
     {{- range $name, $value := dict "cpu_request" $requests.cpu "cpu_limit" $limits.cpu "memory_request" $requests.memory "memory_limit" $limits.memory }}
     {{ $name }}:
       title: {{ $name | replace "_" " " | replace "cpu" "CPU" | replace "memory" "Memory" }}
@@ -72,13 +72,13 @@ variables:
       description: The pod is ended after so many seconds.
       type: integer
       {{- with $s.activeDeadlineSeconds }}
-      default: {{ . }}
+      default: {{ . | toYaml }}
       {{- end }}
     finished_job_ttl:
       title: Time to keep a finished Job
       description: A finished Job is deleted after so many seconds.
       type: integer
-      default: {{ $s.ttlSecondsAfterFinished }}
+      default: {{ $s.ttlSecondsAfterFinished | toYaml }}
     node_selector:
       title: Node selector
       description: Labels that a node must have.
@@ -94,12 +94,12 @@ job_configuration:
   env: "{{ "{{ env }}" }}"
   labels: "{{ "{{ labels }}" }}"
   annotations: "{{ "{{ annotations }}" }}"
-  namespace: {{ include "prefect-hamilton.flows.namespace" $root }}
+  namespace: {{ include "prefect-hamilton.flows.namespace" $root | toYaml }}
   job_manifest:
     apiVersion: batch/v1
     kind: Job
     metadata:
-      namespace: {{ include "prefect-hamilton.flows.namespace" $root }}
+      namespace: {{ include "prefect-hamilton.flows.namespace" $root | toYaml }}
       generateName: "{{ "{{ name }}" }}-"
       labels:
         {{- toYaml $labels | nindent 8 }}
@@ -131,7 +131,7 @@ job_configuration:
           {{- with $root.Values.global.imagePullSecrets }}
           imagePullSecrets:
             {{- range . }}
-            - name: {{ . }}
+            - name: {{ . | toYaml }}
             {{- end }}
           {{- end }}
           nodeSelector: "{{ "{{ node_selector }}" }}"
@@ -144,7 +144,7 @@ job_configuration:
             {{- toYaml . | nindent 12 }}
           {{- end }}
           {{- with $s.priorityClassName }}
-          priorityClassName: {{ . }}
+          priorityClassName: {{ . | toYaml }}
           {{- end }}
           containers:
             - name: prefect-job
@@ -182,7 +182,7 @@ job_configuration:
             {{- if $usesSsh }}
             - name: git-credential
               secret:
-                secretName: {{ $root.Values.flows.gitCredential.existingSecret }}
+                secretName: {{ $root.Values.flows.gitCredential.existingSecret | toYaml }}
                 defaultMode: 0440
             {{- end }}
             {{- with $s.volumes }}

@@ -11,21 +11,21 @@ $name is a random text; or `copy`: keys of another Secret. Empty when all are gi
 {{- $flows := include "prefect-hamilton.flows.namespace" . }}
 {{- $copies := ne $flows $namespace }}
 {{- if and .Values.server.enabled (eq .Values.auth.type "basic") (not .Values.auth.existingSecret) }}
-- name: {{ include "prefect-hamilton.auth.secretName" . }}
-  namespace: {{ $namespace }}
+- name: {{ include "prefect-hamilton.auth.secretName" . | toYaml }}
+  namespace: {{ $namespace | toYaml }}
   data:
     auth-string: prefect:$password
     username: prefect
     password: $password
 {{- if $copies }}
-- name: {{ include "prefect-hamilton.auth.secretName" . }}
-  namespace: {{ $flows }}
+- name: {{ include "prefect-hamilton.auth.secretName" . | toYaml }}
+  namespace: {{ $flows | toYaml }}
   copy: [auth-string]
 {{- end }}
 {{- end }}
 {{- if and .Values.postgres.enabled (not .Values.postgres.existingSecret) }}
-- name: {{ include "prefect-hamilton.postgres.secretName" . }}
-  namespace: {{ $namespace }}
+- name: {{ include "prefect-hamilton.postgres.secretName" . | toYaml }}
+  namespace: {{ $namespace | toYaml }}
   data:
     postgres-password: $postgres
     {{ .Values.postgres.databases.prefect.key }}: $prefect
@@ -33,26 +33,26 @@ $name is a random text; or `copy`: keys of another Secret. Empty when all are gi
     warehouse-password: $warehouse
     warehouse-url: postgresql://warehouse:$warehouse@{{ include "prefect-hamilton.serviceHost" (dict "root" . "name" (include "prefect-hamilton.postgres.name" .)) }}:5432/warehouse
 {{- if and $copies .Values.warehouse.enabled (not .Values.warehouse.existingSecret) }}
-- name: {{ include "prefect-hamilton.postgres.secretName" . }}
-  namespace: {{ $flows }}
+- name: {{ include "prefect-hamilton.postgres.secretName" . | toYaml }}
+  namespace: {{ $flows | toYaml }}
   copy: [warehouse-url]
 {{- end }}
 {{- end }}
 {{- if and .Values.hamiltonUi.enabled (not .Values.hamiltonUi.existingSecret) }}
-- name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
-  namespace: {{ $namespace }}
+- name: {{ include "prefect-hamilton.hamilton-ui.secretName" . | toYaml }}
+  namespace: {{ $namespace | toYaml }}
   data:
     api-key: $api_key
     django-secret-key: $django_secret_key
 {{- if $copies }}
-- name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
-  namespace: {{ $flows }}
+- name: {{ include "prefect-hamilton.hamilton-ui.secretName" . | toYaml }}
+  namespace: {{ $flows | toYaml }}
   copy: [api-key]
 {{- end }}
 {{- end }}
 {{- if and .Values.valkey.enabled (not .Values.valkey.existingSecret) }}
-- name: {{ include "prefect-hamilton.valkey.secretName" . }}
-  namespace: {{ $namespace }}
+- name: {{ include "prefect-hamilton.valkey.secretName" . | toYaml }}
+  namespace: {{ $namespace | toYaml }}
   data:
     password: $password
     {{ .Values.valkey.urlKey }}: redis://:$password@{{ include "prefect-hamilton.valkey.name" . }}:6379/0
@@ -101,7 +101,7 @@ template:
     volumes:
       - name: scripts
         configMap:
-          name: {{ include "prefect-hamilton.secrets.name" . }}
+          name: {{ include "prefect-hamilton.secrets.name" . | toYaml }}
       - name: tmp
         emptyDir: {}
       {{- with $s.volumes }}
