@@ -90,9 +90,10 @@ def template_text(
     name: str = "demo",
     namespace: str = "flows",
     options: tuple[str, ...] = (),
+    program: str = "helm",
 ) -> str:
     """Return what `helm template` prints. Raises RenderError."""
-    command = ["helm", "template", name, str(CHART), "--namespace", namespace, *options]
+    command = [program, "template", name, str(CHART), "--namespace", namespace, *options]
     done = subprocess.run(
         [*command, "--values", "-"],
         # What is a text in JSON is one for every reader of YAML.
