@@ -113,7 +113,7 @@ def push(name: Name = DEFAULT_NAME, timeout: Timeout = 300) -> None:
     """Push the working tree, committed or not, to the cluster's Git server; register again."""
     began = time.monotonic()
     try:
-        need("kind", "helm", "kubectl", "git")
+        need("docker", "kind", "helm", "kubectl", "git")
         require_cluster(name)
         commit, tree = snapshot()
         publish(name, commit, timeout)
@@ -121,7 +121,8 @@ def push(name: Name = DEFAULT_NAME, timeout: Timeout = 300) -> None:
         wait_for_bootstrap(name, timeout)
     except KindError as error:
         fail(error)
-    say(f"Pushed and registered {tree[:10]} in {time.monotonic() - began:.0f} s.")
+    say(f"Pushed and registered {tree[:10]} in {time.monotonic() - began:.0f} s.\n")
+    show_addresses(name, *ports(name))
 
 
 @app.command("demo")

@@ -4,11 +4,14 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from bootstrap.hamilton import ensure_project
 from tests import services
+
+pytest_plugins = ["tests.browser"]
 
 _HOME = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
@@ -63,6 +66,16 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service
     """A Prefect server for all tests of the session."""
     with services.prefect_server(tmp_path_factory.mktemp("prefect")) as service:
         yield service
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A PostgreSQL server for all tests of the session: its URL without database."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not programs:
+        pytest.skip("no PostgreSQL server in /usr/lib/postgresql: apt-get install postgresql")
+    with services.postgres(programs[-1].parent) as url:
+        yield url
 
 
 @pytest.fixture

@@ -1,16 +1,19 @@
 """Real servers for tests: each on a free port of 127.0.0.1, gone when its block ends."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psycopg
 import tenacity
 
 ROOT = Path(__file__).parent.parent
@@ -128,3 +131,46 @@ def prefect_server(home: Path) -> Iterator[Service]:
     }
     with _running(command, port, "/api/health", home / "server.log", env) as service:
         yield service
+
+
+@contextmanager
+def postgres(programs: Path) -> Iterator[str]:
+    """A PostgreSQL server run by the `programs` of a version; its URL without database.
+
+    It refuses to run as root, so it does not.
+    """
+    user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    as_user = user if os.getuid() == 0 else []
+    # Not below pytest's folder, which only its owner may enter.
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        home = Path(folder)
+        home.chmod(0o755)
+        data = home / "data"
+        data.mkdir()
+        if as_user:
+            shutil.chown(data, "nobody", "nogroup")
+        initdb = [str(programs / "initdb"), "-D", str(data), "-U", "loader", "--auth=trust", "-N"]
+        subprocess.run([*as_user, *initdb], check=True, capture_output=True, cwd=home)
+        port = free_port()
+        settings = {
+            "port": str(port),
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",
+            "fsync": "off",
+        }
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        command = [*as_user, str(programs / "postgres"), "-D", str(data), *options]
+        with (home / "log").open("wb") as log:
+            server = subprocess.Popen(command, cwd=home, stdout=log, stderr=subprocess.STDOUT)
+        url = f"postgresql://loader@127.0.0.1:{port}"
+        try:
+            tenacity.Retrying(
+                retry=tenacity.retry_if_exception_type(psycopg.OperationalError),
+                stop=tenacity.stop_after_delay(60),
+                wait=tenacity.wait_fixed(0.1),
+                reraise=True,
+            )(psycopg.connect, f"{url}/postgres").close()
+            yield url
+        finally:
+            server.send_signal(signal.SIGINT)  # fast shutdown
+            server.wait(timeout=60)

@@ -23,6 +23,7 @@ EXISTING = os.environ.get("KIND_CLUSTER")
 NAME = EXISTING or "prefect-hamilton-test"
 NAMESPACE = "prefect"
 RELEASE = "prefect-hamilton"
+WALKTHROUGH = "ui-walkthrough-retries/walkthrough-k8s"
 TOOLS = ("docker", "kind", "helm", "kubectl")
 
 eventually = tenacity.retry(
@@ -92,12 +93,64 @@ class Cluster:
         response.raise_for_status()
         return response.json()
 
-    def start(self, deployment: str, **parameters: Any) -> str:
+    def deployment(self, name: str) -> Any:
+        """The deployment `flow/deployment`."""
+        response = self.api.get(f"/deployments/name/{name}")
+        response.raise_for_status()
+        return response.json()
+
+    def probe(
+        self,
+        flow: str,
+        *,
+        pull_steps: list[Any] | None = None,
+        work_pool: str = "kubernetes",
+    ) -> str:
+        """Register a flow of probe_flows.py, cloned like the others; returns `flow/deployment`."""
+        flow_id = self.post("/flows/", name=flow.replace("_", "-"))["id"]
+        self.post(
+            "/deployments/",
+            name="probe",
+            flow_id=flow_id,
+            work_pool_name=work_pool,
+            entrypoint=f"tests/cluster/probe_flows.py:{flow}",
+            pull_steps=self.deployment(WALKTHROUGH)["pull_steps"]
+            if pull_steps is None
+            else pull_steps,
+        )
+        return f"{flow.replace('_', '-')}/probe"
+
+    def start(
+        self, deployment: str, *, job_variables: dict[str, Any] | None = None, **parameters: Any
+    ) -> str:
         """Start a run of `flow/deployment`; returns its id."""
-        found = self.api.get(f"/deployments/name/{deployment}")
-        found.raise_for_status()
-        path = f"/deployments/{found.json()['id']}/create_flow_run"
-        return str(self.post(path, parameters=parameters)["id"])
+        path = f"/deployments/{self.deployment(deployment)['id']}/create_flow_run"
+        body = {"parameters": parameters, "job_variables": job_variables or {}}
+        return str(self.post(path, **body)["id"])
+
+    def log(self, run_id: str) -> str:
+        """What a run has logged so far."""
+        found = self.post("/logs/filter", logs={"flow_run_id": {"any_": [run_id]}}, limit=200)
+        return "\n".join(line["message"] for line in found)
+
+    @eventually
+    def wait_for_log(self, run_id: str, text: str) -> str:
+        log = self.log(run_id)
+        assert text in log, log
+        return log
+
+    def pods(self, run_id: str) -> list[Any]:
+        return list(self.get("pods", "-l", f"prefect.io/flow-run-id={run_id}")["items"])
+
+    @eventually
+    def let_go(self, run_id: str) -> None:
+        """Tell the run of `waits` to end: the running one of its pods."""
+        (pod,) = [
+            pod["metadata"]["name"]
+            for pod in self.pods(run_id)
+            if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
+        ]
+        self.kubectl("exec", pod, "--", "touch", "/tmp/go")
 
     def flow_run(self, run_id: str) -> Any:
         response = self.api.get(f"/flow_runs/{run_id}")
@@ -133,11 +186,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         cluster.run("kind", "export", "kubeconfig", "--name", NAME)
         cluster.port, cluster.hamilton_port = ports(NAME)
     try:
-        # `make test-cluster` has built the images.
-        options = ("--port", str(cluster.port), "--hamilton-port", str(cluster.hamilton_port))
-        cluster.printed = cluster.kind("up", "--no-build", *options)
+        if EXISTING:
+            cluster.printed = cluster.kind("push")
+        else:
+            # `make test-cluster` has built the images.
+            options = ("--port", str(cluster.port), "--hamilton-port", str(cluster.hamilton_port))
+            cluster.printed = cluster.kind("up", "--no-build", *options)
         yield cluster
     finally:
         if not EXISTING:
             command = ["kind", "delete", "cluster", "--name", NAME]
             subprocess.run(command, env=environment, check=False)
+
+
+@pytest.fixture(scope="session")
+def demo(cluster: Cluster) -> str:
+    """What `make kind-demo` printed, after every deployment has run as pods."""
+    return cluster.kind("demo")

@@ -1,11 +1,9 @@
-"""The chart on a real cluster: installed from nothing, used, upgraded, removed, installed again.
+"""The chart on a real cluster: installed from nothing, used, closed to others.
 
-The namespace enforces Pod Security `restricted`, the cluster its NetworkPolicies. The tests follow
-each other in this order; the last one removes the release.
+The namespace enforces Pod Security `restricted`, the cluster its NetworkPolicies.
 """
 
 import json
-from pathlib import Path
 
 import httpx
 import pytest
@@ -21,7 +19,6 @@ K8S = {
     "after-production-etl-k8s",
     "on-failure-k8s",
 }
-WALKTHROUGH = "ui-walkthrough-retries/walkthrough-k8s"
 
 
 def test_it_says_where_the_pages_are_and_how_to_log_in(cluster: Cluster) -> None:
@@ -37,9 +34,8 @@ def test_the_release_passes_its_own_test(cluster: Cluster) -> None:
     assert "Succeeded" in cluster.helm("test", RELEASE)
 
 
-def test_every_deployment_runs_as_a_pod(cluster: Cluster) -> None:
-    printed = cluster.kind("demo")
-    assert "Everything as expected" in printed
+def test_every_deployment_runs_as_a_pod(cluster: Cluster, demo: str) -> None:
+    assert "Everything as expected" in demo
     deployments = {d["id"]: d["name"] for d in cluster.post("/deployments/filter")}
     runs = cluster.post("/flow_runs/filter")
     assert {deployments[run["deployment_id"]] for run in runs} == K8S
@@ -51,6 +47,7 @@ def test_every_deployment_runs_as_a_pod(cluster: Cluster) -> None:
     assert ended <= set(jobs)
 
 
+@pytest.mark.usefixtures("demo")
 def test_tracked_dataflows_are_in_the_hamilton_ui(cluster: Cluster) -> None:
     artifacts = cluster.post("/artifacts/filter")
     links = [a["data"] for a in artifacts if f":{cluster.hamilton_port}/" in str(a["data"])]
@@ -109,58 +106,3 @@ def test_a_pod_that_is_not_restricted_is_refused(cluster: Cluster) -> None:
     answer = cluster.kubectl("run", "root", "--image=postgres:17", check=False)
     assert "violates PodSecurity" in answer
     assert NAMESPACE in cluster.run("kubectl", "get", "namespaces")
-
-
-def test_a_second_bootstrap_changes_nothing(cluster: Cluster) -> None:
-    cluster.helm("upgrade", RELEASE, "charts/prefect-hamilton", "--reuse-values", *again("second"))
-    selector = "app.kubernetes.io/component=bootstrap"
-    cluster.kubectl("wait", "job", "-l", selector, "--for=condition=complete", "--timeout=300s")
-    log = cluster.kubectl("logs", "-l", selector, "--tail=-1")
-    outcomes = [line.split()[0] for line in log.splitlines() if line.startswith("  ")]
-    assert "unchanged" in outcomes
-    assert not {"created", "updated", "waiting"} & set(outcomes), log
-
-
-def again(word: str) -> tuple[str, str]:
-    """Helm options that make the bootstrap run once more."""
-    return "--set-string", f"bootstrap.podAnnotations.flows={word}"
-
-
-def test_a_killed_flow_pod_is_rescheduled(cluster: Cluster) -> None:
-    run_id = cluster.start("hamilton-absenteeism-prediction/absenteeism-k8s")
-    cluster.wait_for_state(run_id, "Running")
-    cluster.kubectl("delete", "pod", "-l", f"prefect.io/flow-run-id={run_id}", "--wait=false")
-    run = cluster.wait_for_state(run_id, "Completed")
-    assert run["run_count"] == 2
-
-
-def test_an_upgrade_rolls_what_changed_and_keeps_the_data(cluster: Cluster) -> None:
-    before = cluster.uids()
-    run_id = cluster.start(WALKTHROUGH)
-    cluster.wait_for_state(run_id, "Running", "Completed")
-    level = ("--set", "worker.logLevel=DEBUG")
-    cluster.helm("upgrade", RELEASE, "charts/prefect-hamilton", "--reuse-values", *level)
-    cluster.kubectl("rollout", "status", f"deploy/{RELEASE}-worker-kubernetes", "--timeout=180s")
-
-    @eventually
-    def rolled() -> None:
-        after = cluster.uids()
-        assert {name for name in before if after.get(name) != before[name]} == {"worker"}
-
-    rolled()
-    assert cluster.wait_for_state(run_id, "Completed")["run_count"] == 1
-
-
-def test_data_and_passwords_outlive_the_release(cluster: Cluster, tmp_path: Path) -> None:
-    password = cluster.secret("auth", "auth-string")
-    runs = {run["id"] for run in cluster.post("/flow_runs/filter", limit=200)}
-    values = cluster.helm("get", "values", RELEASE, "-o", "json")
-    cluster.helm("uninstall", RELEASE, "--wait")
-    claims = {claim["metadata"]["name"] for claim in cluster.get("pvc")["items"]}
-    assert {f"data-{RELEASE}-postgres-0", f"{RELEASE}-hamilton-ui"} <= claims
-    assert cluster.secret("auth", "auth-string") == password
-    file = tmp_path / "values.json"
-    file.write_text(values)
-    cluster.helm("install", RELEASE, "charts/prefect-hamilton", "--values", str(file))
-    cluster.kubectl("rollout", "status", f"deploy/{RELEASE}-server", "--timeout=300s")
-    assert runs <= {run["id"] for run in cluster.post("/flow_runs/filter", limit=200)}

@@ -11,6 +11,15 @@ from tests.deployments.git_server import ROOT, TOKEN, GitServer, git, wait_for_p
 from tests.services import free_port
 
 GIT_BACKEND = Path("/usr/lib/git-core/git-http-backend")
+# Git's own, but for the answers that a test asked for.
+BACKEND = """#!/bin/sh
+status=$(head -n 1 {answers})
+sed -i 1d {answers}
+case "$status" in
+  "" | 200) exec {git} ;;
+  *) printf 'Status: %s\\r\\nContent-Type: text/plain\\r\\n\\r\\nnot now\\n' "$status" ;;
+esac
+"""
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +42,11 @@ def git_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitServer]:
         capture_output=True,
     )
     (home / "both.pem").write_text((home / "key.pem").read_text() + certificate.read_text())
+    answers = home / "answers"
+    answers.touch()
+    backend = home / "backend"
+    backend.write_text(BACKEND.format(answers=answers, git=GIT_BACKEND))
+    backend.chmod(0o755)
     # Prefect puts a bare token into the address as the user name, with an empty password.
     (home / "users").write_text(f"{TOKEN}:\n")
     port = free_port()
@@ -44,7 +58,7 @@ server.bind = "127.0.0.1"
 server.port = {port}
 ssl.engine = "enable"
 ssl.pemfile = "{home / "both.pem"}"
-alias.url = ("/git" => "{GIT_BACKEND}")
+alias.url = ("/git" => "{backend}")
 setenv.set-environment = ("GIT_PROJECT_ROOT" => "{repositories}", "GIT_HTTP_EXPORT_ALL" => "1")
 cgi.assign = ("" => "")
 auth.backend = "plain"
@@ -56,7 +70,7 @@ $HTTP["url"] =~ "^/git/private/" {{
     server = subprocess.Popen(["lighttpd", "-D", "-f", str(configuration)])
     try:
         wait_for_port(port)
-        yield GitServer(f"https://localhost:{port}/git", repositories, certificate)
+        yield GitServer(f"https://localhost:{port}/git", repositories, certificate, answers)
     finally:
         server.terminate()
         server.wait(timeout=10)

@@ -19,7 +19,13 @@ class GitServer:
     url: str
     repositories: Path
     certificate: Path
+    answers: Path
+    """The status of each of the next answers, one a line; 200 is what git makes of it."""
     token: str = TOKEN
+
+    def answer_next(self, *statuses: int) -> None:
+        """Answer the next requests so, and those after them as usual."""
+        self.answers.write_text("".join(f"{status}\n" for status in statuses))
 
     def publish(self, source: Path, name: str) -> str:
         """Push the folder's repository as `name` and return its address."""

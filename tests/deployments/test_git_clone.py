@@ -1,9 +1,9 @@
 """The `-k8s` deployments register and their pull step clones from a real Git server."""
 
 import contextlib
-import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectAlreadyExists
 
 from tests.deployments.git_server import ROOT, GitServer, git, prefect_environment
@@ -43,31 +43,49 @@ def deploy(api_url: str, name: str, **environment: str) -> str:
     return done.stdout
 
 
+@dataclass
+class PodRun:
+    """What became of a flow run and what was said about it."""
+
+    state: State[Any]
+    log: list[str]
+    """The messages in the run's log on the server."""
+    output: str
+    """What the pod printed."""
+
+    def __str__(self) -> str:
+        return "\n".join([str(self.state), *self.log, self.output])
+
+
 def run_as_a_pod_does(
     api_url: str, folder: Path, git_server: GitServer, **environment: str
-) -> tuple[FlowRun, str]:
-    """Start a run with a pod's command in an empty folder; return the run and all it logged."""
+) -> PodRun:
+    """Execute a run with a pod's command in an empty folder."""
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name(WALKTHROUGH)
         created = client.create_flow_run_from_deployment(deployment.id)
     done = subprocess.run(
-        [sys.executable, "-m", "prefect", "flow-run", "execute", str(created.id)],
+        [sys.executable, "-P", "-m", "flow_pod"],
         cwd=folder,
         env=prefect_environment(
             api_url,
+            PYTHONPATH=str(ROOT / "images/flows"),
+            PREFECT__FLOW_RUN_ID=str(created.id),
             GIT_SSL_CAINFO=str(git_server.certificate),
             PREFECT_LOGGING_LEVEL="DEBUG",
             **environment,
         ),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
+    assert done.returncode == 0, done.stdout
     with get_client(sync_client=True) as client:
-        run = client.read_flow_run(created.id)
-        logs = client.read_logs(
-            LogFilter(flow_run_id=LogFilterFlowRunId(any_=[created.id])), limit=200
-        )
-    return run, done.stdout + done.stderr + "\n".join(log.message for log in logs)
+        state = client.read_flow_run(created.id).state
+        only = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[created.id]))
+        log = [line.message for line in client.read_logs(only, limit=200)]
+    assert state is not None
+    return PodRun(state, log, done.stdout)
 
 
 def stored_clone_step(deployment: str) -> dict[str, Any]:
@@ -116,10 +134,10 @@ def test_a_run_uses_the_branch_or_commit_that_was_asked_for(
     git("commit", "--quiet", "-am", "Break it", cwd=flow_repository)
     url = git_server.publish(flow_repository, pinned_by.lower())
     wanted = {"FLOWS_BRANCH": "stable", "FLOWS_COMMIT": commit}[pinned_by]
-    run, log = run_as_a_pod_does(
+    run = run_as_a_pod_does(
         prefect_api, tmp_path, git_server, FLOWS_REPOSITORY=url, **{pinned_by: wanted}
     )
-    assert run.state is not None and run.state.is_completed(), log
+    assert run.state.is_completed(), run
 
 
 def test_a_private_repository_opens_with_the_token_of_a_block(
@@ -133,24 +151,26 @@ def test_a_private_repository_opens_with_the_token_of_a_block(
         "commit_sha": "{{ $FLOWS_COMMIT }}",
         "access_token": TOKEN_BLOCK,
     }
-    run, log = run_as_a_pod_does(prefect_api, tmp_path, git_server)
-    assert run.state is not None and run.state.is_completed(), log
-    assert git_server.token not in log
+    run = run_as_a_pod_does(prefect_api, tmp_path, git_server)
+    assert run.state.is_completed(), run
+    assert git_server.token not in str(run)
 
 
 @pytest.mark.parametrize(
-    ("path", "environment", "expected"),
+    ("path", "environment", "cause"),
     [
-        ("private/closed", {"FLOWS_ACCESS_TOKEN": "not-the-token"}, "could not read Password"),
-        ("absent", {}, "not found"),
-        ("public", {"FLOWS_BRANCH": "no-such-branch"}, "no-such-branch|branch"),
+        ("private/closed", {"FLOWS_ACCESS_TOKEN": "not-the-token"}, "refuses the credential"),
+        ("private/locked", {}, "refuses the credential"),
+        ("absent", {}, "there is no such repository"),
+        ("public", {"FLOWS_BRANCH": "no-such-branch"}, "it has no branch or tag no-such-branch"),
+        ("other", {"FLOWS_COMMIT": 40 * "a"}, f"it has no commit {40 * 'a'}"),
     ],
-    ids=["wrong token", "no such repository", "no such branch"],
+    ids=["wrong token", "no token", "no such repository", "no such branch", "no such commit"],
 )
-def test_a_failed_clone_says_why_in_the_log_of_the_run(
+def test_a_failed_clone_is_told_in_one_sentence(
     path: str,
     environment: dict[str, str],
-    expected: str,
+    cause: str,
     prefect_api: str,
     git_server: GitServer,
     flow_repository: Path,
@@ -159,13 +179,61 @@ def test_a_failed_clone_says_why_in_the_log_of_the_run(
 ) -> None:
     if path != "absent":
         git_server.publish(flow_repository, path)
-    run, log = run_as_a_pod_does(
-        prefect_api,
-        tmp_path,
-        git_server,
-        FLOWS_REPOSITORY=f"{git_server.url}/{path}.git",
-        **environment,
+    url = f"{git_server.url}/{path}.git"
+
+    run = run_as_a_pod_does(prefect_api, tmp_path, git_server, FLOWS_REPOSITORY=url, **environment)
+
+    assert run.state.is_crashed(), run
+    sentence = run.log[-1]
+    assert run.state.message == sentence
+    # `git fetch` of a commit does not name the repository.
+    where = "the flow repository" if "FLOWS_COMMIT" in environment else url
+    assert sentence.startswith(f"Cannot clone {where}: ")
+    assert cause in sentence
+    assert sentence.endswith(".") and "\n" not in sentence
+    assert "not-the-token" not in str(run)
+    assert "Traceback" not in str(run)
+
+
+@pytest.mark.parametrize(
+    ("pinned_by", "answers"),
+    [("FLOWS_BRANCH", (503, 503)), ("FLOWS_COMMIT", (200, 200, 200, 503, 200, 200, 200, 503))],
+)
+def test_a_git_server_that_fails_for_a_moment_is_asked_again(
+    pinned_by: str,
+    answers: tuple[int, ...],
+    prefect_api: str,
+    git_server: GitServer,
+    flow_repository: Path,
+    tmp_path: Path,
+    clone_from_pod_environment: None,
+) -> None:
+    url = git_server.publish(flow_repository, f"flaky-{pinned_by.lower()}")
+    wanted = git("rev-parse", "HEAD", cwd=flow_repository)
+    wanted = "main" if pinned_by == "FLOWS_BRANCH" else wanted
+    git_server.answer_next(*answers)
+
+    run = run_as_a_pod_does(
+        prefect_api, tmp_path, git_server, FLOWS_REPOSITORY=url, **{pinned_by: wanted}
     )
-    assert run.state is not None and not run.state.is_completed()
-    assert re.search(rf"{path}.*({expected})", log), log
-    assert "not-the-token" not in log
+
+    assert git_server.answers.read_text() == "", "fewer requests than failures"
+    assert run.state.is_completed(), run
+
+
+def test_a_git_server_that_stays_away_is_told(
+    prefect_api: str,
+    git_server: GitServer,
+    flow_repository: Path,
+    tmp_path: Path,
+    clone_from_pod_environment: None,
+) -> None:
+    url = git_server.publish(flow_repository, "away")
+    git_server.answer_next(*(9 * [503]))
+
+    run = run_as_a_pod_does(prefect_api, tmp_path, git_server, FLOWS_REPOSITORY=url)
+
+    git_server.answer_next()
+    assert run.state.is_crashed(), run
+    assert f"Cannot clone {url}: the Git server does not answer" in str(run.state.message)
+    assert "503" in str(run.state.message)

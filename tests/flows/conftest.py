@@ -1,10 +1,5 @@
-"""What the flows talk to, for real: HTTP servers, an object store, PostgreSQL, a DuckDB file."""
+"""What the flows talk to, for real: HTTP servers, an object store, a warehouse of each kind."""
 
-import os
-import shutil
-import signal
-import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,9 +8,6 @@ from pathlib import Path
 
 import psycopg
 import pytest
-import tenacity
-
-from tests.services import free_port
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -64,53 +56,6 @@ def web_server() -> Iterator[WebServer]:
     server.shutdown()
     thread.join()
     server.server_close()
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """A PostgreSQL server's URL without database; it refuses to run as root, so it does not."""
-    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not programs:
-        pytest.skip("no PostgreSQL server in /usr/lib/postgresql: apt-get install postgresql")
-    folder = programs[-1].parent
-    user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
-    as_user = user if os.getuid() == 0 else []
-    # Not below pytest's folder, which only its owner may enter.
-    with tempfile.TemporaryDirectory(prefix="postgres-") as home:
-        yield from _postgres(folder, as_user, Path(home))
-
-
-def _postgres(folder: Path, as_user: list[str], home: Path) -> Iterator[str]:
-    home.chmod(0o755)
-    data = home / "data"
-    data.mkdir()
-    if as_user:
-        shutil.chown(data, "nobody", "nogroup")
-    initdb = [str(folder / "initdb"), "-D", str(data), "-U", "loader", "--auth=trust", "-N"]
-    subprocess.run([*as_user, *initdb], check=True, capture_output=True, cwd=home)
-    port = free_port()
-    settings = {
-        "port": str(port),
-        "listen_addresses": "127.0.0.1",
-        "unix_socket_directories": "",
-        "fsync": "off",
-    }
-    options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-    command = [*as_user, str(folder / "postgres"), "-D", str(data), *options]
-    with (home / "log").open("wb") as log:
-        server = subprocess.Popen(command, cwd=home, stdout=log, stderr=subprocess.STDOUT)
-    url = f"postgresql://loader@127.0.0.1:{port}"
-    try:
-        tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(psycopg.OperationalError),
-            stop=tenacity.stop_after_delay(60),
-            wait=tenacity.wait_fixed(0.1),
-            reraise=True,
-        )(psycopg.connect, f"{url}/postgres").close()
-        yield url
-    finally:
-        server.send_signal(signal.SIGINT)  # fast shutdown
-        server.wait(timeout=60)
 
 
 @pytest.fixture(params=["duckdb", "postgres"])

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,18 +10,16 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests import services
+from tests.browser import PATIENCE, opens, shows
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.services,
     pytest.mark.timeout(900),
 ]
-
-SECONDS = 30_000
-"""How long a page may take to show something, in milliseconds."""
 
 
 @dataclass
@@ -57,20 +54,6 @@ class Demo:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    names = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(names)} is on PATH")
-    with sync_playwright() as playwright:
-        quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        quiet += ["--disable-component-update", "--disable-sync", "--no-first-run"]
-        running = playwright.chromium.launch(executable_path=program, args=quiet)
-        yield running
-        running.close()
-
-
-@pytest.fixture(scope="module")
 def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """Run the demo as a person does, but on free ports and in a folder of its own."""
     environment = os.environ | {"PREFECT_HAMILTON_STATE": str(tmp_path_factory.mktemp("state"))}
@@ -100,21 +83,6 @@ def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         python("scripts.local", "down")
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1300, "height": 1000})
-    context.set_default_timeout(SECONDS)
-    page = context.new_page()
-    yield page
-    context.close()
-
-
-def shows(page: Page, *texts: str | re.Pattern[str]) -> None:
-    """The page shows each of these texts."""
-    for text in texts:
-        expect(page.locator("body")).to_contain_text(text, timeout=SECONDS)
-
-
 def test_the_demo_says_what_happened_and_where_to_look(demo: Demo) -> None:
     assert "Everything as expected" in demo.printed
     assert f"{demo.prefect}/dashboard" in demo.printed
@@ -141,51 +109,66 @@ def test_the_demo_says_what_happened_and_where_to_look(demo: Demo) -> None:
 def test_the_pages_are_not_empty(
     demo: Demo, page: Page, path: str, texts: list[str | re.Pattern[str]]
 ) -> None:
-    page.goto(demo.prefect + path)
-    shows(page, *texts)
+    opens(page, demo.prefect + path, *texts)
 
 
 def test_a_run_that_succeeded_after_a_retry(demo: Demo, page: Page) -> None:
     run = demo.run("walkthrough", "Completed")
-    page.goto(f"{demo.prefect}/runs/flow-run/{run['id']}")
-    shows(page, "Completed", "2 Task runs", "walkthrough")
+    opens(
+        page, f"{demo.prefect}/runs/flow-run/{run['id']}", "Completed", "2 Task runs", "walkthrough"
+    )
     # The graph is a canvas: the retry is in the log, attempt by attempt.
     shows(page, re.compile(r"flaky_transform"), re.compile(r"[Rr]etry"))
 
 
 def test_a_run_that_exhausted_its_retries(demo: Demo, page: Page) -> None:
     run = demo.run("walkthrough", "Failed")
-    page.goto(f"{demo.prefect}/runs/flow-run/{run['id']}")
-    shows(page, "Failed", re.compile("[Rr]etries exhausted"))
+    opens(
+        page,
+        f"{demo.prefect}/runs/flow-run/{run['id']}",
+        "Failed",
+        re.compile("[Rr]etries exhausted"),
+    )
 
 
 def test_the_run_form_explains_its_parameters(demo: Demo, page: Page) -> None:
     (deployment,) = demo.api(
         "/deployments/filter", deployments={"name": {"any_": ["production-etl"]}}
     )
-    page.goto(f"{demo.prefect}/deployments/deployment/{deployment['id']}/run")
-    shows(page, "source_url", "batch_size", "How many rows are written in one transaction")
+    opens(
+        page,
+        f"{demo.prefect}/deployments/deployment/{deployment['id']}/run",
+        "source_url",
+        "batch_size",
+        "How many rows are written in one transaction",
+    )
 
 
 @pytest.mark.parametrize("task", ["prepare_data_task", "train_and_evaluate_model_task"])
 def test_the_graph_of_a_dataflow_is_a_picture_in_prefect(demo: Demo, page: Page, task: str) -> None:
     run = demo.run("absenteeism-local", "Completed")
     artifact = demo.artifact(f"hamilton-dag-{task.replace('_', '-')}", run)
-    page.goto(f"{demo.prefect}/artifacts/artifact/{artifact['id']}")
-    shows(page, f"Hamilton DAG: {task} execution")
+    opens(
+        page,
+        f"{demo.prefect}/artifacts/artifact/{artifact['id']}",
+        f"Hamilton DAG: {task} execution",
+    )
     picture = page.locator("img[src^='data:image/png']")
-    expect(picture).to_be_visible(timeout=SECONDS)
+    expect(picture).to_be_visible(timeout=PATIENCE)
     width, height = picture.evaluate("image => [image.naturalWidth, image.naturalHeight]")
     assert width > 400 and height > 100
 
 
 def test_the_scores_and_the_rows_are_in_the_artifacts(demo: Demo, page: Page) -> None:
     results = demo.artifact("absenteeism-results", demo.run("absenteeism-local", "Completed"))
-    page.goto(f"{demo.prefect}/artifacts/artifact/{results['id']}")
-    shows(page, re.compile("[Bb]aseline"), re.compile("mean absolute error", re.I))
+    opens(
+        page,
+        f"{demo.prefect}/artifacts/artifact/{results['id']}",
+        re.compile("[Bb]aseline"),
+        re.compile("mean absolute error", re.I),
+    )
     preview = demo.artifact("pipeline-preview", demo.run("production-etl", "Completed"))
-    page.goto(f"{demo.prefect}/artifacts/artifact/{preview['id']}")
-    shows(page, "metric", "value")
+    opens(page, f"{demo.prefect}/artifacts/artifact/{preview['id']}", "metric", "value")
 
 
 def test_hamilton_ui_shows_the_run_that_prefect_links_to(demo: Demo, page: Page) -> None:
@@ -197,9 +180,11 @@ def test_hamilton_ui_shows_the_run_that_prefect_links_to(demo: Demo, page: Page)
     page.locator("input").first.fill("prefect")
     page.keyboard.press("Enter")
     shows(page, "Username: prefect")
-    page.goto(f"{demo.hamilton}/dashboard/projects")
-    shows(page, "Prefect flows")
-    page.goto(address)
-    shows(page, "prefect_prepare_data_task", re.compile("success", re.I))
-    page.goto(address.rsplit("/", 1)[0])
-    shows(page, "prefect_prepare_data_task", "prefect_train_and_evaluate_model_task")
+    opens(page, f"{demo.hamilton}/dashboard/projects", "Prefect flows")
+    opens(page, address, "prefect_prepare_data_task", re.compile("success", re.I))
+    opens(
+        page,
+        address.rsplit("/", 1)[0],
+        "prefect_prepare_data_task",
+        "prefect_train_and_evaluate_model_task",
+    )

@@ -2,6 +2,10 @@
 
 Waits for PostgreSQL to answer and for other pods that migrate. A wrong password or a database that
 does not exist ends it at once, with a sentence.
+
+Some of Prefect's migrations create indexes outside of a transaction, so that one that is killed
+cannot always be run again. The first migration of an empty database is marked while it runs; when
+its mark is still there, nothing has ever used that database, and it is emptied and begun afresh.
 """
 
 import asyncio
@@ -16,6 +20,7 @@ from prefect.server.database.alembic_commands import alembic_upgrade
 from prefect.settings import get_current_settings
 from prefect.utilities.asyncutils import run_sync_in_worker_thread
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.schema import CreateTable, DropTable
 from tenacity import (
     AsyncRetrying,
     retry_if_exception_type,
@@ -27,6 +32,27 @@ from tenacity import (
 # Any number that nobody else locks in this database.
 LOCK = 0x70726566656374
 WAIT_SECONDS = 600
+FIRST = sa.Table("prefect_hamilton_first_migration", sa.MetaData())
+"""A table that is there from before the first migration of an empty database until after it."""
+# One statement, so that all goes or nothing.
+EMPTY = """
+DO $$
+DECLARE
+  statement text;
+BEGIN
+  FOR statement IN
+    SELECT format('DROP TABLE %s CASCADE', oid::regclass) FROM pg_class
+    WHERE relnamespace = current_schema()::regnamespace
+      AND relkind = 'r' AND relname <> 'prefect_hamilton_first_migration'
+    UNION ALL
+    SELECT format('DROP TYPE %s CASCADE', oid::regtype) FROM pg_type
+    WHERE typnamespace = current_schema()::regnamespace AND typtype = 'e'
+  LOOP
+    EXECUTE statement;
+  END LOOP;
+END
+$$
+"""
 FATAL = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
@@ -43,18 +69,43 @@ async def main() -> None:
     database = get_current_settings().server.database
     where = f"{database.host}:{database.port}/{database.name}"
     try:
-        async with locked(engine, where):
+        async with locked(engine, where) as connection:
+            await mark_first(connection, where)
             await run_sync_in_worker_thread(alembic_upgrade)
+            await connection.execute(DropTable(FIRST, if_exists=True))
     except NotReadyError as error:
         sys.exit(f"PostgreSQL at {where} did not answer for {WAIT_SECONDS} s: {error}")
     except FATAL as error:
         sys.exit(f"PostgreSQL at {where} refuses user {database.user}: {error}")
+    except sa.exc.DBAPIError as error:
+        sys.exit(
+            f"The schema in {where} cannot be brought up to date: {error.orig}. If an earlier "
+            "migration was interrupted, drop the index that already exists and start again, or "
+            "restore the backup."
+        )
     print(f"The schema in {where} is current.")
 
 
+async def mark_first(connection: AsyncConnection, where: str) -> None:
+    """Mark an empty database; empty one again whose first migration did not end."""
+    tables = await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names())
+    if FIRST.name in tables:
+        # A server registers flows; none has run here, unless somebody went around this script.
+        is_used = sa.text("SELECT EXISTS (SELECT FROM flow)")
+        if "flow" in tables and await connection.scalar(is_used):
+            sys.exit(
+                f"The first migration of {where} did not end, yet it holds flows: drop the table "
+                f"{FIRST.name} to migrate what is there, or restore a backup."
+            )
+        print(f"The first migration of {where} did not end: it begins again.", flush=True)
+        await connection.execute(sa.text(EMPTY))
+    elif not tables:
+        await connection.execute(CreateTable(FIRST))
+
+
 @asynccontextmanager
-async def locked(engine: AsyncEngine, where: str) -> AsyncIterator[None]:
-    """Hold the lock. It ends with its connection, so a killed pod leaves none behind."""
+async def locked(engine: AsyncEngine, where: str) -> AsyncIterator[AsyncConnection]:
+    """Hold the lock and yield its connection, with which it ends: a killed pod leaves none."""
     async for attempt in AsyncRetrying(
         retry=retry_if_exception_type(NotReadyError),
         stop=stop_after_delay(WAIT_SECONDS),
@@ -68,7 +119,7 @@ async def locked(engine: AsyncEngine, where: str) -> AsyncIterator[None]:
             print("Waiting for another pod that migrates.", flush=True)
             is_locked = retry_if_result(lambda held: not held)
             await AsyncRetrying(retry=is_locked, wait=wait_fixed(1))(try_lock, connection)
-        yield
+        yield connection
     finally:
         await connection.close()
 

@@ -8,13 +8,25 @@ repository. prefect.yaml gets the reference as FLOWS_COMMIT or FLOWS_BRANCH.
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from prefect._internal.urls import strip_auth_from_urls_in_text
 from prefect.runner.storage import GitRepository
 from pydantic import SecretStr
+from tenacity import (
+    RetryCallState,
+    retry,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
+
+FAILURES = (RuntimeError, subprocess.CalledProcessError)
+"""Of `git clone`, which Prefect words, and of `git fetch` for a commit."""
 
 
 def main(names: list[str]) -> None:
@@ -46,10 +58,36 @@ def clone(repository: str, folder: Path) -> Path:
     )
     storage.set_base_path(folder)
     try:
-        asyncio.run(storage.pull_code())
-    except RuntimeError as error:
-        sys.exit(f"{repository} cannot be cloned: {error}")
+        asyncio.run(pull(storage))
+    except FAILURES as error:
+        sys.exit(f"{repository} cannot be cloned: {reason(error)}")
     return storage.destination
+
+
+def say(attempt: RetryCallState) -> None:
+    """Tell why it is tried again."""
+    if attempt.outcome and (error := attempt.outcome.exception()):
+        print(f"Trying again: {reason(error)}", flush=True)
+
+
+@retry(
+    stop=stop_after_attempt(3),
+    wait=wait_random_exponential(max=10),
+    retry=retry_if_exception_type(FAILURES),
+    before_sleep=say,
+    reraise=True,
+)
+async def pull(storage: GitRepository) -> None:
+    """Clone into an empty folder: Prefect takes what is left of a clone for the whole."""
+    shutil.rmtree(storage.destination, ignore_errors=True)
+    await storage.pull_code()
+
+
+def reason(error: BaseException) -> str:
+    """Return what git said, without a credential."""
+    if isinstance(error, subprocess.CalledProcessError):
+        return strip_auth_from_urls_in_text(error.stderr.decode(errors="replace")).strip()
+    return str(error)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""A real browser for tests of pages: Debian's chromium, driven by Playwright."""
+
+import re
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+PATIENCE = 30_000
+"""How long a page may take to show something, in milliseconds."""
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A browser for all tests of the session; none, and they are skipped."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(names)} is on PATH")
+    with sync_playwright() as playwright:
+        quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        quiet += ["--disable-component-update", "--disable-sync", "--no-first-run"]
+        running = playwright.chromium.launch(executable_path=program, args=quiet)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page without history."""
+    context = browser.new_context(viewport={"width": 1300, "height": 1000})
+    context.set_default_timeout(PATIENCE)
+    yield context.new_page()
+    context.close()
+
+
+def opens(page: Page, address: str, *texts: str | re.Pattern[str]) -> None:
+    """The address shows each of these texts; opened again once.
+
+    Prefect's page leaves a place empty for good when the server was too busy to answer (503).
+    """
+    page.goto(address)
+    try:
+        shows(page, *texts)
+    except AssertionError:
+        page.reload()
+        shows(page, *texts)
+
+
+def shows(page: Page, *texts: str | re.Pattern[str]) -> None:
+    """The page shows each of these texts."""
+    for text in texts:
+        expect(page.locator("body")).to_contain_text(text, timeout=PATIENCE)

@@ -1,0 +1,195 @@
+"""The script of the servers' init container, against a real PostgreSQL."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import prefect
+import psycopg
+import pytest
+import tenacity
+from alembic.script import ScriptDirectory
+from psycopg import sql
+
+from tests.chart.charts import CHART
+
+pytestmark = pytest.mark.services
+
+SCRIPT = str(CHART / "files" / "scripts" / "migrate.py")
+# The migration after the first of these creates four indexes, each outside of a transaction.
+BEFORE_INDEXES, INDEXES = "cdcb4018dd0e", "77ebcc9cf355"
+VERSIONS = Path(prefect.__file__).parent / "server/database/_migrations/versions/postgresql"
+UPGRADE = ("-m", "prefect", "server", "database", "upgrade", "--yes")
+
+# Holds up whoever creates an index when the first of the four is there, until lock 42 is free.
+HOLD_UP = """
+CREATE FUNCTION hold_up() RETURNS event_trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF to_regclass('trgm_ix_flow_name') IS NOT NULL THEN
+    PERFORM pg_advisory_lock(42);
+  END IF;
+END $$;
+CREATE EVENT TRIGGER hold_up ON ddl_command_start WHEN TAG IN ('CREATE INDEX')
+  EXECUTE FUNCTION hold_up();
+"""
+HELD_UP = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = 42 AND NOT granted"
+
+eventually = tenacity.retry(
+    stop=tenacity.stop_after_delay(60), wait=tenacity.wait_fixed(0.05), reraise=True
+)
+
+
+class Database:
+    """A new database, and the script that migrates it."""
+
+    def __init__(self, server: str, name: str) -> None:
+        self.name = name
+        self.url = f"{server}/{name}"
+        with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start Python with the settings of a server of this database."""
+        url = urlsplit(self.url)
+        settings = {
+            "DRIVER": "postgresql+asyncpg",
+            "HOST": str(url.hostname),
+            "PORT": str(url.port),
+            "NAME": self.name,
+            "USER": str(url.username),
+        }
+        return subprocess.Popen(
+            [sys.executable, *arguments],
+            env=os.environ | {f"PREFECT_SERVER_DATABASE_{k}": v for k, v in settings.items()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> tuple[int, str]:
+        """Exit code and output of Python with these settings."""
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=120)
+        return process.returncode, output
+
+    @contextmanager
+    def connected(self) -> Iterator[psycopg.Connection[Any]]:
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            yield connection
+
+    def query(self, statement: str) -> list[Any]:
+        with self.connected() as connection:
+            return connection.execute(statement).fetchall()
+
+    def interrupt(self) -> None:
+        """Migrate, and kill it between two indexes of one migration."""
+        with self.connected() as connection:
+            connection.execute(HOLD_UP)
+            connection.execute("SELECT pg_advisory_lock(42)")
+            process = self.start(SCRIPT)
+
+            @eventually
+            def held_up() -> int:
+                assert process.poll() is None, process.communicate()[0]
+                ((pid,),) = connection.execute(HELD_UP).fetchall()
+                return int(pid)
+
+            pid = held_up()
+            process.kill()
+            process.communicate()
+            connection.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+            connection.execute("DROP EVENT TRIGGER hold_up")
+            connection.execute("DROP FUNCTION hold_up")
+
+    def schema(self) -> dict[str, list[Any]]:
+        """All that the migrations make: columns, indexes, types, the revision."""
+        return {
+            "columns": self.query(
+                "SELECT table_name, column_name, data_type, is_nullable, column_default "
+                "FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1, 2"
+            ),
+            "indexes": self.query(
+                "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1"
+            ),
+            "types": self.query(
+                "SELECT typname, array_agg(enumlabel ORDER BY enumsortorder) FROM pg_enum "
+                "JOIN pg_type ON pg_type.oid = enumtypid GROUP BY 1 ORDER BY 1"
+            ),
+            "revision": self.query("SELECT version_num FROM alembic_version"),
+        }
+
+
+@pytest.fixture(scope="module")
+def migrated(postgres: str) -> Database:
+    """A database that two pods have migrated, started at once."""
+    database = Database(postgres, "migrated")
+    processes = [database.start(SCRIPT) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert sum("Waiting for another pod that migrates." in text for text in outputs) == 1, outputs
+    return database
+
+
+def test_two_at_once_bring_the_schema_to_this_version(migrated: Database) -> None:
+    scripts = ScriptDirectory(str(VERSIONS.parents[1]), version_locations=[str(VERSIONS)])
+    assert migrated.schema()["revision"] == [(scripts.get_current_head(),)]
+    tables = {name for (name, *_) in migrated.schema()["columns"]}
+    assert {"flow", "flow_run", "deployment", "work_pool", "automation"} <= tables
+    assert not any("migration" in name for name in tables), "the mark is still there"
+
+
+def test_a_second_migration_changes_nothing(migrated: Database) -> None:
+    files = "SELECT oid, relname, relfilenode FROM pg_class ORDER BY oid"
+    before = migrated.query(files)
+
+    code, output = migrated.run(SCRIPT)
+
+    assert code == 0, output
+    assert output.splitlines()[-1].startswith("The schema in 127.0.0.1:")
+    assert migrated.query(files) == before
+
+
+def test_an_interrupted_first_migration_begins_again(postgres: str, migrated: Database) -> None:
+    database = Database(postgres, "interrupted")
+    database.interrupt()
+    with database.connected() as connection:
+        connection.execute("INSERT INTO flow (id, name) VALUES (gen_random_uuid(), 'mine')")
+
+    code, output = database.run(SCRIPT)
+
+    assert code == 1
+    assert "did not end, yet it holds flows: drop the table" in output
+    assert "Traceback" not in output
+    assert database.query("SELECT name FROM flow") == [("mine",)]
+    with database.connected() as connection:
+        connection.execute("DELETE FROM flow")
+
+    code, output = database.run(SCRIPT)
+
+    assert code == 0, output
+    assert "did not end: it begins again" in output
+    assert database.schema() == migrated.schema()
+
+
+def test_an_interrupted_migration_of_a_used_database_is_told(postgres: str) -> None:
+    database = Database(postgres, "used")
+    code, output = database.run(*UPGRADE, "--revision", BEFORE_INDEXES)
+    assert code == 0, output
+    database.interrupt()
+
+    code, output = database.run(SCRIPT)
+
+    assert code == 1
+    assert 'relation "trgm_ix_flow_name" already exists' in output
+    assert "drop the index that already exists" in output
+    assert "Traceback" not in output
+    with database.connected() as connection:  # as it says
+        connection.execute("DROP INDEX trgm_ix_flow_name")
+    code, output = database.run(*UPGRADE, "--revision", INDEXES)
+    assert code == 0, output

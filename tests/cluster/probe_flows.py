@@ -1,0 +1,35 @@
+"""Flows that the cluster's tests run in pods, cloned with the working tree."""
+
+import os
+import time
+from pathlib import Path
+
+from prefect import flow, get_run_logger, task
+
+
+@task
+def wait_for_word() -> None:
+    """Wait until the test has made the file /tmp/go in the pod."""
+    while not Path("/tmp/go").exists():
+        time.sleep(0.1)
+
+
+@flow
+def waits() -> None:
+    """Run until told to end."""
+    wait_for_word()
+
+
+@flow
+def eats_memory() -> None:
+    """Take more memory than the pod may use."""
+    get_run_logger().info("Eating")
+    eaten = []
+    while True:
+        eaten.append(os.urandom(1 << 24))
+
+
+@flow
+def tells(variable: str) -> None:
+    """Log an environment variable of the pod."""
+    get_run_logger().info("%s is %s", variable, os.environ.get(variable))

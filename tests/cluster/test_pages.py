@@ -1,0 +1,85 @@
+"""Both pages of the cluster as people open them: from outside, logged in, after the demo."""
+
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Page
+
+from tests.browser import opens, shows
+from tests.cluster.conftest import Cluster
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.browser,
+    pytest.mark.timeout(900),
+    pytest.mark.usefixtures("demo"),
+]
+
+
+@pytest.fixture
+def requested(page: Page) -> set[str]:
+    """Hosts that the page has asked for something, as it goes on."""
+    hosts: set[str] = set()
+    page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+    return hosts
+
+
+def log_in_to_prefect(cluster: Cluster, page: Page) -> None:
+    page.goto(f"http://localhost:{cluster.port}/dashboard")
+    page.locator("input[type=password]").fill(cluster.secret("auth", "auth-string"))
+    page.keyboard.press("Enter")
+    shows(page, "Flow Runs")
+
+
+def log_in_to_hamilton(cluster: Cluster, page: Page) -> None:
+    page.goto(f"http://localhost:{cluster.hamilton_port}")
+    page.locator("input").first.fill("prefect")
+    page.get_by_text("API key", exact=False).first.click()
+    page.locator("input").nth(1).fill(cluster.secret("hamilton-ui", "api-key"))
+    page.keyboard.press("Enter")
+    shows(page, "Username: prefect")
+
+
+def latest(cluster: Cluster, deployment: str, state: str) -> Any:
+    found = cluster.post(
+        "/flow_runs/filter",
+        deployments={"name": {"any_": [deployment]}},
+        flow_runs={"state": {"name": {"any_": [state]}}},
+        sort="START_TIME_DESC",
+    )
+    return found[0]
+
+
+def test_prefect_asks_for_the_password_and_shows_the_runs(
+    cluster: Cluster, page: Page, requested: set[str]
+) -> None:
+    log_in_to_prefect(cluster, page)
+    run = latest(cluster, "walkthrough-k8s", "Completed")
+    prefect = f"http://localhost:{cluster.port}"
+    for path, texts in {
+        "/runs": ["Enterprise Data Pipeline", "production-etl-k8s"],
+        "/deployments": ["production-etl-k8s", "absenteeism-k8s", "At 09:00 AM"],
+        "/work-pools": ["kubernetes"],
+        "/automations": ["report-failed-runs"],
+        f"/runs/flow-run/{run['id']}": ["Completed", re.compile("flaky_transform")],
+    }.items():
+        opens(page, prefect + path, *texts)
+    assert requested == {urlsplit(prefect).netloc}
+
+
+def test_hamilton_shows_the_run_that_prefect_links_to(
+    cluster: Cluster, page: Page, requested: set[str]
+) -> None:
+    run = latest(cluster, "absenteeism-k8s", "Completed")
+    (artifact,) = cluster.post(
+        "/artifacts/filter",
+        artifacts={"key": {"any_": ["hamilton-run-prepare-data-task"]}},
+        flow_runs={"id": {"any_": [run["id"]]}},
+    )
+    (address,) = set(re.findall(r"http://[^\s)\]>]+/runs/\d+", artifact["data"]))
+    assert address.startswith(f"http://localhost:{cluster.hamilton_port}/")
+    log_in_to_hamilton(cluster, page)
+    opens(page, address, "prefect_prepare_data_task", re.compile("success", re.I))
+    assert requested == {f"localhost:{cluster.hamilton_port}"}

@@ -1,0 +1,156 @@
+"""The release over time: upgrades, growth, a second one, removal. The last test removes it all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.conftest import NAMESPACE, RELEASE, WALKTHROUGH, Cluster, eventually
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+CHART = "charts/prefect-hamilton"
+BOOTSTRAP = "app.kubernetes.io/component=bootstrap"
+
+
+def upgrade(cluster: Cluster, *options: str) -> None:
+    cluster.helm("upgrade", RELEASE, CHART, "--reuse-values", *options)
+
+
+def wait_for_rollout(cluster: Cluster) -> None:
+    for workload in cluster.kubectl("get", "deployment,statefulset", "-o", "name").split():
+        cluster.kubectl("rollout", "status", workload, "--timeout=300s")
+
+
+def wait_for_bootstrap(cluster: Cluster) -> str:
+    """Wait for the bootstrap of the last upgrade; returns its log."""
+    cluster.kubectl("wait", "job", "-l", BOOTSTRAP, "--for=condition=complete", "--timeout=300s")
+    return cluster.kubectl("logs", "-l", BOOTSTRAP, "--tail=-1")
+
+
+def test_a_second_bootstrap_changes_nothing(cluster: Cluster) -> None:
+    upgrade(cluster, "--set-string", "bootstrap.podAnnotations.flows=second")
+    log = wait_for_bootstrap(cluster)
+    outcomes = [line.split()[0] for line in log.splitlines() if line.startswith("  ")]
+    assert "unchanged" in outcomes
+    assert not {"created", "updated", "waiting"} & set(outcomes), log
+
+
+def test_an_upgrade_that_changes_nothing_rolls_nothing(cluster: Cluster) -> None:
+    wait_for_rollout(cluster)
+    before = cluster.uids()
+    jobs = {job["metadata"]["uid"] for job in cluster.get("jobs", "-l", BOOTSTRAP)["items"]}
+    upgrade(cluster)
+    wait_for_rollout(cluster)
+    assert cluster.uids() == before
+    assert {job["metadata"]["uid"] for job in cluster.get("jobs", "-l", BOOTSTRAP)["items"]} == jobs
+
+
+def test_an_upgrade_rolls_what_changed_and_spares_a_run(cluster: Cluster) -> None:
+    before = cluster.uids()
+    run_id = cluster.start(cluster.probe("waits"))
+    cluster.wait_for_state(run_id, "Running")
+    upgrade(cluster, "--set", "worker.logLevel=DEBUG", "--set", "server.retention.eventsDays=6")
+    wait_for_rollout(cluster)
+
+    @eventually
+    def rolled() -> None:
+        after = cluster.uids()
+        assert {name for name in before if after.get(name) != before[name]} == {"server", "worker"}
+
+    rolled()
+    cluster.let_go(run_id)
+    assert cluster.wait_for_state(run_id, "Completed")["run_count"] == 1
+
+
+def test_the_base_job_template_is_kept_in_step(cluster: Cluster) -> None:
+    def request() -> Any:
+        template = cluster.api.get("/work_pools/kubernetes").json()["base_job_template"]
+        return template["variables"]["properties"]["cpu_request"]["default"]
+
+    assert request() != "30m"
+    upgrade(cluster, "--set", "flows.resources.requests.cpu=30m")
+    wait_for_bootstrap(cluster)
+    assert request() == "30m"
+
+
+def test_it_grows_to_several_servers(cluster: Cluster) -> None:
+    upgrade(cluster, "--set", "server.replicas=2,valkey.enabled=true")
+    wait_for_rollout(cluster)
+    pods = cluster.get("pods", "-l", f"app.kubernetes.io/instance={RELEASE}")["items"]
+    ready = [
+        pod["metadata"]["labels"]["app.kubernetes.io/component"]
+        for pod in pods
+        if any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"]["conditions"])
+    ]
+    assert ready.count("server") == 2
+    assert {"background-services", "valkey"} <= set(ready)
+    # Each run's report is started by the background services: events pass through Valkey.
+    run_id = cluster.start(WALKTHROUGH, should_fail=True)
+    cluster.wait_for_state(run_id, "Failed")
+    reports = {"deployments": {"name": {"any_": ["on-failure-k8s"]}}}
+
+    @eventually
+    def reported() -> None:
+        runs = cluster.post("/flow_runs/filter", **reports, sort="START_TIME_DESC")
+        (report,) = [run for run in runs if run["parameters"].get("flow_run_id") == run_id]
+        assert report["state_name"] == "Completed"
+
+    reported()
+    upgrade(cluster, "--set", "server.replicas=1,valkey.enabled=false")
+    wait_for_rollout(cluster)
+    assert cluster.flow_run(run_id)["state_name"] == "Failed"
+
+
+def test_a_worker_of_another_release_and_namespace_serves_a_pool(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    namespace = "elsewhere"
+    cluster.run("kubectl", "create", "namespace", namespace)
+    restricted = "pod-security.kubernetes.io/enforce=restricted"
+    cluster.run("kubectl", "label", "namespace", namespace, restricted)
+    secret = cluster.get("secret", f"{RELEASE}-auth")
+    copy = {key: secret[key] for key in ("apiVersion", "kind", "data", "type")}
+    file = tmp_path / "secret.json"
+    file.write_text(json.dumps(copy | {"metadata": {"name": "prefect", "namespace": namespace}}))
+    cluster.run("kubectl", "apply", "-f", str(file))
+    values = {
+        "server": {"enabled": False},
+        "api": {"url": f"http://{RELEASE}-server.{NAMESPACE}:4200/api"},
+        "auth": {"existingSecret": "prefect"},
+        "hamiltonUi": {"enabled": False},
+        "postgres": {"enabled": False},
+        "warehouse": {"enabled": False},
+        "workers": {"elsewhere": {}},
+    }
+    file = tmp_path / "values.json"
+    file.write_text(json.dumps(values))
+    options = ["--namespace", namespace, "--values", str(file), "--wait", "--timeout=300s"]
+    cluster.run("helm", "install", "remote", CHART, *options)
+    name = cluster.probe("tells", work_pool="elsewhere", pull_steps=[])
+    run_id = cluster.start(name, variable="HOME")
+
+    @eventually
+    def pod_there() -> None:
+        selector = f"prefect.io/flow-run-id={run_id}"
+        command = ["kubectl", "-n", namespace, "get", "pods", "-l", selector, "-o", "json"]
+        assert json.loads(cluster.run(*command))["items"]
+
+    pod_there()
+    cluster.run("helm", "uninstall", "remote", "--namespace", namespace, "--wait")
+    cluster.run("kubectl", "delete", "namespace", namespace, "--wait=false")
+
+
+def test_data_and_passwords_outlive_the_release(cluster: Cluster, tmp_path: Path) -> None:
+    password = cluster.secret("auth", "auth-string")
+    runs = {run["id"] for run in cluster.post("/flow_runs/filter", limit=200)}
+    values = tmp_path / "values.json"
+    values.write_text(cluster.helm("get", "values", RELEASE, "-o", "json"))
+    cluster.helm("uninstall", RELEASE, "--wait")
+    claims = {claim["metadata"]["name"] for claim in cluster.get("pvc")["items"]}
+    assert {f"data-{RELEASE}-postgres-0", f"{RELEASE}-hamilton-ui"} <= claims
+    assert cluster.secret("auth", "auth-string") == password
+    cluster.helm("install", RELEASE, CHART, "--values", str(values))
+    wait_for_rollout(cluster)
+    assert runs <= {run["id"] for run in cluster.post("/flow_runs/filter", limit=200)}
