@@ -60,7 +60,8 @@ def clone(repository: str, folder: Path) -> Path:
     try:
         asyncio.run(pull(storage))
     except FAILURES as error:
-        sys.exit(f"{repository} cannot be cloned: {reason(error)}")
+        ref = os.environ["FLOWS_REF"]
+        sys.exit(f"{repository} at {ref} cannot be cloned: {reason(error)}")
     return storage.destination
 
 

@@ -1,0 +1,118 @@
+"""The Job that makes Secrets, with the environment that the chart gives it, against an HTTP API."""
+
+import asyncio
+import base64
+import http.server
+import importlib.util
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from kubernetes_asyncio import client
+
+from tests.chart.charts import CHART, Object, env, render
+
+Secrets = dict[tuple[str, str], dict[str, str]]
+
+
+class Api(http.server.BaseHTTPRequestHandler):
+    """Secrets as Kubernetes' API keeps them: 409 for one that exists, nothing is ever changed."""
+
+    secrets: Secrets
+
+    def do_GET(self) -> None:
+        *_, namespace, _, name = self.path.split("/")
+        self.answer(200, {"data": self.secrets[namespace, name]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        key = (self.path.split("/")[-2], body["metadata"]["name"])
+        status = 409 if key in self.secrets else 201
+        self.secrets.setdefault(key, body["data"])
+        self.answer(status, body)
+
+    def answer(self, status: int, body: Object) -> None:
+        text = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[ModuleType, Secrets]]:
+    """The script, and the Secrets of an API that it talks to from namespace `flows`."""
+    handler = type("Handler", (Api,), {"secrets": {}})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    path = CHART / "files" / "scripts" / "create_secrets.py"
+    spec = importlib.util.spec_from_file_location("create_secrets", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def load_incluster_config() -> None:
+        configuration = client.Configuration(host=f"http://127.0.0.1:{server.server_port}")
+        client.Configuration.set_default(configuration)
+
+    monkeypatch.setattr(module.config, "load_incluster_config", load_incluster_config)
+    monkeypatch.setattr(module, "SERVICE_ACCOUNT", tmp_path)
+    (tmp_path / "namespace").write_text("flows\n")
+    yield module, handler.secrets
+    server.shutdown()
+    server.server_close()
+
+
+def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]) -> None:
+    """Run it once as the chart's Job does."""
+    job = render(values).job("secrets")
+    for name, value in env(job["spec"]["template"]["spec"]["containers"][0]).items():
+        monkeypatch.setenv(name, value)
+    asyncio.run(module.main())
+
+
+def text(data: dict[str, str], key: str) -> str:
+    return base64.b64decode(data[key]).decode()
+
+
+def test_it_makes_what_pods_read_once(
+    script: tuple[ModuleType, Secrets], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, secrets = script
+    run(module, monkeypatch, {"valkey": {"enabled": True}})
+    name = "demo-prefect-hamilton"
+    assert {key[1] for key in secrets} == {
+        f"{name}-{which}" for which in ("auth", "hamilton-ui", "postgres", "valkey")
+    }
+    assert {key[0] for key in secrets} == {"flows"}
+    auth = secrets["flows", f"{name}-auth"]
+    assert text(auth, "auth-string") == f"prefect:{text(auth, 'password')}"
+    postgres = secrets["flows", f"{name}-postgres"]
+    password = text(postgres, "warehouse-password")
+    assert f"warehouse:{password}@{name}-postgres:5432" in text(postgres, "warehouse-url")
+    assert len({text(postgres, key) for key in postgres}) == len(postgres), "each its own password"
+    before = json.dumps(sorted(secrets.items()))
+    run(module, monkeypatch, {"valkey": {"enabled": True}})
+    assert json.dumps(sorted(secrets.items())) == before
+
+
+def test_it_copies_what_flow_pods_read_into_their_namespace(
+    script: tuple[ModuleType, Secrets], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, secrets = script
+    run(module, monkeypatch, {"flows": {"namespace": "elsewhere"}})
+    for name, key in (
+        ("auth", "auth-string"),
+        ("postgres", "warehouse-url"),
+        ("hamilton-ui", "api-key"),
+    ):
+        whole = secrets["flows", f"demo-prefect-hamilton-{name}"]
+        assert secrets["elsewhere", f"demo-prefect-hamilton-{name}"] == {key: whole[key]}
