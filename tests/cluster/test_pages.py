@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, Request
 
 from tests.browser import opens, shows
 from tests.cluster.conftest import Cluster
@@ -22,7 +22,13 @@ pytestmark = [
 def requested(page: Page) -> set[str]:
     """Hosts that the page has asked for something, as it goes on."""
     hosts: set[str] = set()
-    page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+
+    def note(request: Request) -> None:
+        address = urlsplit(request.url)
+        if address.scheme not in ("data", "blob"):
+            hosts.add(address.netloc)
+
+    page.on("request", note)
     return hosts
 
 
@@ -36,8 +42,9 @@ def log_in_to_prefect(cluster: Cluster, page: Page) -> None:
 def log_in_to_hamilton(cluster: Cluster, page: Page) -> None:
     page.goto(f"http://localhost:{cluster.hamilton_port}")
     page.locator("input").first.fill("prefect")
-    page.get_by_text("API key", exact=False).first.click()
-    page.locator("input").nth(1).fill(cluster.secret("hamilton-ui", "api-key"))
+    # The arrow unfolds the field for the key.
+    page.locator("form svg").first.click()
+    page.locator("input[type=password]").fill(cluster.secret("hamilton-ui", "api-key"))
     page.keyboard.press("Enter")
     shows(page, "Username: prefect")
 
