@@ -46,9 +46,14 @@ def parse(text: str) -> list[Object]:
 
 
 @functools.cache
+def built(folder: Path) -> tuple[Object, ...]:
+    """Return the objects of a kustomization; nobody changes them."""
+    return tuple(parse(build_text(folder)))
+
+
 def overlay(name: str) -> tuple[Object, ...]:
     """Return the objects of one of the overlays."""
-    return tuple(parse(build_text(KUSTOMIZE / "overlays" / name)))
+    return built(KUSTOMIZE / "overlays" / name)
 
 
 def overlay_values(name: str) -> Object:

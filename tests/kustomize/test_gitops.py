@@ -14,8 +14,15 @@ import yaml
 
 from tests.chart.charts import CHART, Object, containers, pod_template, render, validator
 from tests.chart.conftest import profile_values
-from tests.kustomize.kustomizations import KUSTOMIZE, OVERLAYS, ROOT, namespace, overlay, parse
-from tests.kustomize.kustomizations import build_text as build
+from tests.kustomize.kustomizations import (
+    KUSTOMIZE,
+    OVERLAYS,
+    ROOT,
+    built,
+    namespace,
+    overlay,
+    parse,
+)
 
 GITOPS = KUSTOMIZE / "gitops"
 FILES = sorted(path for path in GITOPS.rglob("*.yaml") if path.name != ".sops.yaml")
@@ -109,7 +116,7 @@ def test_the_project_has_the_least_rights() -> None:
         for obj in [
             *render(profile_values("everything")).objects,
             *(obj for name in OVERLAYS for obj in overlay(name)),
-            *parse(build(GITOPS / "secrets" / "external-secrets")),
+            *built(GITOPS / "secrets" / "external-secrets"),
         ]
         if obj["kind"] != "Pod"
     }
@@ -154,7 +161,7 @@ def test_secrets_are_healthy_before_production_is_applied() -> None:
     ]
     made = {
         (o["apiVersion"], o["kind"], o["metadata"]["name"], o["metadata"]["namespace"])
-        for o in parse(build(ROOT / spec["path"]))
+        for o in built(ROOT / spec["path"])
         if o["kind"] == "ExternalSecret"
     }
     checked = {
@@ -168,7 +175,7 @@ def test_no_object_has_two_owners() -> None:
     paths = [k["spec"]["path"] for k in objects_of(GITOPS / "flux" / "kustomizations.yaml")]
     seen: set[tuple[str, ...]] = set()
     for path in paths:
-        for obj in parse(build(ROOT / path)):
+        for obj in built(ROOT / path):
             meta = obj["metadata"]
             key = (obj["kind"], meta.get("namespace", ""), meta["name"])
             assert key not in seen, key
@@ -209,7 +216,7 @@ def wanted_keys() -> dict[str, set[str]]:
 
 def test_external_secrets_give_production_what_it_reads() -> None:
     given = {}
-    for obj in parse(build(GITOPS / "secrets" / "external-secrets")):
+    for obj in built(GITOPS / "secrets" / "external-secrets"):
         if obj["kind"] == "ExternalSecret":
             template = obj["spec"]["target"].get("template", {}).get("data")
             keys = template or {entry["secretKey"]: "" for entry in obj["spec"]["data"]}
