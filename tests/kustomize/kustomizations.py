@@ -98,7 +98,7 @@ def component_values(name: str) -> Object:
     """Return the values of a component's switch."""
     if name == "no-network-policy":
         return {"networkPolicy": {"enabled": False}}
-    return dict(yaml.safe_load((KUSTOMIZE / "components" / name / "values.yaml").read_text()))
+    return render.switch(name)
 
 
 def merged(*values: Object) -> Object:

@@ -52,7 +52,7 @@ def test_an_overlay_is_the_chart_with_the_values_beside_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_a_component_is_the_chart_with_its_values(name: str) -> None:
-    objects = with_components([name])
+    objects = with_components([*filter(None, [render.AFTER.get(name)]), name])
     assert differences(objects, chart(component_values(name))) == []
     check_all(objects)
 

@@ -100,11 +100,8 @@ def test_an_application_syncs_by_itself_what_is_there(application: Object) -> No
         assert helm["releaseName"] == "prefect-hamilton"
         (values,) = helm["valueFiles"]
         assert (path / values).is_file()
-        environment = (path / values).resolve().parent.name
-    else:
-        assert (path / "kustomization.yaml").is_file()
-        environment = path.name
-    assert spec["destination"]["namespace"] == namespace(overlay(environment))
+        path = (path / values).resolve().parent
+    assert spec["destination"]["namespace"] == namespace(built(path))
 
 
 def test_the_project_has_the_least_rights() -> None:

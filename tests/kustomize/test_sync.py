@@ -126,7 +126,7 @@ GIVEN = {
     "staging": set[tuple[str, str]](),
     "production": {
         ("Secret", f"prefect-hamilton-{name}")
-        for name in ("auth", "hamilton-ui", "postgres", "valkey")
+        for name in ("auth", "flows-git", "hamilton-ui", "postgres", "valkey")
     },
 }
 
