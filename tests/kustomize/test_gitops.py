@@ -22,6 +22,7 @@ from tests.kustomize.kustomizations import (
     namespace,
     overlay,
     parse,
+    with_components,
 )
 
 GITOPS = KUSTOMIZE / "gitops"
@@ -123,6 +124,46 @@ def test_the_project_has_the_least_rights() -> None:
     used = {a["spec"]["destination"]["namespace"] for a in applications()}
     assert {d["namespace"] for d in spec["destinations"]} == used
     assert {d["server"] for d in spec["destinations"]} == {CLUSTER}
+
+
+# Defaults that the API server adds to items of lists (CRDs of Gateway API 1.4 and External Secrets
+# 0.19). Argo CD compares a list as a whole: one that is not written out is a difference for ever.
+DEFAULTS_IN_LISTS: dict[str, dict[str, dict[str, Any]]] = {
+    "ExternalSecret": {
+        "data.remoteRef": {
+            "conversionStrategy": "Default",
+            "decodingStrategy": "None",
+            "metadataPolicy": "None",
+        }
+    },
+    "HTTPRoute": {
+        "parentRefs": {"group": "gateway.networking.k8s.io", "kind": "Gateway"},
+        "rules": {"matches": [{"path": {"type": "PathPrefix", "value": "/"}}]},
+        "rules.backendRefs": {"group": "", "kind": "Service", "weight": 1},
+    },
+}
+
+
+def items(node: Any, path: list[str]) -> Iterator[Object]:
+    """Yield what is at a path, in every item of the lists on the way."""
+    if isinstance(node, list):
+        for item in node:
+            yield from items(item, path)
+    elif path:
+        yield from items(node[path[0]], path[1:])
+    else:
+        yield node
+
+
+def test_defaults_in_lists_of_custom_resources_are_written_out() -> None:
+    objects = [*built(GITOPS / "secrets" / "external-secrets"), *with_components(["gateway"])]
+    for kind, places in DEFAULTS_IN_LISTS.items():
+        found = [obj for obj in objects if obj["kind"] == kind]
+        assert found, kind
+        for obj in found:
+            for place, defaults in places.items():
+                for item in items(obj["spec"], place.split(".")):
+                    assert item.items() >= defaults.items(), (obj["metadata"]["name"], place)
 
 
 # --- Flux
