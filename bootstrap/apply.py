@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import anyio
@@ -209,10 +210,9 @@ async def _hamilton_project(
         raise BootstrapError(f"{project.username.from_env} is not set: the Hamilton UI's user.")
     await _wait(lambda: _probe_hamilton(url), timeout)
     key = os.environ.get("HAMILTON_API_KEY")
+    ensure = partial(hamilton.ensure_project, other_users=tuple(project.users))
     try:
-        project_id = await anyio.to_thread.run_sync(
-            hamilton.ensure_project, url, username, project.name, key
-        )
+        project_id = await anyio.to_thread.run_sync(ensure, url, username, project.name, key)
     except hamilton.HamiltonError as error:
         raise BootstrapError(f"Hamilton project {project.name}: {error}") from error
     note(Change("present", "Hamilton project", project.name, f"id {project_id}, user {username}"))

@@ -131,10 +131,11 @@ class Automation(_Closed):
 
 
 class HamiltonProject(_Closed):
-    """The project in the Hamilton UI and the user who owns it."""
+    """The project in the Hamilton UI, the user who owns it, and who else may write to it."""
 
     name: Name
     username: FromEnvironment
+    users: list[Name] = []
 
 
 class DesiredState(_Closed):

@@ -17,10 +17,23 @@ class _ServerError(HamiltonError):
     """The server answered 5xx."""
 
 
+class _Named(BaseModel):
+    id: int
+    email: str = ""
+
+
+class _Visibility(BaseModel):
+    users_visible: list[_Named] = []
+    users_writable: list[_Named] = []
+    teams_visible: list[_Named] = []
+    teams_writable: list[_Named] = []
+
+
 class _Project(BaseModel):
     id: int
     name: str
     role: str | None = None
+    visibility: _Visibility = _Visibility()
 
 
 # Two first requests of a new user at once make the server answer 500 to one of them.
@@ -44,8 +57,9 @@ def ensure_project(
     """Return the id of the project `name` that `username` may write to, made when it is missing.
 
     The server makes a user at its first request and ignores users of a project that it does not
-    know, so each of `other_users` (who may write to the project, too) is made first. Names are
-    not unique there: of several projects the oldest counts. Nothing that exists is changed.
+    know, so each of `other_users` is made first. They may write to the project, too: they are added
+    to one that exists, and who may see it already still may. Names are not unique there: of several
+    projects the oldest counts.
 
     Raises HamiltonError: not reachable, wrong key, not a Hamilton UI.
     """
@@ -59,9 +73,11 @@ def ensure_project(
         found = TypeAdapter(list[_Project]).validate_json(
             _request(http, "GET", "/projects", username)
         )
-        ids = [p.id for p in found if p.name == name and p.role == "write"]
-        if ids:
-            return min(ids)
+        mine = [project for project in found if project.name == name and project.role == "write"]
+        if mine:
+            oldest = min(mine, key=lambda project: project.id)
+            _add_users(http, oldest, username, other_users)
+            return oldest.id
         created = _request(
             http,
             "POST",
@@ -80,6 +96,26 @@ def ensure_project(
             },
         )
         return _Project.model_validate_json(created).id
+
+
+def _add_users(
+    http: httpx.Client, project: _Project, username: str, other_users: tuple[str, ...]
+) -> None:
+    """Let the users write to the project; asks for nothing when they may already."""
+    visibility = project.visibility
+    writers = [user.email for user in visibility.users_writable]
+    if not (missing := [user for user in other_users if user not in writers]):
+        return
+    # The whole list is written anew.
+    readers = [user.email for user in visibility.users_visible if user.email not in missing]
+    members = {
+        "user_ids_visible": readers,
+        "user_ids_writable": [*writers, *missing],
+        "team_ids_visible": [team.id for team in visibility.teams_visible],
+        "team_ids_writable": [team.id for team in visibility.teams_writable],
+    }
+    change = {"project": {"visibility": members}, "attributes": None}
+    _request(http, "PUT", f"/projects/{project.id}", username, json=change)
 
 
 @_retry

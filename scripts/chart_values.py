@@ -14,12 +14,18 @@ from pydantic.alias_generators import to_camel
 
 DNS_LABEL = r"^$|^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 HOST = r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
-URL = r"^$|^https?://[^\s]+[^/\s]$"
+URL = r"^$|^https?://[A-Za-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._~%-]+)*$"
+GIT_URL = r"^$|^(https?|ssh|git)://[A-Za-z0-9._~:@%+/-]+$|^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:[A-Za-z0-9._~+/-]+$"
+TAG = r"^$|^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
+DIGEST = r"^$|^sha256:[0-9a-f]{64}$"
 
 Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9.]+([numkKMGTPE]i?)?$")] | int | float
 DnsLabel = Annotated[str, StringConstraints(pattern=DNS_LABEL, max_length=63)]
 Host = Annotated[str, StringConstraints(pattern=HOST, max_length=253)]
 Url = Annotated[str, StringConstraints(pattern=URL)]
+SecretKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$")]
+ObjectName = Annotated[str, StringConstraints(pattern=r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+"""Name of a class of the cluster, which may have dots."""
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
 Port = Annotated[int, Field(ge=1, le=65535)]
 NodePort = Annotated[int, Field(ge=30000, le=32767)]
@@ -34,19 +40,42 @@ class Values(BaseModel):
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
 
+Registry = Annotated[
+    str, StringConstraints(pattern=r"^$|^[A-Za-z0-9]([A-Za-z0-9.:/_-]*[a-z0-9])?$")
+]
+
+
+Repository = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._/-]*[a-z0-9])?$", min_length=1)
+]
+
+
 class Image(Values):
     """A container image: `registry/repository:tag`, or `registry/repository@digest`."""
 
-    registry: str = Field(default="", description="Registry; `global.imageRegistry` when empty.")
-    repository: Annotated[str, StringConstraints(min_length=1)] = Field(
-        description="Repository without the registry."
+    registry: Registry = Field(
+        default="", description="Registry; `global.imageRegistry` when empty."
     )
-    tag: str = Field(default="", description="Tag; the chart's appVersion when empty.")
+    repository: Repository = Field(description="Repository without the registry.")
+    tag: str = Field(
+        default="",
+        description="Tag; the chart's appVersion when empty.",
+        pattern=TAG,
+    )
     digest: str = Field(
         default="",
         description="Digest (`sha256:…`); wins over the tag.",
-        pattern=r"^$|^sha256:[0-9a-f]{64}$",
+        pattern=DIGEST,
     )
+
+
+class PoolImage(Values):
+    """What differs in a container image of one pool."""
+
+    registry: Registry | None = None
+    tag: str | None = Field(default=None, pattern=TAG)
+    digest: str | None = Field(default=None, pattern=DIGEST)
+    repository: Repository | None = None
 
 
 class EnvSource(Values):
@@ -116,7 +145,7 @@ class PodSettings(Values):
         description="How replicas are spread. Without it, several replicas are spread over "
         "nodes where that is possible.",
     )
-    priority_class_name: str = Field(default="", description="PriorityClass of the pods.")
+    priority_class_name: ObjectName = Field(default="", description="PriorityClass of the pods.")
     pod_security_context: KubernetesObject = Field(
         default_factory=dict,
         description="Merged into the pods' security context, which passes Pod Security "
@@ -131,7 +160,7 @@ class PodSettings(Values):
 class Global(PodSettings):
     """Defaults of every component; a component's own setting wins."""
 
-    image_registry: str = Field(
+    image_registry: Registry = Field(
         default="", description="Registry of every image that names none: a mirror in one value."
     )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
@@ -185,7 +214,7 @@ class Storage(Values):
     """A persistent volume."""
 
     size: Quantity = Field(description="Size of the volume.")
-    storage_class: str = Field(
+    storage_class: ObjectName = Field(
         default="", description="StorageClass; the cluster's default when empty."
     )
     existing_claim: DnsLabel = Field(
@@ -198,7 +227,7 @@ class StatefulStorage(Values):
     """The persistent volume of a StatefulSet."""
 
     size: Quantity = Field(description="Size of the volume.")
-    storage_class: str = Field(
+    storage_class: ObjectName = Field(
         default="", description="StorageClass; the cluster's default when empty."
     )
     keep: bool = Field(default=True, description="Keep the volume when the release is removed.")
@@ -242,7 +271,9 @@ class Auth(Values):
         description="Secret with the credential, also in the namespace of the flow pods. "
         "Created once, with a random password, when empty and the server is ours.",
     )
-    key: str = Field(default="", description="Its key; `auth-string` or `api-key` when empty.")
+    key: SecretKey | Literal[""] = Field(
+        default="", description="Its key; `auth-string` or `api-key` when empty."
+    )
 
 
 class Api(Values):
@@ -357,9 +388,7 @@ class Worker(Component):
 class FlowSettings(Values):
     """Flow pods: the work pools' base job template. Job variables win, run by run."""
 
-    image: Image | None = Field(
-        default_factory=lambda: Image(repository="prefect-hamilton/flows"),
-    )
+    image: Image | PoolImage | None = None
     command: str | None = Field(
         default="", description="Command that runs a flow; Prefect's own when empty."
     )
@@ -407,7 +436,9 @@ class FlowSettings(Values):
     tolerations: list[KubernetesObject] | None = Field(
         default_factory=list, description="Taints that are tolerated."
     )
-    priority_class_name: str | None = Field(default="", description="PriorityClass of flow pods.")
+    priority_class_name: ObjectName | None = Field(
+        default="", description="PriorityClass of flow pods."
+    )
     pod_security_context: KubernetesObject | None = Field(
         default_factory=dict, description="Merged into flow pods' security context."
     )
@@ -430,6 +461,7 @@ class GitCredential(Values):
 class Flows(FlowSettings):
     """The flow pods of all pools."""
 
+    image: Image = Field(default_factory=lambda: Image(repository="prefect-hamilton/flows"))
     namespace: DnsLabel = Field(
         default="",
         description="Namespace of the flow pods; the release's when empty. Another one must exist.",
@@ -439,7 +471,7 @@ class Flows(FlowSettings):
         default="",
         description="Git URL of the flows; its prefect.yaml is registered. "
         "Nothing is registered when empty, unless there is `gitServer`.",
-        pattern=r"^$|^(https?|ssh|git)://\S+$|^[^\s@]+@[^\s:]+:\S+$",
+        pattern=GIT_URL,
     )
     ref: Annotated[str, StringConstraints(min_length=1)] = Field(
         default="main", description="Branch, tag or commit."
@@ -454,7 +486,7 @@ class Flows(FlowSettings):
 class PoolFlows(FlowSettings):
     """What flow pods of one pool have of their own."""
 
-    image: Image | None = None
+    image: PoolImage | None = None
     command: str | None = None
     resources: Resources | None = None
     active_deadline_seconds: int | None = Field(default=None, ge=0)
@@ -469,7 +501,7 @@ class PoolFlows(FlowSettings):
     node_selector: dict[str, str] | None = None
     affinity: KubernetesObject | None = None
     tolerations: list[KubernetesObject] | None = None
-    priority_class_name: str | None = None
+    priority_class_name: ObjectName | None = None
     pod_security_context: KubernetesObject | None = None
     security_context: KubernetesObject | None = None
 
@@ -477,7 +509,7 @@ class PoolFlows(FlowSettings):
 class Pool(PodSettings):
     """One work pool and its worker; what is not set comes from `worker` and `flows`."""
 
-    image: Image | None = None
+    image: PoolImage | None = None
     replicas: int | None = Field(default=None, ge=0)
     poll_seconds: float | None = Field(default=None, gt=0)
     prefetch_seconds: int | None = Field(default=None, ge=0)
@@ -510,8 +542,8 @@ class GitServer(PodSettings):
 class S3(Values):
     """An object store for the code snapshots, needed for several replicas."""
 
-    bucket: str = Field(default="", description="Bucket; a volume is used when empty.")
-    region: str = Field(default="", description="Region of the bucket.")
+    bucket: ObjectName = Field(default="", description="Bucket; a volume is used when empty.")
+    region: ObjectName = Field(default="", description="Region of the bucket.")
     endpoint_url: Url = Field(default="", description="Address of a store that is not Amazon's.")
     existing_secret: DnsLabel = Field(
         default="",
@@ -548,11 +580,16 @@ class HamiltonUi(Component):
     url: Url = Field(
         default="", description="Address as people see it, for links; made from `host` when empty."
     )
-    allowed_hosts: list[str] = Field(
-        default_factory=list, description="Further host names that requests may name."
+    allowed_hosts: list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.*:\[\]-]+$")]] = (
+        Field(default_factory=list, description="Further host names that requests may name.")
     )
     project: str = Field(default="flows", description="Project that flows report to.", min_length=1)
     username: str = Field(default="prefect", description="User that flows report as.", min_length=1)
+    users: list[Annotated[str, StringConstraints(min_length=1)]] = Field(
+        default_factory=list,
+        description="Further users who see and change the project: each logs in with a name of "
+        "this list (an e-mail address, say) and the API key.",
+    )
     existing_secret: DnsLabel = Field(
         default="",
         description="Secret with `api-key` and `django-secret-key`, also in the namespace of the "
@@ -574,9 +611,7 @@ class Database(Values):
 
     name: Identifier = Field(description="Name of the database.")
     user: Identifier = Field(description="Name of its user.")
-    key: Annotated[str, StringConstraints(min_length=1)] = Field(
-        description="Key of the user's password in the Secret."
-    )
+    key: SecretKey = Field(description="Key of the user's password in the Secret.")
 
 
 class Databases(Values):
@@ -608,7 +643,7 @@ class Warehouse(Values):
         description="Secret in the namespace of the flow pods with the URL, for a warehouse "
         "elsewhere; the bundled PostgreSQL has a database `warehouse` otherwise.",
     )
-    key: str = Field(default="warehouse-url", description="Its key.", min_length=1)
+    key: SecretKey = Field(default="warehouse-url", description="Its key.")
 
 
 class Postgres(PodSettings):
@@ -646,7 +681,7 @@ class Valkey(PodSettings):
         description="Secret with the URL of one elsewhere (`rediss://user:password@host:6379/0`, "
         "percent-encoded), with `enabled: false`; or with `password` and `url` for ours.",
     )
-    url_key: str = Field(default="url", description="Its key.", min_length=1)
+    url_key: SecretKey = Field(default="url", description="Its key.")
     port: Port = Field(default=6379, description="Port of one elsewhere, for the NetworkPolicies.")
     storage: StatefulStorage = Field(default_factory=lambda: StatefulStorage(size="1Gi"))
     resources: Resources = Field(default_factory=lambda: _resources("25m", "32Mi", "128Mi"))
@@ -703,7 +738,7 @@ class Ingress(Values):
     """An Ingress for `server.host` and `hamiltonUi.host`."""
 
     enabled: bool = Field(default=False, description="Render it.")
-    class_name: str = Field(
+    class_name: ObjectName = Field(
         default="", description="IngressClass; the cluster's default when empty."
     )
     annotations: dict[str, str] = Field(default_factory=dict, description="Its annotations.")
@@ -759,7 +794,24 @@ class ServiceMonitor(Values):
     labels: dict[str, str] = Field(
         default_factory=dict, description="Labels that Prometheus selects."
     )
-    interval: str = Field(default="30s", description="Time between two scrapes.")
+    interval: str = Field(
+        default="30s", description="Time between two scrapes.", pattern=r"^([0-9]+(ms|[smhd]))+$"
+    )
+
+
+class PrometheusRule(Values):
+    """Alerts of the Prometheus Operator."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Render alerts: server down, a component without a ready pod, a failed Job.",
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Labels that Prometheus selects."
+    )
+    rules: list[KubernetesObject] = Field(
+        default_factory=list, description="Rules of your own, in the same group."
+    )
 
 
 class ChartValues(Values):
@@ -798,6 +850,7 @@ class ChartValues(Values):
     network_policy: NetworkPolicy = Field(default_factory=NetworkPolicy)
     rbac: Rbac = Field(default_factory=Rbac)
     service_monitor: ServiceMonitor = Field(default_factory=ServiceMonitor)
+    prometheus_rule: PrometheusRule = Field(default_factory=PrometheusRule)
     extra_objects: list[KubernetesObject | str] = Field(
         default_factory=list,
         description="Objects of your own: mappings, or texts with the chart's templating.",

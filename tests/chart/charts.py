@@ -90,12 +90,14 @@ def template_text(
     name: str = "demo",
     namespace: str = "flows",
     options: tuple[str, ...] = (),
+    program: str = "helm",
 ) -> str:
     """Return what `helm template` prints. Raises RenderError."""
-    command = ["helm", "template", name, str(CHART), "--namespace", namespace, *options]
+    command = [program, "template", name, str(CHART), "--namespace", namespace, *options]
     done = subprocess.run(
         [*command, "--values", "-"],
-        input=yaml.safe_dump(values or {}),
+        # What is a text in JSON is one for every reader of YAML.
+        input=json.dumps(values or {}, ensure_ascii=False),
         capture_output=True,
         text=True,
         check=False,

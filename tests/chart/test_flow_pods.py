@@ -124,6 +124,17 @@ def test_a_pool_has_its_own_flow_pods(profiles: dict[str, Release]) -> None:
     assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
 
 
+def test_a_pool_may_differ_in_a_tag_alone_and_null_is_no_difference() -> None:
+    own = {"replicas": None, "image": {"tag": "7"}, "flows": {"image": {"tag": "8"}, "env": None}}
+    release = render({"workers": {"gpu": own}, "flows": {"env": {"A": "b"}}})
+    worker = release.get("Deployment", "worker-gpu")["spec"]
+    assert worker["replicas"] == 1
+    assert worker["template"]["spec"]["containers"][0]["image"] == "prefect-hamilton/prefect:7"
+    container = flow_job(template(release, "gpu"))["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == "prefect-hamilton/flows:8"
+    assert env(container)["A"] == "b"
+
+
 def test_no_limit_means_none(default: Release) -> None:
     release = render({"flows": {"activeDeadlineSeconds": 0}})
     assert "activeDeadlineSeconds" not in (flow_job(template(release)))["spec"]

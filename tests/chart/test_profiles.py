@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import yaml
 
+from scripts import helm3
 from tests.chart.charts import (
     CHART,
     COMPONENT,
+    VERSIONS,
     Release,
     check,
     containers,
@@ -151,6 +153,21 @@ def test_two_renders_are_byte_identical(name: str) -> None:
     assert template_text(values) == template_text(values)
 
 
+def test_helm_3_and_helm_4_render_the_same() -> None:
+    if not helm3.is_built():
+        pytest.skip("Helm 3 is not built: python -m scripts.helm3 (5 minutes, once; needs Go)")
+
+    def documents(values: dict[str, Any], program: str) -> list[str]:
+        # Built from source, Helm 3 takes itself to be for Kubernetes 1.20.
+        version = ("--kube-version", f"{VERSIONS[-1]}.0")
+        text = template_text(values, options=version, program=program)
+        # Where a template makes several objects, Helm 4 ends each with an empty line.
+        return [document.strip() for document in re.split(r"^---$", text, flags=re.MULTILINE)]
+
+    for values in ({}, *map(profile_values, PROFILES)):
+        assert documents(values, str(helm3.PROGRAM)) == documents(values, "helm")
+
+
 @pytest.mark.parametrize("name", PROFILES)
 def test_the_output_reads_well(name: str, profiles: dict[str, Release]) -> None:
     text = profiles[name].text
@@ -214,6 +231,28 @@ def test_selectors_match_their_pods_and_no_others(profiles: dict[str, Release]) 
         for obj in [*release.of("Deployment"), *release.of("StatefulSet")]:
             selector = obj["spec"]["selector"]["matchLabels"].items()
             assert [n for n, own in pods if selector <= own.items()] == [obj["metadata"]["name"]]
+
+
+def test_alerts_name_what_the_release_renders(profiles: dict[str, Release]) -> None:
+    release = profiles["everything"]
+    (group,) = release.get("PrometheusRule", "orchestra")["spec"]["groups"]
+    rules = {rule["alert"]: rule["expr"] for rule in group["rules"]}
+    assert set(rules) == {
+        "PrefectServerDown",
+        "PrefectComponentUnavailable",
+        "PrefectJobFailed",
+        "Mine",
+    }
+    # A ServiceMonitor's job is the name of its Service.
+    assert (
+        f'job="{release.get("Service", "server")["metadata"]["name"]}"'
+        in (rules["PrefectServerDown"])
+    )
+    (deployments,) = re.findall(r'deployment=~"(.+?)"', rules["PrefectComponentUnavailable"])
+    (jobs,) = re.findall(r'job_name=~"(.+?)"', rules["PrefectJobFailed"])
+    for kind, pattern in (("Deployment", deployments), ("Job", jobs)):
+        for obj in release.of(kind):
+            assert re.fullmatch(pattern, obj["metadata"]["name"])
 
 
 def test_an_upgrade_of_the_chart_alone_rolls_no_pod(default: Release) -> None:

@@ -46,6 +46,25 @@ def test_every_value_is_documented() -> None:
         assert f"| `{path}` |" in table
 
 
+def test_who_comes_from_other_charts_is_told_of_values_that_exist() -> None:
+    known = {path for path, _, _ in chart_schema.documented()}
+    known |= {path.rsplit(".", n)[0] for path in known for n in range(1, path.count(".") + 1)}
+    shared = {path.split(".")[1] for path in known if path.startswith("global.")}
+    components = {path.split(".")[0] for path in known}
+    text = (CHART / "README.md").read_text()
+    guide = text.partition("## Coming from")[2].partition("\n## ")[0]
+    rows = [line.split("|")[2] for line in guide.splitlines() if line.startswith("| `")]
+    assert len(rows) > 50
+    for ours in rows:
+        for name in re.findall(r"`([a-z][A-Za-z.]+)(?::(?!//)[^`]*)?`", ours):
+            component, _, setting = name.partition(".")
+            is_pod_setting = (setting or name) in shared and component in components | shared
+            assert name in known or is_pod_setting or name in OTHER_WORDS, name
+
+
+OTHER_WORDS = {"registry", "digest", "restricted", "emptyDir", "kubernetes"}
+
+
 def leaves(node: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     if not isinstance(node, dict) or not node:
         return [path]
@@ -154,6 +173,8 @@ def at(path: str, value: Any) -> dict[str, Any]:
         at("server.host", "https://prefect.example.org"),
         at("server.url", "prefect.example.org"),
         at("server.image.digest", "abc"),
+        at("server.image.repository", "prefect:3"),
+        at("postgres.databases.prefect.key", "a key"),
         at("server.env", {"A-B": "x"}),
         at("server.env", {"A": {"secretRef": {}}}),
         at("server.env", {"A": {"secretKeyRef": {}, "fieldRef": {}}}),
@@ -212,6 +233,8 @@ REMOTE = {"server": {"enabled": False}, "hamiltonUi": {"enabled": False}}
             "takes no credential",
         ),
         ({"gitServer": {"enabled": True}, "bootstrap": {"enabled": False}}, "bootstrap.enabled"),
+        ({"flows": {"repository": "https://token@x/y.git"}}, "has a credential in it"),
+        ({"server": {"service": {"nodePort": 30420}}}, "set server.service.type to NodePort"),
         ({"workers": {"a b": {}}}, "schema"),
         ({"workers": {"a": {"autoscaling": {"enabled": True, "minReplicas": 9}}}}, "maxReplicas"),
     ],

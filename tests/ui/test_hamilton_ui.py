@@ -108,6 +108,15 @@ def test_project_is_made_once(hamilton_ui: HamiltonUi) -> None:
     assert ensure_project(hamilton_ui.url, "c", "once") != first
 
 
+def test_users_are_added_to_a_project_and_none_is_lost(hamilton_ui: HamiltonUi) -> None:
+    url = hamilton_ui.url
+    first = ensure_project(url, "a", "shared", other_users=("b",))
+    assert ensure_project(url, "a", "shared", other_users=("d", "e@example.org")) == first
+    for user in ("a", "b", "d", "e@example.org"):
+        assert ensure_project(url, user, "shared") == first, user
+    assert ensure_project(url, "f", "shared") != first
+
+
 def test_key_of_the_server(keyed: services.Service) -> None:
     assert ensure_project(keyed.url, "a", "p", "key") == ensure_project(keyed.url, "a", "p", "key")
     for wrong in ("another", None):

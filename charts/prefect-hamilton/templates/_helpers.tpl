@@ -11,16 +11,16 @@
 {{- end }}
 
 {{- define "prefect-hamilton.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "prefect-hamilton.name" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/name: {{ include "prefect-hamilton.name" .root | toYaml }}
+app.kubernetes.io/instance: {{ .root.Release.Name | toYaml }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
 {{/* Metadata of an object. Takes root, component and name; optionally annotations, namespace. */}}
 {{- define "prefect-hamilton.metadata" -}}
 {{- $annotations := merge (dict) (.annotations | default dict) .root.Values.global.annotations -}}
-name: {{ .name }}
-namespace: {{ .namespace | default .root.Release.Namespace }}
+name: {{ .name | toYaml }}
+namespace: {{ .namespace | default .root.Release.Namespace | toYaml }}
 labels:
   {{- include "prefect-hamilton.selectorLabels" . | nindent 2 }}
   app.kubernetes.io/managed-by: {{ .root.Release.Service }}
@@ -113,7 +113,7 @@ spread over nodes.
 */}}
 {{- define "prefect-hamilton.pod" -}}
 {{- with .serviceAccountName -}}
-serviceAccountName: {{ . }}
+serviceAccountName: {{ . | toYaml }}
 {{ end -}}
 automountServiceAccountToken: {{ .token | default false }}
 enableServiceLinks: false
@@ -125,7 +125,7 @@ terminationGracePeriodSeconds: {{ . }}
 {{- with .root.Values.global.imagePullSecrets }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . }}
+  - name: {{ . | toYaml }}
   {{- end }}
 {{- end }}
 {{- with .settings.nodeSelector }}
@@ -156,7 +156,7 @@ topologySpreadConstraints:
         {{- end }}
 {{- end }}
 {{- with .settings.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | toYaml }}
 {{- end }}
 {{- with .settings.dnsConfig }}
 dnsConfig:
@@ -188,7 +188,7 @@ env:
 {{- end }}
 {{- range $name, $value := $others }}
 {{- if kindIs "map" $value }}
-  - name: {{ $name }}
+  - name: {{ $name | toYaml }}
     valueFrom:
       {{- toYaml $value | nindent 6 }}
 {{- else if contains "\n" (toString $value) }}
@@ -196,7 +196,7 @@ env:
     value: |-
       {{- $value | nindent 6 }}
 {{- else if ne (kindOf $value) "invalid" }}
-  - name: {{ $name }}
+  - name: {{ $name | toYaml }}
     value: {{ $value | toString | quote }}
 {{- end }}
 {{- end }}
@@ -209,7 +209,7 @@ envFrom:
 
 {{/* Image, pull policy and security context of a container. Takes root, image and settings. */}}
 {{- define "prefect-hamilton.container" -}}
-image: {{ include "prefect-hamilton.image" . }}
+image: {{ include "prefect-hamilton.image" . | toYaml }}
 imagePullPolicy: {{ .root.Values.global.imagePullPolicy }}
 securityContext:
   {{- include "prefect-hamilton.securityContext" (dict "own" .settings.securityContext) | nindent 2 }}
@@ -260,7 +260,7 @@ spec:
   scaleTargetRef:
     apiVersion: apps/v1
     kind: Deployment
-    name: {{ .name }}
+    name: {{ .name | toYaml }}
   minReplicas: {{ .settings.autoscaling.minReplicas }}
   maxReplicas: {{ .settings.autoscaling.maxReplicas }}
   metrics:
@@ -314,7 +314,7 @@ metadata:
 spec:
   accessModes: [ReadWriteOnce]
   {{- with .storage.storageClass }}
-  storageClassName: {{ . }}
+  storageClassName: {{ . | toYaml }}
   {{- end }}
   resources:
     requests:
@@ -332,7 +332,7 @@ volumeClaimTemplates:
     spec:
       accessModes: [ReadWriteOnce]
       {{- with .storage.storageClass }}
-      storageClassName: {{ . }}
+      storageClassName: {{ . | toYaml }}
       {{- end }}
       resources:
         requests:

@@ -107,6 +107,15 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 {{- $mistakes = append $mistakes "flows.gitCredential.type: token is for a repository at an https:// address." }}
 {{- end }}
 
+{{- if and (hasPrefix "http" $v.flows.repository) (contains "@" $v.flows.repository) }}
+{{- $mistakes = append $mistakes "flows.repository has a credential in it, which would be stored with each deployment: name the Secret with it in flows.gitCredential.existingSecret." }}
+{{- end }}
+{{- range $name, $service := dict "server" $v.server.service "hamiltonUi" $v.hamiltonUi.service }}
+{{- if and $service.nodePort (eq $service.type "ClusterIP") }}
+{{- $mistakes = append $mistakes (printf "%s.service.nodePort is set: set %s.service.type to NodePort or LoadBalancer." $name $name) }}
+{{- end }}
+{{- end }}
+
 {{- $slugs := dict }}
 {{- range $pool, $_ := $v.workers }}
 {{- $slug := include "prefect-hamilton.worker.slug" $pool }}

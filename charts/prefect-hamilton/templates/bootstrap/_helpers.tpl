@@ -8,7 +8,7 @@
 {{- with .Values.workers }}
 work_pools:
   {{- range $pool, $settings := . }}
-  - name: {{ $pool }}
+  - name: {{ $pool | toYaml }}
     type: kubernetes
     description: Runs each flow run as a pod.
     {{- if hasKey ($settings | default dict) "concurrencyLimit" }}
@@ -35,6 +35,10 @@ work_pools:
 hamilton:
   name: {{ .Values.hamiltonUi.project | quote }}
   username: {from_env: HAMILTON_UI_USERNAME}
+  {{- with .Values.hamiltonUi.users }}
+  users:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
 {{- else }}
 hamilton: null
 {{- end }}
@@ -65,19 +69,19 @@ FLOWS_NAMESPACE:
 {{- end }}
 {{- end }}
 {{- if .Values.hamiltonUi.enabled }}
-HAMILTON_API_URL: {{ include "prefect-hamilton.hamilton-ui.apiUrl" . }}
-HAMILTON_UI_URL: {{ include "prefect-hamilton.hamilton-ui.url" . }}
+HAMILTON_API_URL: {{ include "prefect-hamilton.hamilton-ui.apiUrl" . | toYaml }}
+HAMILTON_UI_URL: {{ include "prefect-hamilton.hamilton-ui.url" . | toYaml }}
 HAMILTON_UI_USERNAME: {{ .Values.hamiltonUi.username | quote }}
 HAMILTON_API_KEY:
   secretKeyRef:
-    name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
+    name: {{ include "prefect-hamilton.hamilton-ui.secretName" . | toYaml }}
     key: api-key
 {{- end }}
 {{- with include "prefect-hamilton.warehouse.secretName" . }}
 WAREHOUSE_URL:
   secretKeyRef:
-    name: {{ . }}
-    key: {{ include "prefect-hamilton.warehouse.key" $ }}
+    name: {{ . | toYaml }}
+    key: {{ include "prefect-hamilton.warehouse.key" $ | toYaml }}
 {{- end }}
 {{- with include "prefect-hamilton.flows.repository" . }}
 FLOWS_REPOSITORY: {{ . | quote }}
@@ -89,7 +93,7 @@ FLOWS_REF: {{ $.Values.flows.ref | quote }}
 FLOWS_ACCESS_TOKEN: "{{ "{{ prefect.blocks.secret.git-access-token }}" }}"
 GIT_ACCESS_TOKEN:
   secretKeyRef:
-    name: {{ $credential.existingSecret }}
+    name: {{ $credential.existingSecret | toYaml }}
     key: token
 {{- else }}
 GIT_SSH_COMMAND: {{ include "prefect-hamilton.flows.sshCommand" . }}
@@ -143,13 +147,13 @@ template:
     volumes:
       - name: bootstrap
         configMap:
-          name: {{ include "prefect-hamilton.bootstrap.name" . }}
+          name: {{ include "prefect-hamilton.bootstrap.name" . | toYaml }}
       - name: tmp
         emptyDir: {}
       {{- if $usesSsh }}
       - name: git-credential
         secret:
-          secretName: {{ .Values.flows.gitCredential.existingSecret }}
+          secretName: {{ .Values.flows.gitCredential.existingSecret | toYaml }}
           defaultMode: 0440
       {{- end }}
       {{- with $s.volumes }}

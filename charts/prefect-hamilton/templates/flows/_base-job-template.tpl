@@ -53,12 +53,12 @@ variables:
       description: When the image is pulled.
       type: string
       enum: [IfNotPresent, Always, Never]
-      default: {{ $root.Values.global.imagePullPolicy }}
+      default: {{ $root.Values.global.imagePullPolicy | toYaml }}
     service_account_name:
       title: Service account
       description: Identity of the pod.
       type: string
-      default: {{ include "prefect-hamilton.flows.serviceAccountName" $root }}
+      default: {{ include "prefect-hamilton.flows.serviceAccountName" $root | toYaml }}
     {{- range $name, $value := dict "cpu_request" $requests.cpu "cpu_limit" $limits.cpu "memory_request" $requests.memory "memory_limit" $limits.memory }}
     {{ $name }}:
       title: {{ $name | replace "_" " " | replace "cpu" "CPU" | replace "memory" "Memory" }}
@@ -73,13 +73,13 @@ variables:
       description: The pod is ended after so many seconds.
       type: integer
       {{- with $s.activeDeadlineSeconds }}
-      default: {{ . }}
+      default: {{ . | toYaml }}
       {{- end }}
     finished_job_ttl:
       title: Time to keep a finished Job
       description: A finished Job is deleted after so many seconds.
       type: integer
-      default: {{ $s.ttlSecondsAfterFinished }}
+      default: {{ $s.ttlSecondsAfterFinished | toYaml }}
     node_selector:
       title: Node selector
       description: Labels that a node must have.
@@ -132,7 +132,7 @@ job_configuration:
           {{- with $root.Values.global.imagePullSecrets }}
           imagePullSecrets:
             {{- range . }}
-            - name: {{ . }}
+            - name: {{ . | toYaml }}
             {{- end }}
           {{- end }}
           nodeSelector: "{{ "{{ node_selector }}" }}"
@@ -145,7 +145,7 @@ job_configuration:
             {{- toYaml . | nindent 12 }}
           {{- end }}
           {{- with $s.priorityClassName }}
-          priorityClassName: {{ . }}
+          priorityClassName: {{ . | toYaml }}
           {{- end }}
           containers:
             - name: prefect-job
@@ -183,7 +183,7 @@ job_configuration:
             {{- if $usesSsh }}
             - name: git-credential
               secret:
-                secretName: {{ $root.Values.flows.gitCredential.existingSecret }}
+                secretName: {{ $root.Values.flows.gitCredential.existingSecret | toYaml }}
                 defaultMode: 0440
             {{- end }}
             {{- with $s.volumes }}

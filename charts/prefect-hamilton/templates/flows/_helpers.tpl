@@ -36,7 +36,7 @@ fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
 
 {{/* Settings of a pool's flow pods: `flows` and the pool's own. Takes root and pool. */}}
 {{- define "prefect-hamilton.flows.settings" -}}
-{{- $own := (get .root.Values.workers .pool | default dict).flows | default dict }}
+{{- $own := (get .root.Values.workers .pool | default dict).flows | default dict | include "prefect-hamilton.withoutNulls" | fromYaml }}
 {{- $shared := dict "nodeSelector" .root.Values.global.nodeSelector "tolerations" .root.Values.global.tolerations }}
 {{- $flows := .root.Values.flows }}
 {{- range $key, $value := $shared }}
@@ -52,13 +52,13 @@ fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
 {{- with include "prefect-hamilton.warehouse.secretName" . }}
 WAREHOUSE_URL:
   secretKeyRef:
-    name: {{ . }}
-    key: {{ include "prefect-hamilton.warehouse.key" $ }}
+    name: {{ . | toYaml }}
+    key: {{ include "prefect-hamilton.warehouse.key" $ | toYaml }}
 {{- end }}
 {{- if .Values.hamiltonUi.enabled }}
 HAMILTON_API_KEY:
   secretKeyRef:
-    name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
+    name: {{ include "prefect-hamilton.hamilton-ui.secretName" . | toYaml }}
     key: api-key
 {{- end }}
 {{- if and (eq .Values.flows.gitCredential.type "ssh") .Values.flows.gitCredential.existingSecret }}

@@ -24,14 +24,14 @@
 {{- $name := include "prefect-hamilton.hamilton-ui.name" . -}}
 {{- $database := .Values.postgres.databases.hamilton -}}
 {{- $host := (urlParse (include "prefect-hamilton.hamilton-ui.url" .)).host | splitList ":" | first -}}
-DB_HOST: {{ include "prefect-hamilton.postgres.host" . }}
+DB_HOST: {{ include "prefect-hamilton.postgres.host" . | toYaml }}
 DB_PORT: {{ include "prefect-hamilton.postgres.port" . }}
-DB_NAME: {{ $database.name }}
-DB_USER: {{ $database.user }}
+DB_NAME: {{ $database.name | toYaml }}
+DB_USER: {{ $database.user | toYaml }}
 DB_PASSWORD:
   secretKeyRef:
-    name: {{ include "prefect-hamilton.postgres.secretName" . }}
-    key: {{ $database.key }}
+    name: {{ include "prefect-hamilton.postgres.secretName" . | toYaml }}
+    key: {{ $database.key | toYaml }}
 PGCONNECT_TIMEOUT: 5
 {{- if .Values.postgres.tls.enabled }}
 PGSSLMODE: verify-full
@@ -39,36 +39,36 @@ PGSSLROOTCERT: {{ empty .Values.postgres.tls.caSecret | ternary "system" "/postg
 {{- end }}
 DJANGO_SECRET_KEY:
   secretKeyRef:
-    name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
+    name: {{ include "prefect-hamilton.hamilton-ui.secretName" . | toYaml }}
     key: django-secret-key
 HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY:
   secretKeyRef:
-    name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
+    name: {{ include "prefect-hamilton.hamilton-ui.secretName" . | toYaml }}
     key: api-key
 POD_NAMESPACE:
   fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
 {{- $service := printf "%s.$(POD_NAMESPACE)" $name }}
-HAMILTON_ALLOWED_HOSTS: {{ concat (list $name $service (printf "%s.svc" $service) (printf "%s.svc.cluster.local" $service) $host) .Values.hamiltonUi.allowedHosts | uniq | join "," }}
+HAMILTON_ALLOWED_HOSTS: {{ concat (list $name $service (printf "%s.svc" $service) (printf "%s.svc.cluster.local" $service) $host) .Values.hamiltonUi.allowedHosts | uniq | join "," | toYaml }}
 {{- if hasPrefix "https://" (include "prefect-hamilton.hamilton-ui.url" .) }}
 HAMILTON_UI_HTTPS: true
 {{- end }}
 {{- if .Values.hamiltonUi.s3.bucket }}
 HAMILTON_BLOB_STORE: s3
-HAMILTON_S3_BUCKET: {{ .Values.hamiltonUi.s3.bucket }}
+HAMILTON_S3_BUCKET: {{ .Values.hamiltonUi.s3.bucket | toYaml }}
 {{- with .Values.hamiltonUi.s3.region }}
-HAMILTON_S3_REGION: {{ . }}
+HAMILTON_S3_REGION: {{ . | toYaml }}
 {{- end }}
 {{- with .Values.hamiltonUi.s3.endpointUrl }}
-HAMILTON_S3_ENDPOINT_URL: {{ . }}
+HAMILTON_S3_ENDPOINT_URL: {{ . | toYaml }}
 {{- end }}
 {{- with .Values.hamiltonUi.s3.existingSecret }}
 AWS_ACCESS_KEY_ID:
   secretKeyRef:
-    name: {{ . }}
+    name: {{ . | toYaml }}
     key: access-key-id
 AWS_SECRET_ACCESS_KEY:
   secretKeyRef:
-    name: {{ . }}
+    name: {{ . | toYaml }}
     key: secret-access-key
 {{- end }}
 {{- else }}
@@ -97,18 +97,18 @@ HAMILTON_LOCAL_BLOB_DIR: /data/blobs
 {{- if not .Values.hamiltonUi.s3.bucket }}
 - name: data
   persistentVolumeClaim:
-    claimName: {{ .Values.hamiltonUi.storage.existingClaim | default (include "prefect-hamilton.hamilton-ui.name" .) }}
+    claimName: {{ .Values.hamiltonUi.storage.existingClaim | default (include "prefect-hamilton.hamilton-ui.name" .) | toYaml }}
 {{- end }}
 {{- if include "prefect-hamilton.postgres.waitsForSecret" . }}
 - name: postgres-secret
   secret:
-    secretName: {{ include "prefect-hamilton.postgres.secretName" . }}
+    secretName: {{ include "prefect-hamilton.postgres.secretName" . | toYaml }}
     items:
-      - {key: {{ .Values.postgres.databases.hamilton.key }}, path: password}
+      - {key: {{ .Values.postgres.databases.hamilton.key | toYaml }}, path: password}
 {{- end }}
 {{- if and .Values.postgres.tls.enabled .Values.postgres.tls.caSecret }}
 - name: postgres-ca
   secret:
-    secretName: {{ .Values.postgres.tls.caSecret }}
+    secretName: {{ .Values.postgres.tls.caSecret | toYaml }}
 {{- end }}
 {{- end }}

@@ -4,14 +4,14 @@
 - podSelector:
     matchLabels:
       {{- if ne .component "flow-run" }}
-      app.kubernetes.io/name: {{ include "prefect-hamilton.name" .root }}
+      app.kubernetes.io/name: {{ include "prefect-hamilton.name" .root | toYaml }}
       {{- end }}
-      app.kubernetes.io/instance: {{ .root.Release.Name }}
+      app.kubernetes.io/instance: {{ .root.Release.Name | toYaml }}
       app.kubernetes.io/component: {{ .component }}
   {{- if $isForeign }}
   namespaceSelector:
     matchLabels:
-      kubernetes.io/metadata.name: {{ .namespace }}
+      kubernetes.io/metadata.name: {{ .namespace | toYaml }}
   {{- end }}
 {{- end }}
 
@@ -115,9 +115,9 @@ spec:
   podSelector:
     matchLabels:
       {{- if ne .component "flow-run" }}
-      app.kubernetes.io/name: {{ include "prefect-hamilton.name" .root }}
+      app.kubernetes.io/name: {{ include "prefect-hamilton.name" .root | toYaml }}
       {{- end }}
-      app.kubernetes.io/instance: {{ .root.Release.Name }}
+      app.kubernetes.io/instance: {{ .root.Release.Name | toYaml }}
       app.kubernetes.io/component: {{ .component }}
   policyTypes: [Ingress, Egress]
   {{- with .ingress | trim }}

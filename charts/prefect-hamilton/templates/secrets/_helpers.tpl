@@ -12,21 +12,21 @@ given.
 {{- $copies := ne $flows .Release.Namespace }}
 {{- if and .Values.server.enabled (eq .Values.auth.type "basic") (not .Values.auth.existingSecret) }}
 - id: AUTH
-  name: {{ include "prefect-hamilton.auth.secretName" . }}
+  name: {{ include "prefect-hamilton.auth.secretName" . | toYaml }}
   data:
     auth-string: prefect:$password
     username: prefect
     password: $password
 {{- if $copies }}
 - id: AUTH_COPY
-  name: {{ include "prefect-hamilton.auth.secretName" . }}
-  namespace: {{ $flows }}
+  name: {{ include "prefect-hamilton.auth.secretName" . | toYaml }}
+  namespace: {{ $flows | toYaml }}
   copy: [auth-string]
 {{- end }}
 {{- end }}
 {{- if and .Values.postgres.enabled (not .Values.postgres.existingSecret) }}
 - id: POSTGRES
-  name: {{ include "prefect-hamilton.postgres.secretName" . }}
+  name: {{ include "prefect-hamilton.postgres.secretName" . | toYaml }}
   data:
     postgres-password: $postgres
     {{ .Values.postgres.databases.prefect.key }}: $prefect
@@ -35,27 +35,27 @@ given.
     warehouse-url: postgresql://warehouse:$warehouse@{{ include "prefect-hamilton.serviceHost" (dict "root" . "name" (include "prefect-hamilton.postgres.name" .)) }}:5432/warehouse
 {{- if and $copies .Values.warehouse.enabled (not .Values.warehouse.existingSecret) }}
 - id: POSTGRES_COPY
-  name: {{ include "prefect-hamilton.postgres.secretName" . }}
-  namespace: {{ $flows }}
+  name: {{ include "prefect-hamilton.postgres.secretName" . | toYaml }}
+  namespace: {{ $flows | toYaml }}
   copy: [warehouse-url]
 {{- end }}
 {{- end }}
 {{- if and .Values.hamiltonUi.enabled (not .Values.hamiltonUi.existingSecret) }}
 - id: HAMILTON_UI
-  name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
+  name: {{ include "prefect-hamilton.hamilton-ui.secretName" . | toYaml }}
   data:
     api-key: $api_key
     django-secret-key: $django_secret_key
 {{- if $copies }}
 - id: HAMILTON_UI_COPY
-  name: {{ include "prefect-hamilton.hamilton-ui.secretName" . }}
-  namespace: {{ $flows }}
+  name: {{ include "prefect-hamilton.hamilton-ui.secretName" . | toYaml }}
+  namespace: {{ $flows | toYaml }}
   copy: [api-key]
 {{- end }}
 {{- end }}
 {{- if and .Values.valkey.enabled (not .Values.valkey.existingSecret) }}
 - id: VALKEY
-  name: {{ include "prefect-hamilton.valkey.secretName" . }}
+  name: {{ include "prefect-hamilton.valkey.secretName" . | toYaml }}
   data:
     password: $password
     {{ .Values.valkey.urlKey }}: redis://:$password@{{ include "prefect-hamilton.valkey.name" . }}:6379/0
@@ -107,7 +107,7 @@ template:
     volumes:
       - name: scripts
         configMap:
-          name: {{ include "prefect-hamilton.secrets.name" . }}
+          name: {{ include "prefect-hamilton.secrets.name" . | toYaml }}
       - name: tmp
         emptyDir: {}
       {{- with $s.volumes }}

@@ -57,8 +57,8 @@ Takes root and name.
 
 {{- define "prefect-hamilton.auth.reference" -}}
 secretKeyRef:
-  name: {{ include "prefect-hamilton.auth.secretName" . }}
-  key: {{ include "prefect-hamilton.auth.key" . }}
+  name: {{ include "prefect-hamilton.auth.secretName" . | toYaml }}
+  key: {{ include "prefect-hamilton.auth.key" . | toYaml }}
 {{- end }}
 
 {{/* Environment of a client's credential. */}}
@@ -71,10 +71,10 @@ secretKeyRef:
 
 {{/* Environment of every client of the API. */}}
 {{- define "prefect-hamilton.api.env" -}}
-PREFECT_API_URL: {{ include "prefect-hamilton.api.url" . }}
+PREFECT_API_URL: {{ include "prefect-hamilton.api.url" . | toYaml }}
 {{ include "prefect-hamilton.auth.env" . }}
 {{- with include "prefect-hamilton.server.url" . }}
-PREFECT_UI_URL: {{ . }}
+PREFECT_UI_URL: {{ . | toYaml }}
 {{- end }}
 {{- end }}
 
@@ -85,14 +85,14 @@ PREFECT_SERVER_DATABASE_DRIVER: sqlite+aiosqlite
 PREFECT_SERVER_DATABASE_NAME: /data/prefect.db
 {{- else -}}
 PREFECT_SERVER_DATABASE_DRIVER: postgresql+asyncpg
-PREFECT_SERVER_DATABASE_HOST: {{ include "prefect-hamilton.postgres.host" . }}
+PREFECT_SERVER_DATABASE_HOST: {{ include "prefect-hamilton.postgres.host" . | toYaml }}
 PREFECT_SERVER_DATABASE_PORT: {{ include "prefect-hamilton.postgres.port" . }}
-PREFECT_SERVER_DATABASE_NAME: {{ .Values.postgres.databases.prefect.name }}
-PREFECT_SERVER_DATABASE_USER: {{ .Values.postgres.databases.prefect.user }}
+PREFECT_SERVER_DATABASE_NAME: {{ .Values.postgres.databases.prefect.name | toYaml }}
+PREFECT_SERVER_DATABASE_USER: {{ .Values.postgres.databases.prefect.user | toYaml }}
 PREFECT_SERVER_DATABASE_PASSWORD:
   secretKeyRef:
-    name: {{ include "prefect-hamilton.postgres.secretName" . }}
-    key: {{ .Values.postgres.databases.prefect.key }}
+    name: {{ include "prefect-hamilton.postgres.secretName" . | toYaml }}
+    key: {{ .Values.postgres.databases.prefect.key | toYaml }}
 PREFECT_SERVER_DATABASE_MIGRATE_ON_START: false
 {{- if .Values.postgres.tls.enabled }}
 PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_TLS_ENABLED: true
@@ -108,13 +108,13 @@ PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_TLS_CA_FILE: /postgres-ca/ca.crt
 {{ include "prefect-hamilton.server.databaseEnv" . }}
 PREFECT_HOME: /tmp/prefect
 PREFECT_SERVER_ANALYTICS_ENABLED: false
-PREFECT_SERVER_LOGGING_LEVEL: {{ .Values.server.logLevel }}
+PREFECT_SERVER_LOGGING_LEVEL: {{ .Values.server.logLevel | toYaml }}
 {{- if eq .Values.auth.type "basic" }}
 PREFECT_SERVER_API_AUTH_STRING:
   {{- include "prefect-hamilton.auth.reference" . | nindent 2 }}
 {{- end }}
 {{- with include "prefect-hamilton.server.url" . }}
-PREFECT_UI_URL: {{ . }}
+PREFECT_UI_URL: {{ . | toYaml }}
 {{- end }}
 {{- with .Values.server.retention }}
 PREFECT_SERVER_EVENTS_RETENTION_PERIOD: {{ printf "P%dD" (int .eventsDays) }}
@@ -123,6 +123,9 @@ PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED: events,flow_runs
 PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD: {{ mul .flowRunsDays 86400 }}
 {{- end }}
 {{- end }}
+{{- /* A cancelled run whose pod has not started has nobody to end it but the worker, after this
+time; one that has started ends itself within 30 seconds. */}}
+PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS: 60
 {{- if include "prefect-hamilton.valkey.isUsed" . }}
 PREFECT_MESSAGING_BROKER: prefect_redis.messaging
 PREFECT_MESSAGING_CACHE: prefect_redis.messaging
@@ -132,8 +135,8 @@ PREFECT_SERVER_WORKER_CHANNEL_CLEANUP_QUEUE_STORAGE: prefect_redis.cleanup_queue
 {{- range list "PREFECT_REDIS_MESSAGING_URL" "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL" "PREFECT_SERVER_DOCKET_URL" }}
 {{ . }}:
   secretKeyRef:
-    name: {{ include "prefect-hamilton.valkey.secretName" $ }}
-    key: {{ $.Values.valkey.urlKey }}
+    name: {{ include "prefect-hamilton.valkey.secretName" $ | toYaml }}
+    key: {{ $.Values.valkey.urlKey | toYaml }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -175,23 +178,23 @@ Takes root and settings.
 {{- if .Values.server.sqlite.enabled }}
 - name: data
   persistentVolumeClaim:
-    claimName: {{ .Values.server.sqlite.storage.existingClaim | default (include "prefect-hamilton.server.name" .) }}
+    claimName: {{ .Values.server.sqlite.storage.existingClaim | default (include "prefect-hamilton.server.name" .) | toYaml }}
 {{- else }}
 - name: scripts
   configMap:
-    name: {{ include "prefect-hamilton.server.name" . }}
+    name: {{ include "prefect-hamilton.server.name" . | toYaml }}
 {{- if include "prefect-hamilton.postgres.waitsForSecret" . }}
 - name: postgres-secret
   secret:
-    secretName: {{ include "prefect-hamilton.postgres.secretName" . }}
+    secretName: {{ include "prefect-hamilton.postgres.secretName" . | toYaml }}
     items:
-      - {key: {{ .Values.postgres.databases.prefect.key }}, path: password}
+      - {key: {{ .Values.postgres.databases.prefect.key | toYaml }}, path: password}
 {{- end }}
 {{- end }}
 {{- if and .Values.postgres.tls.enabled .Values.postgres.tls.caSecret }}
 - name: postgres-ca
   secret:
-    secretName: {{ .Values.postgres.tls.caSecret }}
+    secretName: {{ .Values.postgres.tls.caSecret | toYaml }}
 {{- end }}
 {{- end }}
 

@@ -11,7 +11,7 @@
 
 {{/* Settings of a pool's worker: `global`, `worker` and its own. Takes root and pool. */}}
 {{- define "prefect-hamilton.worker.settings" -}}
-{{- $own := omit (get .root.Values.workers .pool | default dict) "flows" "concurrencyLimit" }}
+{{- $own := omit (get .root.Values.workers .pool | default dict) "flows" "concurrencyLimit" | include "prefect-hamilton.withoutNulls" | fromYaml }}
 {{- include "prefect-hamilton.settings" (dict "root" .root "own" (mergeOverwrite (deepCopy .root.Values.worker) (deepCopy $own))) }}
 {{- end }}
 
@@ -19,9 +19,9 @@
 {{- define "prefect-hamilton.worker.env" -}}
 {{ include "prefect-hamilton.api.env" .root }}
 PREFECT_HOME: /tmp/prefect
-PREFECT_LOGGING_LEVEL: {{ .settings.logLevel }}
-PREFECT_WORKER_QUERY_SECONDS: {{ .settings.pollSeconds }}
-PREFECT_WORKER_PREFETCH_SECONDS: {{ .settings.prefetchSeconds }}
+PREFECT_LOGGING_LEVEL: {{ .settings.logLevel | toYaml }}
+PREFECT_WORKER_QUERY_SECONDS: {{ .settings.pollSeconds | toYaml }}
+PREFECT_WORKER_PREFETCH_SECONDS: {{ .settings.prefetchSeconds | toYaml }}
 PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES:
   {{- include "prefect-hamilton.flows.namespaceValue" .root | nindent 2 }}
 {{- with .settings.clusterUid }}
@@ -29,7 +29,7 @@ PREFECT_INTEGRATIONS_KUBERNETES_CLUSTER_UID: {{ . | quote }}
 {{- end }}
 {{- if ne .root.Values.auth.type "none" }}
 {{- $kind := eq .root.Values.auth.type "apiKey" | ternary "API_KEY" "API_AUTH_STRING" }}
-PREFECT_INTEGRATIONS_KUBERNETES_WORKER_{{ $kind }}_SECRET_NAME: {{ include "prefect-hamilton.auth.secretName" .root }}
-PREFECT_INTEGRATIONS_KUBERNETES_WORKER_{{ $kind }}_SECRET_KEY: {{ include "prefect-hamilton.auth.key" .root }}
+PREFECT_INTEGRATIONS_KUBERNETES_WORKER_{{ $kind }}_SECRET_NAME: {{ include "prefect-hamilton.auth.secretName" .root | toYaml }}
+PREFECT_INTEGRATIONS_KUBERNETES_WORKER_{{ $kind }}_SECRET_KEY: {{ include "prefect-hamilton.auth.key" .root | toYaml }}
 {{- end }}
 {{- end }}

@@ -1,0 +1,128 @@
+"""Whatever values the schema lets through render to valid objects, or are refused in a sentence."""
+
+import copy
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scripts.chart_schema import values_schema
+from tests.chart.charts import Object, RenderError, render
+from tests.chart.conftest import PROFILES, profile_values
+
+SCHEMA = values_schema()
+EXAMPLE = profile_values("everything")
+POOLS = ("kubernetes", "GPU_pool")
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=20)
+NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,9}", fullmatch=True)
+# What Kubernetes wants of labels and annotations is not said by its schemas.
+LABELS = st.dictionaries(
+    st.from_regex(r"example\.org/[a-z]{1,9}", fullmatch=True),
+    st.from_regex(r"[a-z0-9]{0,9}", fullmatch=True),
+    max_size=2,
+)
+
+
+def resolved(node: Object) -> Object:
+    """Follow a reference to where it is defined."""
+    while "$ref" in node:
+        node = SCHEMA["$defs"][node["$ref"].rsplit("/", 1)[1]]
+    return node
+
+
+def leaves(node: Object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Object]]:
+    """Yield every value that can be set, with its schema: no mapping with named keys."""
+    node = resolved(node)
+    parts = [resolved(part) for part in node.get("anyOf", [])]
+    mapping = next((part for part in (node, *parts) if "properties" in part), None)
+    if path == ("workers",):
+        (pool,) = node["patternProperties"].values()
+        for name in POOLS:
+            yield from leaves(pool, (*path, name))
+    elif mapping:
+        for key, child in mapping["properties"].items():
+            yield from leaves(child, (*path, key))
+    else:
+        yield path, node
+
+
+LEAVES = dict(leaves(SCHEMA))
+
+
+def examples(path: tuple[str, ...]) -> list[Any]:
+    """Return what everything.yaml has there: parts of Kubernetes objects have no schema here."""
+    node: Any = EXAMPLE
+    for key in ("global", path[-1]) if path[-1] in EXAMPLE["global"] else path:
+        node = node.get(key, {}) if isinstance(node, dict) else {}
+    return [node] if node else []
+
+
+def any_value(path: tuple[str, ...], node: Object) -> st.SearchStrategy[Any]:
+    """Return a strategy for the values that a schema allows."""
+    node = resolved(node)
+    if "anyOf" in node:
+        return st.one_of([any_value(path, part) for part in node["anyOf"]])
+    if "enum" in node:
+        return st.sampled_from(node["enum"])
+    match node.get("type"):
+        case "boolean":
+            return st.booleans()
+        case "null":
+            return st.none()
+        case "integer":
+            return st.integers(node.get("minimum", 0), node.get("maximum", 10**6))
+        case "number":
+            return st.sampled_from([0.5, 1, 2.5, 300])
+        case "string" if "pattern" in node:
+            matching = st.from_regex(re.compile(node["pattern"], re.ASCII), fullmatch=True)
+            return matching.filter(lambda text: len(text) <= node.get("maxLength", 253))
+        case "string":
+            return TEXT.filter(lambda text: len(text) >= node.get("minLength", 0))
+        case "array" if (
+            node["items"].get("additionalProperties") is True or "anyOf" in node["items"]
+        ):
+            return st.sampled_from([[], *examples(path)])
+        case "array":
+            return st.lists(any_value(path, node["items"]), max_size=3)
+        case "object" if node.get("additionalProperties") is True:
+            return st.sampled_from([{}, *examples(path)])
+        case "object" if "patternProperties" in node:
+            source = {"secretKeyRef": {"name": "own", "key": "key"}}
+            scalar = st.one_of(TEXT, st.integers(), st.booleans(), st.none(), st.just(source))
+            return st.dictionaries(NAMES, scalar, max_size=3)
+        case "object" if node["additionalProperties"] == {"type": "string"}:
+            return LABELS
+        case "object":
+            return st.sampled_from([{}, *examples(path)])
+    raise NotImplementedError(f"{'.'.join(path)}: {node}")
+
+
+@st.composite
+def some_values(draw: st.DrawFn) -> Object:
+    """Draw a values file that sets a few values, beside those of an example."""
+    values = copy.deepcopy(draw(st.sampled_from([{}, *map(profile_values, PROFILES)])))
+    for path in draw(st.lists(st.sampled_from(sorted(LEAVES)), min_size=1, max_size=8)):
+        node = values
+        for key in path[:-1]:
+            node[key] = node = node.get(key) or {}
+        node[path[-1]] = draw(any_value(path, LEAVES[path]))
+    return values
+
+
+def refuses_in_sentences(error: str) -> bool:
+    """Whether the chart itself refuses: each line of what it says is a sentence."""
+    found = re.search(r"/validation\.yaml:1:4\): \n\n(.+?)\n\n", error, re.DOTALL)
+    return found is not None and all(re.search(r"\.\)?$", x) for x in found[1].splitlines())
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(some_values())
+def test_any_values_render_or_are_refused_in_a_sentence(values: Object) -> None:
+    try:
+        release = render(values)
+    except RenderError as error:
+        assert refuses_in_sentences(str(error)), error
+        return
+    assert release.objects

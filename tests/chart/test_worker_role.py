@@ -1,0 +1,84 @@
+"""The worker's Role holds what prefect-kubernetes asks of Kubernetes, and nothing else.
+
+What it asks is read from the installed package, so that a version that asks for more is noticed.
+"""
+
+import ast
+import importlib.util
+import re
+from pathlib import Path
+
+from tests.chart.charts import Object, Release, env, pod_template
+
+# Each rule of the Role, and the calls of prefect-kubernetes 0.8.0 that fail without it.
+NEEDED: dict[tuple[str, str, str], set[str]] = {
+    # Each flow run is a Job, deleted when the run is cancelled.
+    ("batch", "jobs", "create"): {"worker.create_namespaced_job"},
+    ("batch", "jobs", "delete"): {"worker.delete_namespaced_job"},
+    # Whether a Job that ended, or seems to be gone, has a successor or is only relabelled.
+    ("batch", "jobs", "list"): {"observer.list_namespaced_job", "observer.on.event jobs"},
+    ("batch", "jobs", "get"): {"observer.read_namespaced_job"},
+    # Ended Jobs make their runs Crashed.
+    ("batch", "jobs", "watch"): {"observer.on.event jobs"},
+    # Pods' phases become events; what keeps one from starting goes to the run's log.
+    ("", "pods", "list"): {"observer.list_namespaced_pod", "observer.on.event pods"},
+    ("", "pods", "watch"): {"observer.on.event pods"},
+    # The last lines of a crashed pod go to the run's log.
+    ("", "pods/log", "get"): {"observer.read_namespaced_pod_log"},
+}
+# Calls that are never made with the chart's settings, and why.
+NOT_MADE = {
+    "observer.list_pod_for_all_namespaces": "OBSERVER_NAMESPACES is set",
+    "worker.create_namespaced_secret": "neither CREATE_SECRET_FOR_API_KEY nor STORE_ENV_AS_SECRET",
+    "worker.delete_namespaced_secret": "neither CREATE_SECRET_FOR_API_KEY nor STORE_ENV_AS_SECRET",
+    "worker.patch_namespaced_secret": "neither CREATE_SECRET_FOR_API_KEY nor STORE_ENV_AS_SECRET",
+    "worker.read_namespaced_secret": "neither CREATE_SECRET_FOR_API_KEY nor STORE_ENV_AS_SECRET",
+    "worker.replace_namespaced_secret": "neither CREATE_SECRET_FOR_API_KEY nor STORE_ENV_AS_SECRET",
+}
+CALL = re.compile(r"(create|delete|list|patch|read|replace|watch)_\w*(namespaced|namespaces?)(_|$)")
+
+
+def calls() -> set[str]:
+    """Return the calls of the worker's modules: `module.method`, or `module.on.event RESOURCE`."""
+    spec = importlib.util.find_spec("prefect_kubernetes")
+    assert spec is not None and spec.origin is not None
+    found = set()
+    for module in ("worker", "observer", "diagnostics"):
+        tree = ast.parse((Path(spec.origin).parent / f"{module}.py").read_text())
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            if CALL.match(node.func.attr):
+                found.add(f"{module}.{node.func.attr}")
+            elif ast.unparse(node.func) == "kopf.on.event":
+                resource = [a.value for a in node.args if isinstance(a, ast.Constant)][-1]
+                found.add(f"{module}.on.event {resource}")
+    return found
+
+
+def rules(role: Object) -> set[tuple[str, str, str]]:
+    """Return a Role's rules, one for each verb: group, resource, verb."""
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_the_role_is_what_the_calls_need(default: Release) -> None:
+    assert rules(default.get("Role", "worker")) == set(NEEDED)
+
+
+def test_the_table_holds_every_call_of_the_installed_version() -> None:
+    assert set().union(*NEEDED.values()) | set(NOT_MADE) == calls()
+
+
+def test_the_settings_keep_the_other_calls_from_being_made(default: Release) -> None:
+    found = env(
+        pod_template(default.get("Deployment", "worker-kubernetes"))["spec"]["containers"][0]
+    )
+    assert found["PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"] == "flows"
+    switches = ("CREATE_SECRET_FOR_API_KEY", "STORE_ENV_AS_SECRET")
+    assert not [name for name in found if name.endswith(switches)]
