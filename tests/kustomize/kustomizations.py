@@ -48,7 +48,10 @@ def parse(text: str) -> list[Object]:
 @functools.cache
 def built(folder: Path) -> tuple[Object, ...]:
     """Return the objects of a kustomization; nobody changes them."""
-    return tuple(parse(build_text(folder)))
+    return tuple(parse(built_text(folder)))
+
+
+built_text = functools.cache(build_text)
 
 
 def overlay(name: str) -> tuple[Object, ...]:

@@ -4,6 +4,7 @@ No cluster is needed: the rules are those of Argo CD's documentation (sync phase
 hooks) and of Kubernetes' API (fields that cannot be changed).
 """
 
+import json
 import re
 import shutil
 from collections import defaultdict
@@ -189,7 +190,7 @@ def changed(before: Sequence[Object], after: Sequence[Object]) -> set[str]:
     """Return the objects that a sync applies or prunes, Jobs without the hash of their names."""
 
     def texts(objects: Sequence[Object]) -> dict[str, str]:
-        return {f"{o['kind']}/{o['metadata']['name']}": yaml.safe_dump(o) for o in objects}
+        return {f"{o['kind']}/{o['metadata']['name']}": json.dumps(o) for o in objects}
 
     one, other = texts(before), texts(after)
     keys = {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
