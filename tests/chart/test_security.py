@@ -155,7 +155,8 @@ def test_notes_tell_addresses_and_how_to_log_in() -> None:
         ("networkPolicy.enabled=false", "every pod of the cluster reaches the databases"),
         ("postgres.enabled=true", "no backups"),
         ("server.sqlite.enabled=true", "short outages"),
-        ("server.url=http://prefect.example.org", "plain HTTP"),
+        ("server.url=http://prefect.example.org", "The Prefect page is served over plain HTTP"),
+        ("hamiltonUi.url=http://hamilton.example.org", "The Hamilton UI is served over plain HTTP"),
         ("server.service.type=LoadBalancer", "open to the network"),
         ("gitServer.enabled=true", "is for development"),
     ],
@@ -165,7 +166,8 @@ def test_notes_warn(setting: str, warning: str) -> None:
 
 
 def test_notes_of_a_safe_release_warn_of_nothing() -> None:
-    text = notes("postgres.enabled=false", "postgres.host=db", "postgres.existingSecret=db")
+    own = ("postgres.enabled=false", "postgres.host=db", "postgres.existingSecret=db")
+    text = notes(*own, "server.url=http://localhost:4200")
     assert "Mind" not in text
 
 

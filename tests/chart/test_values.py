@@ -269,6 +269,24 @@ def test_env_is_merged_by_name_and_null_removes() -> None:
     assert "PREFECT_SERVER_LOGGING_LEVEL" not in found
 
 
+def test_a_large_number_is_written_out() -> None:
+    """Helm makes a float of a number, which a template would print as 2.592e+06."""
+    large = 2592000
+    release = render(
+        {
+            "global": {"env": {"LARGE": large, "HALF": 0.5}},
+            "server": {"terminationGracePeriodSeconds": large},
+            "flows": {"activeDeadlineSeconds": large, "terminationGracePeriodSeconds": large},
+            "workers": {"kubernetes": {"limit": large, "concurrencyLimit": large}},
+        }
+    )
+    assert "e+0" not in release.text
+    found = env(pod_template(release.get("Deployment", "server"))["spec"]["containers"][0])
+    assert (found["LARGE"], found["HALF"]) == ("2592000", "0.5")
+    # 90 days in seconds.
+    assert found["PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD"] == "7776000"
+
+
 def test_an_arbitrary_user_id() -> None:
     """A platform that gives each namespace its own user ids refuses fixed ones."""
     nothing = {"runAsUser": None, "runAsGroup": None, "fsGroup": None}

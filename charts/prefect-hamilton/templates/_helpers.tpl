@@ -120,7 +120,7 @@ enableServiceLinks: false
 securityContext:
   {{- include "prefect-hamilton.podSecurityContext" (dict "user" (.user | default 1001) "own" .settings.podSecurityContext) | nindent 2 }}
 {{- with .settings.terminationGracePeriodSeconds }}
-terminationGracePeriodSeconds: {{ . }}
+terminationGracePeriodSeconds: {{ int . }}
 {{- end }}
 {{- with .root.Values.global.imagePullSecrets }}
 imagePullSecrets:
@@ -197,7 +197,7 @@ env:
       {{- $value | nindent 6 }}
 {{- else if ne (kindOf $value) "invalid" }}
   - name: {{ $name | toYaml }}
-    value: {{ $value | toString | quote }}
+    value: {{ include "prefect-hamilton.text" $value | quote }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -205,6 +205,11 @@ env:
 envFrom:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end }}
+
+{{/* A scalar as text; a whole number without an exponent, which Helm gives to a large one. */}}
+{{- define "prefect-hamilton.text" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else }}{{ . }}{{ end }}
 {{- end }}
 
 {{/* Image, pull policy and security context of a container. Takes root, image and settings. */}}

@@ -78,8 +78,10 @@ async def main() -> None:
     except FATAL as error:
         sys.exit(f"PostgreSQL at {where} refuses user {database.user}: {error}")
     except sa.exc.DBAPIError as error:
+        # SQLAlchemy's words for it hold the name of a class.
+        reason = (error.orig and error.orig.__cause__) or error
         sys.exit(
-            f"The schema in {where} cannot be brought up to date: {error.orig}. If an earlier "
+            f"The schema in {where} cannot be brought up to date: {reason}. If an earlier "
             "migration was interrupted, drop the index that already exists and start again, or "
             "restore the backup."
         )

@@ -85,9 +85,10 @@ async def pull(storage: GitRepository) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """Return what git said, without a credential."""
+    """Return the last thing that git said, without a credential."""
     if isinstance(error, subprocess.CalledProcessError):
-        return strip_auth_from_urls_in_text(error.stderr.decode(errors="replace")).strip()
+        said = strip_auth_from_urls_in_text(error.stderr.decode(errors="replace"))
+        return (said.strip().splitlines() or [f"git ended with {error.returncode}"])[-1]
     return str(error)
 
 

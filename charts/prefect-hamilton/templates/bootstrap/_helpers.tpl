@@ -12,7 +12,7 @@ work_pools:
     type: kubernetes
     description: Runs each flow run as a pod.
     {{- if hasKey ($settings | default dict) "concurrencyLimit" }}
-    concurrency_limit: {{ $settings.concurrencyLimit }}
+    concurrency_limit: {{ int $settings.concurrencyLimit }}
     {{- end }}
     {{- if $.Values.hamiltonUi.enabled }}
     hamilton_tracking: true
@@ -24,16 +24,20 @@ work_pools:
 {{- if not (include "prefect-hamilton.warehouse.secretName" .) }}
 {{- $blocks = prepend $blocks (dict "name" "warehouse-url" "type" "secret" "optional" true "values" (dict "value" (dict "from_env" "WAREHOUSE_URL"))) }}
 {{- end }}
-{{- $automations := prepend $state.automations (.Files.Get "files/report-failed-runs.yaml" | fromYaml) }}
-{{- range $key, $entries := merge (dict "blocks" $blocks "automations" $automations) $state }}
+{{- range $key, $entries := merge (dict "blocks" $blocks) (omit $state "automations") }}
 {{- with $entries }}
 {{ $key }}:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
+automations:
+  {{- .Files.Get "files/report-failed-runs.yaml" | trim | nindent 2 }}
+  {{- with $state.automations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- if .Values.hamiltonUi.enabled }}
 hamilton:
-  name: {{ .Values.hamiltonUi.project | quote }}
+  name: {{ .Values.hamiltonUi.project | toYaml }}
   username: {from_env: HAMILTON_UI_USERNAME}
   {{- with .Values.hamiltonUi.users }}
   users:

@@ -127,7 +127,7 @@ job_configuration:
           securityContext:
             {{- include "prefect-hamilton.podSecurityContext" (dict "user" 1001 "own" $s.podSecurityContext) | nindent 12 }}
           {{- with $s.terminationGracePeriodSeconds }}
-          terminationGracePeriodSeconds: {{ . }}
+          terminationGracePeriodSeconds: {{ int . }}
           {{- end }}
           {{- with $root.Values.global.imagePullSecrets }}
           imagePullSecrets:

@@ -21,13 +21,14 @@
 {{- end }}
 
 {{- define "prefect-hamilton.network.dns" -}}
+# Names of the cluster and of the world.
 - ports:
     - {port: 53, protocol: UDP}
     - {port: 53, protocol: TCP}
 {{- end }}
 
-{{/* The Kubernetes API: its address is not known, its ports are these everywhere. */}}
 {{- define "prefect-hamilton.network.kubernetes" -}}
+# The Kubernetes API: its address is not known, its ports are these everywhere.
 - ports:
     - {port: 443, protocol: TCP}
     - {port: 6443, protocol: TCP}
@@ -41,6 +42,7 @@
   ports:
     - {port: 4200, protocol: TCP}
 {{- else -}}
+# The Prefect API, at {{ .Values.api.url }}.
 - ports:
     - {port: {{ include "prefect-hamilton.network.urlPort" .Values.api.url }}, protocol: TCP}
 {{- end }}
@@ -59,6 +61,7 @@
   ports:
     - {port: 5432, protocol: TCP}
 {{- else if .Values.postgres.host -}}
+# PostgreSQL, at {{ .Values.postgres.host }}.
 - ports:
     - {port: {{ .Values.postgres.port }}, protocol: TCP}
 {{- end }}
@@ -71,6 +74,7 @@
   ports:
     - {port: 6379, protocol: TCP}
 {{- else if .Values.valkey.existingSecret -}}
+# Valkey or Redis elsewhere.
 - ports:
     - {port: {{ .Values.valkey.port }}, protocol: TCP}
 {{- end }}
@@ -95,6 +99,7 @@
 {{- if contains "://" .Values.flows.repository -}}
 {{- $port = include "prefect-hamilton.network.urlPort" .Values.flows.repository -}}
 {{- end -}}
+# The Git server of flows.repository.
 - ports:
     - {port: {{ $port }}, protocol: TCP}
 {{- end }}
@@ -128,11 +133,13 @@ spec:
   egress:
     {{- regexReplaceAll "\n+" . "\n" | nindent 4 }}
     {{- with $more }}
+    # networkPolicy.extraEgress
     {{- toYaml . | nindent 4 }}
     {{- end }}
   {{- else }}
   {{- with $more }}
   egress:
+    # networkPolicy.extraEgress
     {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- end }}
@@ -150,10 +157,12 @@ root, components and port.
     {{- include "prefect-hamilton.network.peer" (dict "root" $root "component" .) | nindent 4 }}
     {{- end }}
     {{- include "prefect-hamilton.network.flows" .root | nindent 4 }}
+    # networkPolicy.webFrom
     {{- toYaml .root.Values.networkPolicy.webFrom | nindent 4 }}
   ports:
     - {port: {{ .port }}, protocol: TCP}
 {{- else -}}
+# Anybody, until networkPolicy.webFrom says who.
 - ports:
     - {port: {{ .port }}, protocol: TCP}
 {{- end }}
