@@ -37,12 +37,14 @@ COMPONENTS = KUSTOMIZE / "components"
 SETTINGS = BASE / "settings.yaml"
 RELEASE = "prefect-hamilton"
 NAMESPACE = "namespace-of-the-overlay"
-HEADER = "# Rendered from charts/prefect-hamilton by `make render`: edit the chart.\n"
+HEADER = "# Rendered from the chart by `make render`; in a component, from its values.yaml too.\n"
 
 # The component whose pods others change, too: it comes before them in a list.
 ADDS_PODS = "high-availability"
 # Components that do not go together with it.
 ALONE = ("worker-only",)
+# Components that change what another one adds, and come after it.
+AFTER = {"flows-credential": "flows-repository"}
 
 # Names of fields whose lists Kubernetes merges by a key (patchMergeKey in its API); others are
 # replaced as a whole.
@@ -96,12 +98,15 @@ def files() -> dict[Path, str]:
             "resources": names,
         }
     )
-    pods = parse((COMPONENTS / ADDS_PODS / "values.yaml").read_text())
+    pods = switch(ADDS_PODS)
     with_pods = documents(pods)
     for path in sorted(COMPONENTS.glob("*/values.yaml")):
-        values = parse(path.read_text())
+        name = path.parent.name
+        values = switch(name)
         before, after = dict(base), documents(values)
-        if path.parent.name not in (ADDS_PODS, *ALONE):
+        if first := AFTER.get(name):
+            before = documents(switch(first))
+        if name not in (ADDS_PODS, *ALONE):
             # What it changes in the pods of the other; nothing happens where there are none.
             after_both = documents(joined(pods, values))
             for key in with_pods.keys() - base.keys():
@@ -110,6 +115,12 @@ def files() -> dict[Path, str]:
                     after[key] = after_both[key]
         wanted |= component(path.parent, before, after)
     return wanted
+
+
+def switch(name: str) -> Object:
+    """Return the values of a component, with those of the component that it comes after."""
+    values: Object = parse((COMPONENTS / name / "values.yaml").read_text())
+    return joined(switch(AFTER[name]), values) if name in AFTER else values
 
 
 def rendered() -> Iterator[Path]:

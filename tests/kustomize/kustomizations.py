@@ -46,9 +46,17 @@ def parse(text: str) -> list[Object]:
 
 
 @functools.cache
+def built(folder: Path) -> tuple[Object, ...]:
+    """Return the objects of a kustomization; nobody changes them."""
+    return tuple(parse(built_text(folder)))
+
+
+built_text = functools.cache(build_text)
+
+
 def overlay(name: str) -> tuple[Object, ...]:
     """Return the objects of one of the overlays."""
-    return tuple(parse(build_text(KUSTOMIZE / "overlays" / name)))
+    return built(KUSTOMIZE / "overlays" / name)
 
 
 def overlay_values(name: str) -> Object:
@@ -93,7 +101,7 @@ def component_values(name: str) -> Object:
     """Return the values of a component's switch."""
     if name == "no-network-policy":
         return {"networkPolicy": {"enabled": False}}
-    return dict(yaml.safe_load((KUSTOMIZE / "components" / name / "values.yaml").read_text()))
+    return render.switch(name)
 
 
 def merged(*values: Object) -> Object:

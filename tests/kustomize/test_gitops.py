@@ -14,8 +14,16 @@ import yaml
 
 from tests.chart.charts import CHART, Object, containers, pod_template, render, validator
 from tests.chart.conftest import profile_values
-from tests.kustomize.kustomizations import KUSTOMIZE, OVERLAYS, ROOT, namespace, overlay, parse
-from tests.kustomize.kustomizations import build_text as build
+from tests.kustomize.kustomizations import (
+    KUSTOMIZE,
+    OVERLAYS,
+    ROOT,
+    built,
+    namespace,
+    overlay,
+    parse,
+    with_components,
+)
 
 GITOPS = KUSTOMIZE / "gitops"
 FILES = sorted(path for path in GITOPS.rglob("*.yaml") if path.name != ".sops.yaml")
@@ -93,11 +101,8 @@ def test_an_application_syncs_by_itself_what_is_there(application: Object) -> No
         assert helm["releaseName"] == "prefect-hamilton"
         (values,) = helm["valueFiles"]
         assert (path / values).is_file()
-        environment = (path / values).resolve().parent.name
-    else:
-        assert (path / "kustomization.yaml").is_file()
-        environment = path.name
-    assert spec["destination"]["namespace"] == namespace(overlay(environment))
+        path = (path / values).resolve().parent
+    assert spec["destination"]["namespace"] == namespace(built(path))
 
 
 def test_the_project_has_the_least_rights() -> None:
@@ -109,7 +114,7 @@ def test_the_project_has_the_least_rights() -> None:
         for obj in [
             *render(profile_values("everything")).objects,
             *(obj for name in OVERLAYS for obj in overlay(name)),
-            *parse(build(GITOPS / "secrets" / "external-secrets")),
+            *built(GITOPS / "secrets" / "external-secrets"),
         ]
         if obj["kind"] != "Pod"
     }
@@ -119,6 +124,46 @@ def test_the_project_has_the_least_rights() -> None:
     used = {a["spec"]["destination"]["namespace"] for a in applications()}
     assert {d["namespace"] for d in spec["destinations"]} == used
     assert {d["server"] for d in spec["destinations"]} == {CLUSTER}
+
+
+# Defaults that the API server adds to items of lists (CRDs of Gateway API 1.4 and External Secrets
+# 0.19). Argo CD compares a list as a whole: one that is not written out is a difference for ever.
+DEFAULTS_IN_LISTS: dict[str, dict[str, dict[str, Any]]] = {
+    "ExternalSecret": {
+        "data.remoteRef": {
+            "conversionStrategy": "Default",
+            "decodingStrategy": "None",
+            "metadataPolicy": "None",
+        }
+    },
+    "HTTPRoute": {
+        "parentRefs": {"group": "gateway.networking.k8s.io", "kind": "Gateway"},
+        "rules": {"matches": [{"path": {"type": "PathPrefix", "value": "/"}}]},
+        "rules.backendRefs": {"group": "", "kind": "Service", "weight": 1},
+    },
+}
+
+
+def items(node: Any, path: list[str]) -> Iterator[Object]:
+    """Yield what is at a path, in every item of the lists on the way."""
+    if isinstance(node, list):
+        for item in node:
+            yield from items(item, path)
+    elif path:
+        yield from items(node[path[0]], path[1:])
+    else:
+        yield node
+
+
+def test_defaults_in_lists_of_custom_resources_are_written_out() -> None:
+    objects = [*built(GITOPS / "secrets" / "external-secrets"), *with_components(["gateway"])]
+    for kind, places in DEFAULTS_IN_LISTS.items():
+        found = [obj for obj in objects if obj["kind"] == kind]
+        assert found, kind
+        for obj in found:
+            for place, defaults in places.items():
+                for item in items(obj["spec"], place.split(".")):
+                    assert item.items() >= defaults.items(), (obj["metadata"]["name"], place)
 
 
 # --- Flux
@@ -154,7 +199,7 @@ def test_secrets_are_healthy_before_production_is_applied() -> None:
     ]
     made = {
         (o["apiVersion"], o["kind"], o["metadata"]["name"], o["metadata"]["namespace"])
-        for o in parse(build(ROOT / spec["path"]))
+        for o in built(ROOT / spec["path"])
         if o["kind"] == "ExternalSecret"
     }
     checked = {
@@ -168,7 +213,7 @@ def test_no_object_has_two_owners() -> None:
     paths = [k["spec"]["path"] for k in objects_of(GITOPS / "flux" / "kustomizations.yaml")]
     seen: set[tuple[str, ...]] = set()
     for path in paths:
-        for obj in parse(build(ROOT / path)):
+        for obj in built(ROOT / path):
             meta = obj["metadata"]
             key = (obj["kind"], meta.get("namespace", ""), meta["name"])
             assert key not in seen, key
@@ -209,7 +254,7 @@ def wanted_keys() -> dict[str, set[str]]:
 
 def test_external_secrets_give_production_what_it_reads() -> None:
     given = {}
-    for obj in parse(build(GITOPS / "secrets" / "external-secrets")):
+    for obj in built(GITOPS / "secrets" / "external-secrets"):
         if obj["kind"] == "ExternalSecret":
             template = obj["spec"]["target"].get("template", {}).get("data")
             keys = template or {entry["secretKey"]: "" for entry in obj["spec"]["data"]}
