@@ -11,9 +11,12 @@ PATIENCE = 30_000
 """How long a page may take to show something, in milliseconds."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A browser for all tests of the session; none, and they are skipped."""
+    """A browser for a module's tests; none, and they are skipped.
+
+    Not longer: while it is there an event loop runs in this thread, and `asyncio.run` fails.
+    """
     names = ("chromium", "chromium-browser", "google-chrome")
     program = next(filter(None, map(shutil.which, names)), None)
     if program is None:

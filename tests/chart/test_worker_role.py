@@ -79,6 +79,7 @@ def test_the_settings_keep_the_other_calls_from_being_made(default: Release) -> 
     found = env(
         pod_template(default.get("Deployment", "worker-kubernetes"))["spec"]["containers"][0]
     )
-    assert found["PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"] == "flows"
+    own_namespace = {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}
+    assert found["PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"] == own_namespace
     switches = ("CREATE_SECRET_FOR_API_KEY", "STORE_ENV_AS_SECRET")
     assert not [name for name in found if name.endswith(switches)]

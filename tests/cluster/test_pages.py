@@ -66,7 +66,7 @@ def test_prefect_asks_for_the_password_and_shows_the_runs(
     run = latest(cluster, "walkthrough-k8s", "Completed")
     prefect = f"http://localhost:{cluster.port}"
     for path, texts in {
-        "/runs": ["Enterprise Data Pipeline", "production-etl-k8s"],
+        "/runs": ["Enterprise Data Pipeline", "demo-"],
         "/deployments": ["production-etl-k8s", "absenteeism-k8s", "At 09:00 AM"],
         "/work-pools": ["kubernetes"],
         "/automations": ["report-failed-runs"],

@@ -93,7 +93,7 @@ def test_the_demo_says_what_happened_and_where_to_look(demo: Demo) -> None:
     ("path", "texts"),
     [
         ("/dashboard", ["Flow Runs", "local-process-pool", "Failed"]),
-        ("/runs", ["Enterprise Data Pipeline", "ui-walkthrough-retries", "production-etl"]),
+        ("/runs", ["Enterprise Data Pipeline", "ui-walkthrough-retries", "demo-"]),
         ("/flows", ["Metrics Quality Report", "Failed Run Report", "1 Deployment"]),
         ("/deployments", ["production-etl", "absenteeism-local", "walkthrough", "At 09:00 AM"]),
         ("/work-pools", ["local-process-pool", "Process"]),
