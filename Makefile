@@ -67,9 +67,9 @@ clean: ## End the local profile and remove its data, .venv and caches
 	@if [ -x .venv/bin/python ]; then $(RUN) scripts.local down; fi
 	@rm -rf .venv .state .cache .mypy_cache .pytest_cache .ruff_cache
 
-# What running needs; the tools of development come with dev.stamp.
+# What running needs; with the tools of development where they are already.
 .venv/run.stamp: pyproject.toml uv.lock | $(UV)
-	@$(UV) sync --frozen --quiet --compile-bytecode --python $(PYTHON) --no-group dev
+	@$(UV) sync --frozen --quiet --compile-bytecode --python $(PYTHON) $(if $(wildcard .venv/dev.stamp),,--no-group dev)
 	@touch $@
 
 .venv/dev.stamp: pyproject.toml uv.lock | $(UV)
