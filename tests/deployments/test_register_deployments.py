@@ -42,7 +42,7 @@ def register(
 
 @pytest.mark.parametrize(
     ("pinned_by", "answers"),
-    [("FLOWS_BRANCH", (503, 503)), ("FLOWS_COMMIT", (200, 200, 200, 503, 200, 200, 200, 503))],
+    [("branch", (503, 503)), ("commit", (200, 200, 200, 503, 200, 200, 200, 503))],
 )
 def test_a_git_server_that_fails_for_a_moment_is_asked_again(
     pinned_by: str,
@@ -52,13 +52,13 @@ def test_a_git_server_that_fails_for_a_moment_is_asked_again(
     flow_repository: Path,
     tmp_path: Path,
 ) -> None:
-    url = git_server.publish(flow_repository, f"register-{pinned_by.lower()}")
+    url = git_server.publish(flow_repository, f"register-{pinned_by}")
     commit = git("rev-parse", "HEAD", cwd=flow_repository)
-    wanted = {"FLOWS_BRANCH": "main", "FLOWS_COMMIT": commit}[pinned_by]
+    wanted = {"branch": "main", "commit": commit}[pinned_by]
     git_server.answer_next(*answers)
 
     code, output = register(
-        prefect_api, git_server, tmp_path, FLOWS_REPOSITORY=url, **{pinned_by: wanted}
+        prefect_api, git_server, tmp_path, FLOWS_REPOSITORY=url, FLOWS_REF=wanted
     )
 
     assert code == 0, output
@@ -73,8 +73,12 @@ def test_a_git_server_that_fails_for_a_moment_is_asked_again(
 @pytest.mark.parametrize(
     ("path", "environment", "cause"),
     [
-        ("private/register", {"GIT_ACCESS_TOKEN": "not-the-token"}, "could not read Password"),
-        ("register-commit", {"FLOWS_COMMIT": 40 * "a"}, "not our ref"),
+        (
+            "private/register",
+            {"FLOWS_REF": "main", "GIT_ACCESS_TOKEN": "not-the-token"},
+            "could not read Password",
+        ),
+        ("register-absent", {"FLOWS_REF": 40 * "a"}, "not our ref"),
     ],
     ids=["wrong token", "no such commit"],
 )
@@ -93,7 +97,7 @@ def test_a_repository_that_cannot_be_cloned_is_told(
 
     assert code == 1
     last = output.splitlines()[-1]
-    assert last.startswith(f"{url} cannot be cloned: ")
+    assert last.startswith(f"{url} at {environment['FLOWS_REF']} cannot be cloned: ")
     assert cause in last
     assert "Traceback" not in output
     assert "not-the-token" not in output
