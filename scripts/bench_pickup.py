@@ -19,7 +19,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
-from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from scripts import kind, local_profile
 
@@ -120,9 +120,14 @@ def _run(client: SyncPrefectClient, deployment: UUID, count: int) -> list[FlowRu
         runs = client.read_flow_runs(flow_run_filter=found)
         return any(run.state is None or not run.state.is_final() for run in runs)
 
-    Retrying(
-        retry=retry_if_result(bool), stop=stop_after_delay(60 + 10 * count), wait=wait_fixed(0.5)
-    )(running)
+    patience = 60 + 10 * count
+    try:
+        Retrying(
+            retry=retry_if_result(bool), stop=stop_after_delay(patience), wait=wait_fixed(0.5)
+        )(running)
+    except RetryError:
+        typer.echo(f"Not all runs have ended after {patience} s: see the worker's log", err=True)
+        raise typer.Exit(1) from None
     runs = client.read_flow_runs(flow_run_filter=found)
     if failed := [run for run in runs if run.state is None or not run.state.is_completed()]:
         typer.echo(f"{failed[0].name}: {failed[0].state}", err=True)

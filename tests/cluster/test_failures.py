@@ -16,22 +16,22 @@ def running(cluster: Cluster) -> str:
     return run_id
 
 
-def roll(cluster: Cluster, workload: str) -> None:
-    """Kill a workload's pod at once and wait for the next one."""
-    kind, name = workload.split("/")
-    component = name.removeprefix(f"{RELEASE}-")
+def kill(cluster: Cluster, component: str) -> None:
+    """Kill a component's pod at once."""
     selector = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component={component}"
     cluster.kubectl("delete", "pod", "-l", selector, "--grace-period=0", "--force")
-    cluster.kubectl("rollout", "status", f"{kind}/{name}", "--timeout=180s")
+
+
+def wait_for_rollout(cluster: Cluster, workload: str) -> None:
+    cluster.kubectl("rollout", "status", workload, "--timeout=180s")
 
 
 def test_a_run_outlives_the_worker(cluster: Cluster) -> None:
     run_id = running(cluster)
-    selector = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component=worker"
-    cluster.kubectl("delete", "pod", "-l", selector, "--grace-period=0", "--force")
+    kill(cluster, "worker")
     cluster.let_go(run_id)
     assert cluster.wait_for_state(run_id, "Completed")["run_count"] == 1
-    cluster.kubectl("rollout", "status", f"deploy/{RELEASE}-worker-kubernetes", "--timeout=180s")
+    wait_for_rollout(cluster, f"deploy/{RELEASE}-worker-kubernetes")
 
 
 def test_a_run_outlives_the_server(cluster: Cluster) -> None:
@@ -39,13 +39,14 @@ def test_a_run_outlives_the_server(cluster: Cluster) -> None:
     cluster.kubectl("scale", f"deploy/{RELEASE}-server", "--replicas=0")
     cluster.let_go(run_id)
     cluster.kubectl("scale", f"deploy/{RELEASE}-server", "--replicas=1")
-    cluster.kubectl("rollout", "status", f"deploy/{RELEASE}-server", "--timeout=180s")
+    wait_for_rollout(cluster, f"deploy/{RELEASE}-server")
     assert cluster.wait_for_state(run_id, "Completed")["run_count"] == 1
 
 
 def test_a_run_outlives_a_restart_of_postgresql(cluster: Cluster) -> None:
     run_id = running(cluster)
-    roll(cluster, f"statefulset/{RELEASE}-postgres")
+    kill(cluster, "postgres")
+    wait_for_rollout(cluster, f"statefulset/{RELEASE}-postgres")
     cluster.let_go(run_id)
     assert cluster.wait_for_state(run_id, "Completed")["run_count"] == 1
 
