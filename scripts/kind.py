@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -86,7 +86,7 @@ def up(
             say("Building the images")
             run("docker", "buildx", "bake", "--load", cwd=ROOT, show=True)
         say("Loading the images")
-        identity = load_images(name)
+        identity = load_images(name, chart_images.images([VALUES]))
         say(f"Installing release {RELEASE} in namespace {NAMESPACE}")
         installing = time.monotonic()
         create_namespace(name)
@@ -181,9 +181,8 @@ def create_cluster(name: str, port: int, hamilton_port: int, node_image: str) ->
     run(*command, "--wait", "120s", "--config", "-", text=yaml.safe_dump(config))
 
 
-def load_images(name: str) -> str:
-    """Load what the chart needs into the cluster's node; returns a text that changes with it."""
-    images = chart_images.images([VALUES])
+def load_images(name: str, images: Iterable[str]) -> str:
+    """Load images into the cluster's node; returns a text that changes with them."""
     ids = []
     for image in images:
         inspect = ["docker", "image", "inspect", "--format", "{{.Id}}", image]

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import NAMESPACE, RELEASE, WALKTHROUGH, Cluster, eventually
+from scripts import kind
+from tests.cluster.conftest import NAME, NAMESPACE, RELEASE, WALKTHROUGH, Cluster, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -76,6 +77,7 @@ def test_the_base_job_template_is_kept_in_step(cluster: Cluster) -> None:
 
 
 def test_it_grows_to_several_servers(cluster: Cluster) -> None:
+    kind.load_images(NAME, ["valkey/valkey:8"])
     upgrade(cluster, "--set", "server.replicas=2,valkey.enabled=true")
     wait_for_rollout(cluster)
     for workload, pods in {

@@ -1,5 +1,6 @@
 """Execute the flow run that PREFECT__FLOW_RUN_ID, or the only argument, names."""
 
+import gc
 import os
 import signal
 import sys
@@ -23,6 +24,11 @@ if __name__ == "__main__":
     # somebody handles it, so that the run is rescheduled.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
+    # What Prefect's modules make stays: no search for garbage meanwhile, and none among it later,
+    # which would also copy the pages that the fork shares.
+    gc.disable()
     from flow_pod import launcher
 
+    gc.freeze()
+    gc.enable()
     sys.exit(launcher.execute(flow_run_id()))
