@@ -769,7 +769,9 @@ class NetworkPolicy(Values):
     )
     extra_egress: dict[str, list[KubernetesObject]] = Field(
         default_factory=dict,
-        description="Further egress rules by component (`server`: a webhook of an automation).",
+        description="Further egress rules by component (`server`: a webhook of an automation; "
+        "`bootstrap`: a Git server in the cluster whose pods listen at another port than its "
+        "Service).",
     )
     flows_egress: list[KubernetesObject] | None = Field(
         default=None,

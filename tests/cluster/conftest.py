@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -60,6 +60,11 @@ class Cluster:
 
     def kubectl(self, *arguments: str, check: bool = True) -> str:
         return self.run("kubectl", "--namespace", NAMESPACE, *arguments, check=check)
+
+    def pipe(self, *arguments: str, **streams: IO[bytes]) -> None:
+        """Run kubectl with its input or output in a file."""
+        command = ["kubectl", "--namespace", NAMESPACE, *arguments]
+        subprocess.run(command, env=self.environment, check=True, **streams)
 
     def get(self, *arguments: str) -> Any:
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))

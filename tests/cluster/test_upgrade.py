@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 CHART = "charts/prefect-hamilton"
 BOOTSTRAP = "app.kubernetes.io/component=bootstrap"
+SERVER = "app.kubernetes.io/component=server"
 
 
 def upgrade(cluster: Cluster, *options: str) -> None:
@@ -140,6 +141,26 @@ def test_a_worker_of_another_release_and_namespace_serves_a_pool(
     pod_there()
     cluster.run("helm", "uninstall", "remote", "--namespace", namespace, "--wait")
     cluster.run("kubectl", "delete", "namespace", namespace, "--wait=false")
+
+
+def test_a_backup_brings_back_what_was_lost(cluster: Cluster, tmp_path: Path) -> None:
+    """With the commands of the README."""
+    database = f"statefulset/{RELEASE}-postgres"
+    runs = {run["id"] for run in cluster.post("/flow_runs/filter", limit=200)}
+    dump = tmp_path / "prefect.dump"
+    command = ["exec", database, "--", "pg_dump", "--username=postgres", "--format=custom"]
+    with dump.open("wb") as file:
+        cluster.pipe(*command, "prefect", stdout=file)
+    cluster.api.delete(f"/flow_runs/{min(runs)}").raise_for_status()
+    server = f"deployment/{RELEASE}-server"
+    cluster.kubectl("scale", server, "--replicas=0")
+    cluster.kubectl("wait", "pod", "-l", SERVER, "--for=delete", "--timeout=120s")
+    command = ["exec", "-i", database, "--", "pg_restore", "--username=postgres"]
+    with dump.open("rb") as file:
+        cluster.pipe(*command, "--clean", "--if-exists", "--dbname=prefect", stdin=file)
+    cluster.kubectl("scale", server, "--replicas=1")
+    cluster.kubectl("rollout", "status", server, "--timeout=180s")
+    assert runs <= {run["id"] for run in cluster.post("/flow_runs/filter", limit=200)}
 
 
 def test_data_and_passwords_outlive_the_release(cluster: Cluster, tmp_path: Path) -> None:

@@ -24,6 +24,37 @@ NAME = os.environ.get("KIND_CLUSTER", "")
 RELEASE = "prefect-hamilton"
 REPOSITORY = "http://git.argocd.svc/team.git"
 REGISTRY = "registry.example.org"
+STAGING = "kustomize/overlays/staging/kustomization.yaml"
+VALUES = "kustomize/overlays/staging/values.yaml"
+
+SERVICE_MONITORS = """
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: servicemonitors.monitoring.coreos.com}
+spec:
+  group: monitoring.coreos.com
+  scope: Namespaced
+  names: {kind: ServiceMonitor, plural: servicemonitors, singular: servicemonitor}
+  versions:
+    - name: v1
+      served: true
+      storage: true
+      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
+"""
+
+GIT_PORT = """
+patches:
+  # The pods of this Git server listen at another port than its Service.
+  - target: {kind: NetworkPolicy, name: prefect-hamilton-bootstrap}
+    patch: |
+      - {op: add, path: /spec/egress/-, value: {ports: [{port: 8080, protocol: TCP}]}}
+"""
+GIT_PORT_VALUES = """
+networkPolicy:
+  extraEgress:
+    bootstrap: [{ports: [{port: 8080, protocol: TCP}]}]
+"""
+
 
 eventually = tenacity.retry(
     stop=tenacity.stop_after_delay(300), wait=tenacity.wait_fixed(0.5), reraise=True
@@ -58,6 +89,10 @@ class Team:
     def get(self, *arguments: str) -> Any:
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))
 
+    def start_anew(self) -> None:
+        """Begin where every test file begins."""
+        self.run("git", "checkout", "--quiet", "-B", "main", "start")
+
     def commit(self, message: str) -> str:
         """Commit what was edited and push it as `main`; returns the commit."""
         self.run("git", "add", "--all")
@@ -83,6 +118,11 @@ class Team:
         text = (self.folder / path).read_text()
         assert old in text, f"{path} has no {old!r}"
         (self.folder / path).write_text(text.replace(old, new))
+
+    def append(self, path: str, text: str) -> None:
+        """Add a text to the end of a file of the repository."""
+        with (self.folder / path).open("a") as file:
+            file.write(text)
 
     def apply(self, path: str, **replaced: str) -> None:
         """Apply a file of the repository whose example address is the team's."""
@@ -140,7 +180,7 @@ class Team:
             return int(api.post("/flow_runs/count", json=wanted).raise_for_status().json())
 
     def objects(self, namespace: str) -> dict[str, tuple[str, int]]:
-        """Identity and generation of what was applied in a namespace, and of its pods."""
+        """Identity and generation of what was applied in a namespace, and of its pods that stay."""
         kinds = "deploy,sts,job,cronjob,svc,cm,pvc,netpol,role,rolebinding,sa,ingress,pod"
         return {
             f"{each['kind']}/{each['metadata']['name']}": (
@@ -148,7 +188,7 @@ class Team:
                 each["metadata"].get("generation", 0),
             )
             for each in self.get(kinds, "-n", namespace)["items"]
-            if component(each) != "flow-run"
+            if component(each) != "flow-run" and "deletionTimestamp" not in each["metadata"]
         }
 
     def pods(self, namespace: str) -> dict[str, str]:
@@ -197,6 +237,9 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     ).stdout
     subprocess.run(["tar", "-x", "-C", str(repository)], input=archive, check=True)
     team.run("git", "init", "--quiet", "--initial-branch=main")
+    team.run("git", "add", "--all")
+    team.run("git", "commit", "--quiet", "--message", "Start")
+    team.run("git", "tag", "start")
     name_images(team)
     yield team
 
@@ -211,3 +254,14 @@ def name_images(team: Team) -> None:
             target = f"{REGISTRY}/prefect-hamilton/{image}:{tag}"
             team.run(*ctr, "tag", "--force", source, target)
     team.run(*ctr, "tag", "--force", "docker.io/library/postgres:17", f"{REGISTRY}/postgres:17")
+
+
+def prepare_staging(team: Team) -> None:
+    """Begin anew with staging as it is, but for the address of the flows; push it."""
+    team.kubectl("apply", "-f", "-", text=SERVICE_MONITORS)
+    team.start_anew()
+    for path in (STAGING, VALUES):
+        team.edit(path, "https://git.example.org/data/flows.git", REPOSITORY)
+    team.append(STAGING, GIT_PORT)
+    team.append(VALUES, GIT_PORT_VALUES)
+    team.commit("Staging")

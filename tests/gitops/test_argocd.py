@@ -9,39 +9,22 @@ from typing import Any
 
 import pytest
 
-from tests.gitops.conftest import RELEASE, REPOSITORY, Team, changed, eventually
+from tests.gitops.conftest import (
+    RELEASE,
+    STAGING,
+    VALUES,
+    Team,
+    changed,
+    eventually,
+    prepare_staging,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 ARGO = "kustomize/gitops/argocd"
-STAGING = "kustomize/overlays/staging/kustomization.yaml"
-VALUES = "kustomize/overlays/staging/values.yaml"
 OVERLAY = ("prefect-staging", "prefect-staging")
 CHART = ("prefect-chart", "prefect")
 """Application and its namespace."""
-
-SERVICE_MONITORS = """
-apiVersion: apiextensions.k8s.io/v1
-kind: CustomResourceDefinition
-metadata: {name: servicemonitors.monitoring.coreos.com}
-spec:
-  group: monitoring.coreos.com
-  scope: Namespaced
-  names: {kind: ServiceMonitor, plural: servicemonitors, singular: servicemonitor}
-  versions:
-    - name: v1
-      served: true
-      storage: true
-      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-"""
-
-GIT_PORT = """
-patches:
-  # The repository of flows answers at a port of its own.
-  - target: {kind: NetworkPolicy, name: prefect-hamilton-bootstrap}
-    patch: |
-      - {op: add, path: /spec/egress/-, value: {ports: [{port: 80, protocol: TCP}]}}
-"""
 
 
 class Argo:
@@ -92,12 +75,7 @@ class Argo:
 @pytest.fixture(scope="module")
 def argo(team: Team) -> Iterator[Team]:
     """The team's staging, as it is but for the flows' address, and the project of Argo CD."""
-    team.kubectl("apply", "-f", "-", text=SERVICE_MONITORS)
-    for path in (STAGING, VALUES):
-        team.edit(path, "https://git.example.org/data/flows.git", REPOSITORY)
-    text = (team.folder / STAGING).read_text()
-    (team.folder / STAGING).write_text(text + GIT_PORT)
-    team.commit("First")
+    prepare_staging(team)
     team.apply(f"{ARGO}/project.yaml")
     yield team
     for application, namespace in (OVERLAY, CHART):
@@ -117,18 +95,12 @@ def chart(argo: Team) -> Argo:
 
 
 def give_addresses(team: Team, namespace: str) -> None:
-    """Do the part of an ingress controller that Argo CD waits for: an address on each Ingress."""
-
-    @eventually
-    def ingresses() -> list[str]:
-        names = team.kubectl("get", "ingress", "-n", namespace, "-o", "name").split()
-        assert len(names) == 2, names
-        return names
+    """Do the part of an ingress controller that Argo CD waits for: the Ingress gets an address."""
 
     status = json.dumps({"status": {"loadBalancer": {"ingress": [{"ip": "127.0.0.1"}]}}})
-    for name in ingresses():
-        team.kubectl("patch", name, "-n", namespace, "--subresource=status", "--type=merge",
-                     f"--patch={status}")  # fmt: skip
+    patch = ("--subresource=status", "--type=merge", f"--patch={status}")
+    ingress = f"ingress/{RELEASE}"
+    eventually(lambda: team.kubectl("patch", ingress, "-n", namespace, *patch))()
 
 
 # --- the overlay
@@ -188,7 +160,7 @@ def test_a_worker_limit_rolls_the_worker_only(overlay: Argo) -> None:
         "    patch: |\n"
         "      - {op: add, path: /spec/template/spec/containers/0/args/5, value: --limit=7}\n"
     )
-    (team.folder / STAGING).write_text((team.folder / STAGING).read_text() + patch)
+    team.append(STAGING, patch)
     commit = team.commit("At most 7 flow runs at once")
     overlay.wait_until_healthy(commit)
     assert changed(before, team.pods(overlay.namespace)) == {"worker"}
@@ -262,7 +234,7 @@ def test_a_migration_that_fails_leaves_the_release_serving(overlay: Argo) -> Non
         "        path: /spec/template/spec/initContainers/0/env/7/value\n"
         "        value: nobody\n"
     )
-    (team.folder / STAGING).write_text((team.folder / STAGING).read_text() + patch)
+    team.append(STAGING, patch)
     commit = team.commit("A migration that fails")
     overlay.wait_for(commit, lambda status: status["health"]["status"] != "Healthy")
 
@@ -291,7 +263,7 @@ def test_deleting_the_application_keeps_the_data(overlay: Argo) -> None:
 
     @eventually
     def gone() -> None:
-        left = team.kubectl("get", "deploy,sts,svc,pods", "-n", overlay.namespace, "-o", "name")
+        left = team.kubectl("get", "deploy,sts,svc,cronjob", "-n", overlay.namespace, "-o", "name")
         assert not left, left
 
     gone()
@@ -330,8 +302,7 @@ def test_a_second_sync_of_the_chart_changes_nothing(chart: Argo) -> None:
 def test_a_changed_value_rolls_what_it_changes(chart: Argo) -> None:
     team = chart.team
     before = team.pods(chart.namespace)
-    values = (team.folder / VALUES).read_text()
-    (team.folder / VALUES).write_text(values + "worker:\n  limit: 7\n")
+    team.append(VALUES, "worker:\n  limit: 7\n")
     commit = team.commit("At most 7 flow runs at once")
     chart.wait_until_healthy(commit)
     assert changed(before, team.pods(chart.namespace)) == {"worker"}

@@ -19,8 +19,7 @@ OVERLAY = "kustomize/overlays/kind"
 @pytest.fixture(scope="module")
 def kustomize(team: Team) -> Iterator[Team]:
     team.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s")
-    team.run("git", "add", "--all")
-    team.run("git", "commit", "--quiet", "--allow-empty", "--message", "Flows")
+    team.start_anew()
     yield team
     team.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=180s")
 
