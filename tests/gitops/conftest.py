@@ -250,8 +250,11 @@ def name_images(team: Team) -> None:
     ctr = ["docker", "exec", f"{NAME}-control-plane", "ctr", "--namespace", "k8s.io", "images"]
     for image in ("prefect", "flows", "hamilton-ui"):
         source = f"docker.io/prefect-hamilton/{image}:0.1.0"
-        for tag in ("0.1.0", "0.1.1"):
-            target = f"{REGISTRY}/prefect-hamilton/{image}:{tag}"
+        for target in (
+            f"{REGISTRY}/prefect-hamilton/{image}:0.1.0",
+            f"{REGISTRY}/prefect-hamilton/{image}:0.1.1",
+            f"docker.io/prefect-hamilton/{image}:0.1.1",
+        ):
             team.run(*ctr, "tag", "--force", source, target)
     team.run(*ctr, "tag", "--force", "docker.io/library/postgres:17", f"{REGISTRY}/postgres:17")
 
