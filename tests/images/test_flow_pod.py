@@ -20,7 +20,7 @@ from prefect.client.schemas.actions import DeploymentCreate
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.flows import load_flow_from_entrypoint
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Crashed
 
 from tests.services import ROOT, Service
 
@@ -251,6 +251,21 @@ def test_a_pod_told_to_end_before_the_flow_runs_reschedules_its_run(pods: Pods) 
 
     state = pods.state(run)
     assert (state.type, state.name) == (StateType.SCHEDULED, "AwaitingRetry")
+
+
+def test_a_run_stays_rescheduled_when_the_worker_marks_it_crashed_too_late(
+    pods: Pods, client: SyncPrefectClient
+) -> None:
+    run = pods.flow_run(end="wait")
+    with pods.executing(run) as pod:
+        pods.wait_for_log(run, "about to wait")
+        pod.send_signal(signal.SIGTERM)
+        pods.wait_for_state(run, StateType.SCHEDULED)
+        client.set_flow_run_state(run.id, Crashed(message="No active pods found"))
+        assert pods.state(run).type == StateType.CRASHED
+        assert pod.wait(timeout=60) == 0
+
+    assert pods.state(run).name == "AwaitingRetry"
 
 
 def test_a_run_that_is_to_be_retried_by_kubernetes_is_left_to_it(pods: Pods) -> None:

@@ -27,6 +27,7 @@ from prefect.runner._workspace_hook_runner import WorkspaceHookRunner
 from prefect.runner._workspace_runtime import WorkspaceSupervisorConfig, write_private_model
 from prefect.states import AwaitingRetry
 from prefect.utilities.engine import propose_state
+from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_fixed
 
 from flow_pod import engine
 
@@ -122,6 +123,30 @@ async def reschedule(supervised: FlowRunExecutorContext, flow_run_id: UUID) -> N
         logger.exception("Failed to reschedule flow run")
 
 
+async def stay_rescheduled(supervised: FlowRunExecutorContext, flow_run_id: UUID) -> None:
+    """Reschedule the run once more if it is marked Crashed after all.
+
+    Whoever watches the pods reads the state before it sets Crashed, and may have read it before
+    the run was rescheduled. Watches until the run is taken up, for some seconds at most.
+    """
+
+    async def is_scheduled() -> bool:
+        state = (await supervised.client.read_flow_run(flow_run_id)).state
+        if state is not None and state.is_crashed():
+            await reschedule(supervised, flow_run_id)
+            return False
+        return state is not None and state.is_scheduled()
+
+    try:
+        await AsyncRetrying(
+            retry=retry_if_result(bool), stop=stop_after_delay(3), wait=wait_fixed(0.25)
+        )(is_scheduled)
+    except RetryError:
+        logger.debug("Flow run is still waiting to be taken up.")
+    except Exception:
+        logger.warning("Failed to see whether the flow run stays rescheduled.", exc_info=True)
+
+
 async def run_until_terminated(
     supervised: FlowRunExecutorContext,
     executor: FlowRunExecutor,
@@ -180,6 +205,8 @@ async def supervise(flow_run_id: UUID, process: EngineProcess, manifest_path: Pa
             await executor.submit()
         else:
             terminated = await run_until_terminated(supervised, executor, flow_run_id, intent)
+        if terminated and intent == "reschedule":
+            await stay_rescheduled(supervised, flow_run_id)
     # Not 0 tells Kubernetes to retry the pod, which then takes the run up again.
     return 1 if terminated and intent == "relinquish" else 0
 
