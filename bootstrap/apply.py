@@ -411,7 +411,7 @@ async def _automation(client: PrefectClient, automation: Automation) -> Change:
 
 
 def _comparable(automation: AutomationCore) -> dict[str, Any]:
-    """Return an automation as plain values, without what the server adds."""
+    """Return an automation without what the server adds; sets stay sets, which have no order."""
     return AutomationCore.model_validate(automation.model_dump()).model_dump(
-        mode="json", exclude={"owner_resource"}
+        exclude={"owner_resource"}
     )

@@ -11,8 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from prefect.events.schemas.automations import AutomationCore
 
 from bootstrap import desired_state
+from bootstrap.apply import _comparable
 from bootstrap.errors import BootstrapError
 from tests import services
 
@@ -220,3 +222,16 @@ def test_the_project_s_own_files_are_valid() -> None:
     folder = services.ROOT / "bootstrap"
     state = desired_state.load([folder / "desired-state.yaml", folder / "local.yaml"])
     assert [pool.name for pool in state.work_pools] == ["local-process-pool"]
+
+
+def test_the_order_of_an_automations_events_is_no_difference() -> None:
+    def automation(*events: str) -> AutomationCore:
+        trigger = {"type": "event", "posture": "Reactive", "expect": events, "threshold": 1}
+        return AutomationCore.model_validate({"name": "a", "trigger": trigger, "actions": []})
+
+    # Many names: two sets of the same two seldom list them in another order.
+    for number in range(300):
+        events = (f"flow-run.Failed-{number}", f"flow-run.Crashed-{number}")
+        reverse = _comparable(automation(*reversed(events)))
+        assert _comparable(automation(*events)) == reverse
+    assert _comparable(automation("a", "b")) != _comparable(automation("a", "c"))
