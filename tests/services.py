@@ -19,6 +19,28 @@ import tenacity
 ROOT = Path(__file__).parent.parent
 
 
+def output(
+    *command: str,
+    folder: Path,
+    env: dict[str, str],
+    text: str | None = None,
+    check: bool = True,
+) -> str:
+    """Run a command in a folder; returns its output, errors included."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=env,
+        input=text,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert not check or done.returncode == 0, f"{command}: {done.stdout}"
+    return done.stdout
+
+
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:

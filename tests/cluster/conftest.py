@@ -16,7 +16,7 @@ import pytest
 import tenacity
 
 from scripts.kind import ports
-from tests.services import ROOT, free_port
+from tests.services import ROOT, free_port, output
 
 # A cluster of `make kind` can be named to be used, and kept; another is made otherwise.
 EXISTING = os.environ.get("KIND_CLUSTER")
@@ -43,17 +43,7 @@ class Cluster:
 
     def run(self, *command: str, check: bool = True) -> str:
         """Run a command with the cluster's kubeconfig; returns its output, errors included."""
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert not check or done.returncode == 0, f"{command}: {done.stdout}"
-        return done.stdout
+        return output(*command, folder=ROOT, env=self.environment, check=check)
 
     def kind(self, command: str, *options: str) -> str:
         return self.run(sys.executable, "-m", "scripts.kind", command, "--name", NAME, *options)

@@ -18,7 +18,7 @@ import pytest
 import tenacity
 
 from scripts import chart_images, kind
-from tests.services import ROOT, free_port
+from tests.services import ROOT, free_port, output
 
 NAME = os.environ.get("KIND_CLUSTER", "")
 RELEASE = "prefect-hamilton"
@@ -70,18 +70,7 @@ class Team:
 
     def run(self, *command: str, text: str | None = None, check: bool = True) -> str:
         """Run a command in the repository; returns its output, errors included."""
-        done = subprocess.run(
-            command,
-            cwd=self.folder,
-            env=self.environment,
-            input=text,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert not check or done.returncode == 0, f"{command}: {done.stdout}"
-        return done.stdout
+        return output(*command, folder=self.folder, env=self.environment, text=text, check=check)
 
     def kubectl(self, *arguments: str, text: str | None = None, check: bool = True) -> str:
         return self.run("kubectl", *arguments, text=text, check=check)
