@@ -50,9 +50,13 @@ test: .venv/dev.stamp ## Lint, types, lock file and all tests; some tests: OPTIO
 	@$(MAKE) --no-print-directory lint
 	@.venv/bin/pytest -n 2 --dist loadfile $(OPTIONS) && echo 'All checks and tests passed.'
 
-test-cluster: .venv/dev.stamp ## Build the images, test them, and test the chart on a kind cluster of its own
+test-cluster: .venv/dev.stamp ## Build the images, test them, test the chart on kind; elsewhere: KUBECONFIG=file VALUES=file
+ifeq ($(origin KUBECONFIG),command line)
+	@TEST_KUBECONFIG=$(abspath $(KUBECONFIG)) TEST_VALUES=$(VALUES) .venv/bin/pytest -m cluster tests/cluster $(OPTIONS)
+else
 	@docker buildx bake --load
 	@.venv/bin/pytest -m cluster tests/images tests/cluster $(OPTIONS)
+endif
 
 test-gitops: .venv/dev.stamp ## Test syncs from Git on a kind cluster that has Argo CD, perhaps Flux: KIND_CLUSTER=name
 	@.venv/bin/pytest -m cluster tests/gitops $(OPTIONS)

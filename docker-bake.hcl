@@ -22,7 +22,8 @@ target "image" {
     item = ["prefect", "flows", "hamilton-ui"]
   }
   context    = "."
-  dockerfile = "images/${item}/Dockerfile"
+  dockerfile = "images/Dockerfile"
+  target     = item
   platforms  = PLATFORMS == "" ? [] : split(",", PLATFORMS)
   tags       = ["${REGISTRY == "" ? "" : "${REGISTRY}/"}prefect-hamilton/${item}:${VERSION}"]
   args = {

@@ -1,8 +1,8 @@
-"""`python -m bootstrap apply`: bring the servers to the state that the files describe."""
+"""`python -m bootstrap`: bring the servers to the wanted state, register a repository's flows."""
 
 import asyncio
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -15,7 +15,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_
 
 @app.callback()
 def main() -> None:
-    """Bring a Prefect server and a Hamilton UI to the state that files describe."""
+    """Bring a Prefect server and a Hamilton UI to the wanted state."""
 
 
 @app.command("apply")
@@ -44,8 +44,33 @@ def apply_command(
         state = desired_state.load([file, *(add or [])])
         asyncio.run(apply(state, timeout=timeout, report=report))
     except BootstrapError as error:
-        typer.secho(f"bootstrap: {error}", fg=typer.colors.RED, err=True)
-        raise typer.Exit(1) from None
+        fail(error)
+
+
+@app.command("register")
+def register_command(
+    names: Annotated[
+        list[str], typer.Argument(help="Deployments of its prefect.yaml: names or patterns.")
+    ],
+) -> None:
+    """Clone FLOWS_REPOSITORY at FLOWS_REF and register its deployments with `prefect deploy`.
+
+    GIT_ACCESS_TOKEN is the token for a private repository.
+    """
+    # Only the images have what words a failed clone.
+    from bootstrap.register_deployments import register
+
+    try:
+        code = register(names)
+    except BootstrapError as error:
+        fail(error)
+    raise typer.Exit(code)
+
+
+def fail(error: BootstrapError) -> NoReturn:
+    """Print the error and exit with status 1."""
+    typer.secho(f"bootstrap: {error}", fg=typer.colors.RED, err=True)
+    raise typer.Exit(1)
 
 
 if __name__ == "__main__":

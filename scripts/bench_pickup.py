@@ -60,7 +60,9 @@ def _client(kind_name: str) -> Iterator[SyncPrefectClient]:
         if kind_name:
             try:
                 kind.require_cluster(kind_name)
-                server = kind.prefect_server(kind_name, Path(home))
+                server = kind.prefect_server(
+                    kind.context_of(kind_name), kind.ports(kind_name)[0], Path(home)
+                )
             except kind.KindError as error:
                 kind.fail(error)
             settings: dict[Any, Any] = {

@@ -356,6 +356,7 @@ class BackgroundServices(PodSettings):
 class Worker(Component):
     """What all workers share; `workers` has one entry a pool, which wins."""
 
+    enabled: bool = Field(default=True, description="Run workers.")
     image: Image = Field(default_factory=lambda: Image(repository="prefect-hamilton/prefect"))
     replicas: int = Field(default=1, ge=0, description="Number of pods a pool.")
     poll_seconds: float = Field(
@@ -834,9 +835,9 @@ class ChartValues(Values):
     server: Server = Field(default_factory=Server)
     background_services: BackgroundServices = Field(default_factory=BackgroundServices)
     workers: dict[Annotated[str, StringConstraints(pattern=r"^[^/%\s]+$")], Pool] = Field(
-        default_factory=lambda: {"kubernetes": Pool()},
+        default_factory=dict,
         description="Work pools, each with its worker: the pool's name, and what differs from "
-        "`worker` and `flows`.",
+        "`worker` and `flows`. One pool named kubernetes when empty.",
     )
     worker: Worker = Field(default_factory=Worker)
     flows: Flows = Field(default_factory=Flows)

@@ -89,23 +89,23 @@ def up(
         identity = load_images(name, chart_images.images([VALUES]))
         say(f"Installing release {RELEASE} in namespace {NAMESPACE}")
         installing = time.monotonic()
-        create_namespace(name)
+        create_namespace(context_of(name))
         commit, tree = snapshot()
         install(
-            name,
+            context_of(name),
             f"server.url=http://localhost:{port}",
             f"hamiltonUi.url=http://localhost:{hamilton_port}",
             # The same tag may stand for new images: these roll every pod.
             f"rolloutToken={identity}",
             f"bootstrap.podAnnotations.flows={tree}",
         )
-        publish(name, commit, timeout)
-        wait_until_ready(name, timeout)
+        publish(context_of(name), commit, timeout)
+        wait_until_ready(context_of(name), timeout)
     except KindError as error:
         fail(error)
     now = time.monotonic()
     say(f"Ready {now - installing:.0f} s after helm install began, {now - began:.0f} s in all.\n")
-    show_addresses(name, port, hamilton_port)
+    show_addresses(context_of(name), port, hamilton_port)
 
 
 @app.command()
@@ -116,13 +116,13 @@ def push(name: Name = DEFAULT_NAME, timeout: Timeout = 300) -> None:
         need("docker", "kind", "helm", "kubectl", "git")
         require_cluster(name)
         commit, tree = snapshot()
-        publish(name, commit, timeout)
-        install(name, f"bootstrap.podAnnotations.flows={tree}", reuse=True)
-        wait_for_bootstrap(name, timeout)
+        publish(context_of(name), commit, timeout)
+        install(context_of(name), f"bootstrap.podAnnotations.flows={tree}", reuse=True)
+        wait_for_bootstrap(context_of(name), timeout)
     except KindError as error:
         fail(error)
     say(f"Pushed and registered {tree[:10]} in {time.monotonic() - began:.0f} s.\n")
-    show_addresses(name, *ports(name))
+    show_addresses(context_of(name), *ports(name))
 
 
 @app.command("demo")
@@ -135,16 +135,12 @@ def demo_command(
     try:
         need("docker", "kind", "kubectl")
         require_cluster(name)
-        with tempfile.TemporaryDirectory(prefix="prefect-home-") as home:
-            server = prefect_server(name, Path(home))
-            runs = demo.trigger(server, DEPLOYMENTS)
-            fulfilled = demo.watch(server, runs, timeout)
-        fulfilled &= demo.show_warehouse(warehouse_rows(name))
+        fulfilled = run_all(context_of(name), ports(name)[0], timeout)
     except KindError as error:
         fail(error)
     except ProfileError as error:
         fail(KindError(str(error)))
-    show_addresses(name, *ports(name))
+    show_addresses(context_of(name), *ports(name))
     total = f"after {time.monotonic() - began:.0f} s"
     if not fulfilled:
         console.print(f"[red]✗ Something differs from what was expected[/] ({total}).")
@@ -161,6 +157,11 @@ def down(name: Name = DEFAULT_NAME) -> None:
     except KindError as error:
         fail(error)
     say(f"The kind cluster {name} is gone.")
+
+
+def context_of(name: str) -> str:
+    """Return the name that kind gives a cluster's context."""
+    return f"kind-{name}"
 
 
 def create_cluster(name: str, port: int, hamilton_port: int, node_image: str) -> None:
@@ -195,7 +196,7 @@ def load_images(name: str, images: Iterable[str]) -> str:
     return hashlib.sha256("".join(ids).encode()).hexdigest()[:10]
 
 
-def create_namespace(name: str) -> None:
+def create_namespace(context: str) -> None:
     """Create the namespace, in which Kubernetes enforces Pod Security `restricted`."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     namespace = {
@@ -203,13 +204,13 @@ def create_namespace(name: str) -> None:
         "kind": "Namespace",
         "metadata": {"name": NAMESPACE, "labels": labels},
     }
-    kubectl(name, "apply", "-f", "-", text=json.dumps(namespace))
+    kubectl(context, "apply", "-f", "-", text=json.dumps(namespace))
 
 
-def install(name: str, *settings: str, reuse: bool = False) -> None:
+def install(context: str, *settings: str, reuse: bool = False) -> None:
     """Install the release or upgrade it; `reuse`: with the values that it has."""
     command = ["helm", "upgrade", "--install", RELEASE, str(chart_images.CHART)]
-    command += ["--kube-context", f"kind-{name}", "--namespace", NAMESPACE]
+    command += ["--kube-context", context, "--namespace", NAMESPACE]
     command += ["--reuse-values"] if reuse else ["--values", str(VALUES)]
     for setting in settings:
         command += ["--set-string", setting]
@@ -227,15 +228,15 @@ def snapshot() -> tuple[str, str]:
     return commit, tree
 
 
-def publish(name: str, commit: str, timeout: int) -> None:
+def publish(context: str, commit: str, timeout: int) -> None:
     """Make a commit the branch `main` of the cluster's Git server.
 
     Pushes through `kubectl exec`: the server itself can only be read from.
     """
     deployment = f"deploy/{RELEASE}-git-server"
-    kubectl(name, "rollout", "status", deployment, f"--timeout={timeout}s")
+    kubectl(context, "rollout", "status", deployment, f"--timeout={timeout}s")
     remote = (
-        f"ext::kubectl --context kind-{name} --namespace {NAMESPACE} exec -i {deployment} "
+        f"ext::kubectl --context {context} --namespace {NAMESPACE} exec -i {deployment} "
         f"-- git %s {GIT_REPOSITORY}"
     )
     refspec = f"{commit}:refs/heads/main"
@@ -243,32 +244,49 @@ def publish(name: str, commit: str, timeout: int) -> None:
     run(*command, remote, refspec, cwd=ROOT)
 
 
-def wait_until_ready(name: str, timeout: int) -> None:
+def wait_until_ready(context: str, timeout: int) -> None:
     """Wait until all pods are ready and the deployments are registered."""
-    wait_for_bootstrap(name, timeout)
+    wait_for_bootstrap(context, timeout)
     for kind in ("statefulset", "deployment"):
-        for each in kubectl(name, "get", kind, "-o", "name").split():
-            kubectl(name, "rollout", "status", each, f"--timeout={timeout}s")
+        for each in kubectl(context, "get", kind, "-o", "name").split():
+            kubectl(context, "rollout", "status", each, f"--timeout={timeout}s")
 
 
-def wait_for_bootstrap(name: str, timeout: int) -> None:
+def wait_for_bootstrap(context: str, timeout: int) -> None:
     """Wait for the bootstrap's Job; what it said last is told when it does not end."""
     selector = "app.kubernetes.io/component=bootstrap"
     try:
         kubectl(
-            name, "wait", "job", "-l", selector, "--for=condition=complete", f"--timeout={timeout}s"
+            context,
+            "wait",
+            "job",
+            "-l",
+            selector,
+            "--for=condition=complete",
+            f"--timeout={timeout}s",
         )
     except KindError as error:
-        log = kubectl(name, "logs", "-l", selector, "--tail=5")
+        log = kubectl(context, "logs", "-l", selector, "--tail=5")
         raise KindError(
             f"The bootstrap has not ended after {timeout} s. It says:\n{log}"
         ) from error
 
 
-def prefect_server(name: str, home: Path) -> demo.Server:
+def run_all(context: str, port: int, timeout: float) -> bool:
+    """Run every deployment and show what came of it; True if that was expected.
+
+    The Prefect server is at `port` of 127.0.0.1. Raises ProfileError if a run cannot be triggered.
+    """
+    with tempfile.TemporaryDirectory(prefix="prefect-home-") as home:
+        server = prefect_server(context, port, Path(home))
+        runs = demo.trigger(server, DEPLOYMENTS)
+        fulfilled = demo.watch(server, runs, timeout)
+    return fulfilled & demo.show_warehouse(warehouse_rows(context))
+
+
+def prefect_server(context: str, port: int, home: Path) -> demo.Server:
     """Return the cluster's Prefect server, for commands that keep their files in `home`."""
-    port, _ = ports(name)
-    secret = json.loads(kubectl(name, "get", "secret", f"{RELEASE}-auth", "-o", "json"))
+    secret = json.loads(kubectl(context, "get", "secret", f"{RELEASE}-auth", "-o", "json"))
     auth_string = base64.b64decode(secret["data"]["auth-string"]).decode()
     api_url = f"http://127.0.0.1:{port}/api"
     user, _, password = auth_string.partition(":")
@@ -283,7 +301,7 @@ def prefect_server(name: str, home: Path) -> demo.Server:
     return demo.Server(api_url, environment, (user, password))
 
 
-def warehouse_rows(name: str) -> dict[str, int]:
+def warehouse_rows(context: str) -> dict[str, int]:
     """Return how many rows each table of the cluster's warehouse holds."""
     # Counts as XML, because a plain query cannot take a table's name from another.
     query = (
@@ -294,7 +312,7 @@ def warehouse_rows(name: str) -> dict[str, int]:
     )
     pod = f"statefulset/{RELEASE}-postgres"
     psql = ["psql", "--username=postgres", "--dbname=warehouse", "-At", "-F", " ", "-c", query]
-    lines = kubectl(name, "exec", pod, "--", *psql).splitlines()
+    lines = kubectl(context, "exec", pod, "--", *psql).splitlines()
     return {table: int(count) for table, count in (line.split() for line in lines)}
 
 
@@ -309,13 +327,13 @@ def ports(name: str) -> tuple[int, int]:
     return published(PREFECT_NODE_PORT), published(HAMILTON_NODE_PORT)
 
 
-def show_addresses(name: str, port: int, hamilton_port: int) -> None:
+def show_addresses(context: str, port: int, hamilton_port: int) -> None:
     """Print both pages' addresses and the commands that print what to log in with."""
 
     def secret(what: str, key: str) -> str:
         template = "'{{index .data \"" + key + '" | base64decode}}{{"\\n"}}\''
         return (
-            f"kubectl --context kind-{name} -n {NAMESPACE} get secret {RELEASE}-{what} "
+            f"kubectl --context {context} -n {NAMESPACE} get secret {RELEASE}-{what} "
             f"-o go-template={template}"
         )
 
@@ -342,11 +360,9 @@ def need(*tools: str) -> None:
             raise KindError("No Docker engine answers: start it, or see `docker version`.")
 
 
-def kubectl(name: str, *arguments: str, text: str | None = None) -> str:
-    """Run kubectl in the release's namespace of the cluster; returns its output."""
-    return run(
-        "kubectl", "--context", f"kind-{name}", "--namespace", NAMESPACE, *arguments, text=text
-    )
+def kubectl(context: str, *arguments: str, text: str | None = None) -> str:
+    """Run kubectl in the release's namespace; returns its output."""
+    return run("kubectl", "--context", context, "--namespace", NAMESPACE, *arguments, text=text)
 
 
 def run(

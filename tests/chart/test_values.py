@@ -201,7 +201,7 @@ REMOTE = {"server": {"enabled": False}, "hamiltonUi": {"enabled": False}}
         ({"auth": {"type": "apiKey"}}, "Prefect Cloud"),
         (REMOTE, "set api.url"),
         ({**REMOTE, "api": {"url": "http://x/api"}}, "set auth.existingSecret"),
-        ({**REMOTE, "workers": {"kubernetes": None}}, "Nothing is left to install"),
+        ({**REMOTE, "worker": {"enabled": False}}, "Nothing is left to install"),
         ({"postgres": {"enabled": False}}, "PostgreSQL is needed"),
         ({"postgres": {"host": "db"}}, "set one of them"),
         ({"postgres": {"enabled": False, "host": "db"}}, "set postgres.existingSecret"),

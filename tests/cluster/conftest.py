@@ -1,30 +1,53 @@
-"""A kind cluster for all tests of the session, made as a person makes it: with `scripts.kind`."""
+"""A cluster for all tests of the session: a kind cluster, made as a person makes it, or another.
+
+KIND_CLUSTER names one of `make kind`, to be used and kept. TEST_KUBECONFIG is the kubeconfig of any
+other cluster, whose current context is used; TEST_VALUES a values file with what the chart needs
+there, such as the registry that has the images.
+"""
 
 import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import IO, Any
 
 import httpx
 import pytest
 import tenacity
 
-from scripts.kind import ports
+from scripts import kind
+from tests.deployments.git_server import wait_for_port
 from tests.services import ROOT, free_port, output
 
-# A cluster of `make kind` can be named to be used, and kept; another is made otherwise.
 EXISTING = os.environ.get("KIND_CLUSTER")
+KUBECONFIG = os.environ.get("TEST_KUBECONFIG")
+VALUES = os.environ.get("TEST_VALUES")
 NAME = EXISTING or "prefect-hamilton-test"
 NAMESPACE = "prefect"
 RELEASE = "prefect-hamilton"
 WALKTHROUGH = "ui-walkthrough-retries/walkthrough-k8s"
-TOOLS = ("docker", "kind", "helm", "kubectl")
+CONNECT = """
+import socket, sys
+for target in sys.argv[1:]:
+    host, port = target.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), timeout=4).close()
+    except OSError:
+        continue
+    print(target)
+"""
+CHART = "charts/prefect-hamilton"
+TOOLS = ("helm", "kubectl") if KUBECONFIG else ("docker", "kind", "helm", "kubectl")
+
+needs_kind = pytest.mark.skipif(bool(KUBECONFIG), reason="only on a kind cluster")
 
 eventually = tenacity.retry(
     stop=tenacity.stop_after_delay(180), wait=tenacity.wait_fixed(0.5), reraise=True
@@ -47,6 +70,18 @@ class Cluster:
 
     def kind(self, command: str, *options: str) -> str:
         return self.run(sys.executable, "-m", "scripts.kind", command, "--name", NAME, *options)
+
+    def demo(self) -> str:
+        """Run every deployment; returns what was printed."""
+        if not KUBECONFIG:
+            return self.kind("demo")
+        program = "import sys; from scripts import kind; "
+        program += "sys.exit(not kind.run_all(sys.argv[1], int(sys.argv[2]), 420))"
+        return self.run(sys.executable, "-c", program, self.context, str(self.port))
+
+    @property
+    def context(self) -> str:
+        return self.run("kubectl", "config", "current-context").strip()
 
     def kubectl(self, *arguments: str, check: bool = True) -> str:
         return self.run("kubectl", "--namespace", NAMESPACE, *arguments, check=check)
@@ -78,7 +113,9 @@ class Cluster:
     def api(self) -> httpx.Client:
         """A client of the Prefect API with the release's password."""
         user, password = self.secret("auth", "auth-string").split(":", 1)
-        transport = httpx.HTTPTransport(retries=5)
+        # A connection that is kept may lead to a server that is no more.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        transport = httpx.HTTPTransport(retries=5, limits=limits)
         return httpx.Client(
             base_url=self.api_url, auth=(user, password), timeout=30, transport=transport
         )
@@ -123,6 +160,10 @@ class Cluster:
         body = {"parameters": parameters, "job_variables": job_variables or {}}
         return str(self.post(path, **body)["id"])
 
+    def cancel(self, run_id: str) -> None:
+        state = {"type": "CANCELLING", "name": "Cancelling"}
+        self.post(f"/flow_runs/{run_id}/set_state", state=state)
+
     def log(self, run_id: str) -> str:
         """What a run has logged so far."""
         found = self.post("/logs/filter", logs={"flow_run_id": {"any_": [run_id]}}, limit=200)
@@ -158,6 +199,31 @@ class Cluster:
         assert run["state_name"] in states, f"{run['name']}: {run['state_name']}"
         return run
 
+    def reachable(self, *targets: str) -> set[str]:
+        """Which of `host:port` a pod that is none of the release's can connect to."""
+        container = {
+            "name": "stray",
+            "image": self.get("deploy", f"{RELEASE}-server")["spec"]["template"]["spec"][
+                "containers"
+            ][0]["image"],
+            "args": ["python", "-c", CONNECT, *targets],
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+                "runAsNonRoot": True,
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+        }
+        overrides = json.dumps({"spec": {"containers": [container]}})
+        command = ["run", "stray", f"--image={container['image']}", "--restart=Never"]
+        self.kubectl(*command, f"--overrides={overrides}")
+        try:
+            phase = "--for=jsonpath={.status.phase}=Succeeded"
+            self.kubectl("wait", "pod/stray", phase, "--timeout=120s")
+            return set(self.kubectl("logs", "stray").split())
+        finally:
+            self.kubectl("delete", "pod", "stray", "--grace-period=1")
+
     def uids(self) -> dict[str, str]:
         """The long-lived pods' ids, by component."""
         return {
@@ -169,17 +235,27 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Install everything from nothing with the command of the README, on free ports."""
+    """Install everything from nothing."""
     if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
         pytest.skip(f"not on PATH: {', '.join(missing)}")
+    folder = tmp_path_factory.mktemp("cluster")
+    if KUBECONFIG:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KUBECONFIG", KUBECONFIG)
+            yield from other_cluster(folder)
+        return
     if subprocess.run(["docker", "version"], capture_output=True, check=False).returncode:
         pytest.skip("no Docker engine answers")
-    kubeconfig = tmp_path_factory.mktemp("kind") / "kubeconfig"
-    environment = {**os.environ, "KUBECONFIG": str(kubeconfig), "NO_COLOR": "1"}
+    yield from kind_cluster(folder)
+
+
+def kind_cluster(folder: Path) -> Iterator[Cluster]:
+    """With the command of the README, on free ports."""
+    environment = {**os.environ, "KUBECONFIG": str(folder / "kubeconfig"), "NO_COLOR": "1"}
     cluster = Cluster(environment, free_port(), free_port(), "")
     if EXISTING:
         cluster.run("kind", "export", "kubeconfig", "--name", NAME)
-        cluster.port, cluster.hamilton_port = ports(NAME)
+        cluster.port, cluster.hamilton_port = kind.ports(NAME)
     try:
         if EXISTING:
             cluster.printed = cluster.kind("push")
@@ -194,7 +270,50 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             subprocess.run(command, env=environment, check=False)
 
 
+def other_cluster(folder: Path) -> Iterator[Cluster]:
+    """With helm install in a namespace that is deleted afterwards; its pages are forwarded here."""
+    cluster = Cluster({**os.environ, "NO_COLOR": "1"}, free_port(), free_port(), "")
+    if cluster.kubectl("get", "namespace", NAMESPACE, "--ignore-not-found"):
+        pytest.fail(
+            f"The cluster has a namespace {NAMESPACE} already, which the tests would delete."
+        )
+    values = {
+        "server": {"url": f"http://localhost:{cluster.port}"},
+        "hamiltonUi": {
+            "url": f"http://localhost:{cluster.hamilton_port}",
+            "allowedHosts": ["127.0.0.1"],
+        },
+        "gitServer": {"enabled": True},
+    }
+    file = folder / "values.json"
+    file.write_text(json.dumps(values))
+    files = [str(file), *([VALUES] if VALUES else [])]
+    with ExitStack() as stack:
+        stack.callback(cluster.run, "kubectl", "delete", "namespace", NAMESPACE, check=False)
+        kind.create_namespace(cluster.context)
+        options = [word for name in files for word in ("--values", name)]
+        cluster.helm("install", RELEASE, CHART, *options)
+        commit, _ = kind.snapshot()
+        kind.publish(cluster.context, commit, timeout=600)
+        kind.wait_until_ready(cluster.context, timeout=600)
+        for service, port, forwarded in (
+            ("server", 4200, cluster.port),
+            ("hamilton-ui", 8241, cluster.hamilton_port),
+        ):
+            forward = (
+                f"kubectl -n {NAMESPACE} port-forward svc/{RELEASE}-{service} {forwarded}:{port}"
+            )
+            # It ends with the pod that it forwards to.
+            loop = ["sh", "-c", f"while sleep 0.2; do {forward}; done"]
+            process = subprocess.Popen(
+                loop, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+            stack.callback(os.killpg, process.pid, signal.SIGTERM)
+            wait_for_port(forwarded)
+        yield cluster
+
+
 @pytest.fixture(scope="session")
 def demo(cluster: Cluster) -> str:
-    """What `make kind-demo` printed, after every deployment has run as pods."""
-    return cluster.kind("demo")
+    """What was printed after every deployment has run as pods."""
+    return cluster.demo()

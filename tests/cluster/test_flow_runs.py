@@ -1,5 +1,6 @@
 """Flow runs as pods: what a run may ask for, and what is told when a pod does not get on."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -55,6 +56,34 @@ def container_image(cluster: Cluster) -> str:
     return str(template["variables"]["properties"]["image"]["default"])
 
 
+def test_a_schedule_starts_a_run(cluster: Cluster) -> None:
+    deployment = cluster.deployment(cluster.probe("tells"))["id"]
+    soon = datetime.now(UTC) + timedelta(seconds=10)
+    schedule = {"anchor_date": soon.isoformat(), "interval": 86400}
+    answer = cluster.api.patch(
+        f"/deployments/{deployment}", json={"parameters": {"variable": "HOME"}}
+    )
+    assert answer.is_success, answer.text
+    answer = cluster.api.post(
+        f"/deployments/{deployment}/schedules", json=[{"schedule": schedule, "active": True}]
+    )
+    assert answer.is_success, answer.text
+
+    @eventually
+    def completed() -> None:
+        runs = cluster.post(
+            "/flow_runs/filter",
+            deployments={"id": {"any_": [deployment]}},
+            sort="EXPECTED_START_TIME_ASC",
+        )
+        (first, *_) = [run for run in runs if run["auto_scheduled"]]
+        assert first["state_name"] == "Completed"
+
+    completed()
+    (created,) = answer.json()
+    cluster.api.delete(f"/deployments/{deployment}/schedules/{created['id']}").raise_for_status()
+
+
 def test_secrets_reach_a_pod_as_references(cluster: Cluster) -> None:
     run_id = cluster.start(cluster.probe("tells"), variable="HAMILTON_UI_USERNAME")
     cluster.wait_for_state(run_id, "Completed")
@@ -76,7 +105,7 @@ def test_a_flow_that_eats_all_memory_is_told_of(cluster: Cluster) -> None:
 def test_a_pod_that_fits_nowhere_is_told_of_and_can_be_cancelled(cluster: Cluster) -> None:
     run_id = cluster.start(cluster.probe("waits"), job_variables={"cpu_request": "64"})
     cluster.wait_for_log(run_id, "Insufficient cpu")
-    cancel(cluster, run_id)
+    cluster.cancel(run_id)
     cluster.wait_for_state(run_id, "Cancelled")
     no_pods_of(cluster, run_id)
 
@@ -84,14 +113,9 @@ def test_a_pod_that_fits_nowhere_is_told_of_and_can_be_cancelled(cluster: Cluste
 def test_cancellation_ends_the_pod(cluster: Cluster) -> None:
     run_id = cluster.start(cluster.probe("waits"))
     cluster.wait_for_state(run_id, "Running")
-    cancel(cluster, run_id)
+    cluster.cancel(run_id)
     cluster.wait_for_state(run_id, "Cancelled")
     no_pods_of(cluster, run_id)
-
-
-def cancel(cluster: Cluster, run_id: str) -> None:
-    state = {"type": "CANCELLING", "name": "Cancelling"}
-    cluster.post(f"/flow_runs/{run_id}/set_state", state=state)
 
 
 @eventually

@@ -3,12 +3,10 @@
 The namespace enforces Pod Security `restricted`, the cluster its NetworkPolicies.
 """
 
-import json
-
 import httpx
 import pytest
 
-from tests.cluster.conftest import NAMESPACE, RELEASE, Cluster, eventually
+from tests.cluster.conftest import NAMESPACE, RELEASE, Cluster, needs_kind
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
@@ -21,6 +19,7 @@ K8S = {
 }
 
 
+@needs_kind
 def test_it_says_where_the_pages_are_and_how_to_log_in(cluster: Cluster) -> None:
     assert f"http://localhost:{cluster.port}" in cluster.printed
     assert f"http://localhost:{cluster.hamilton_port}" in cluster.printed
@@ -65,40 +64,23 @@ def test_a_wrong_password_is_refused(cluster: Cluster) -> None:
     assert httpx.get(projects, headers=right).is_success
 
 
-def reachable(cluster: Cluster, name: str, host: str, port: int) -> bool:
-    """Whether a pod that is none of the release's can connect."""
-    script = f"import socket; socket.create_connection(('{host}', {port}), timeout=4)"
-    restricted = {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "runAsNonRoot": True,
-        "seccompProfile": {"type": "RuntimeDefault"},
+def test_old_hamilton_runs_are_deleted_by_a_job(cluster: Cluster) -> None:
+    cron = f"cronjob/{RELEASE}-hamilton-ui-retention"
+    cluster.kubectl("create", "job", "retention-now", f"--from={cron}")
+    cluster.kubectl("wait", "job/retention-now", "--for=condition=complete", "--timeout=120s")
+    assert "deleted 0 old runs" in cluster.kubectl("logs", "job/retention-now")
+    cluster.kubectl("delete", "job", "retention-now")
+
+
+def test_a_stray_pod_reaches_the_pages_only(cluster: Cluster) -> None:
+    (worker,) = cluster.get("pods", "-l", "app.kubernetes.io/component=worker")["items"]
+    pages = {f"{RELEASE}-server:4200", f"{RELEASE}-hamilton-ui:8241"}
+    closed = {
+        f"{RELEASE}-postgres:5432",
+        f"{RELEASE}-git-server:9418",
+        f"{worker['status']['podIP']}:8080",
     }
-    container = {
-        "name": name,
-        "image": "prefect-hamilton/prefect:0.1.0",
-        "args": ["python", "-c", script],
-        "securityContext": restricted,
-    }
-    overrides = json.dumps({"spec": {"containers": [container]}})
-    command = ["run", name, f"--image={container['image']}", "--restart=Never"]
-    cluster.kubectl(*command, f"--overrides={overrides}")
-
-    @eventually
-    def phase() -> str:
-        found: str = cluster.get("pod", name)["status"]["phase"]
-        assert found in ("Succeeded", "Failed"), found
-        return found
-
-    ended = phase()
-    cluster.kubectl("delete", "pod", name, "--wait=false")
-    return ended == "Succeeded"
-
-
-def test_a_stray_pod_reaches_neither_database_nor_git_server(cluster: Cluster) -> None:
-    assert reachable(cluster, "stray-server", f"{RELEASE}-server", 4200)
-    assert not reachable(cluster, "stray-postgres", f"{RELEASE}-postgres", 5432)
-    assert not reachable(cluster, "stray-git", f"{RELEASE}-git-server", 9418)
+    assert cluster.reachable(*pages, *closed) == pages
 
 
 def test_a_pod_that_is_not_restricted_is_refused(cluster: Cluster) -> None:

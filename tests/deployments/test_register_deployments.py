@@ -1,4 +1,4 @@
-"""The bootstrap's script that clones the flow repository and registers its deployments."""
+"""`python -m bootstrap register`: clones the flow repository, registers its deployments."""
 
 import contextlib
 import os
@@ -15,29 +15,34 @@ from tests.deployments.git_server import ROOT, GitServer, git, prefect_environme
 
 pytestmark = pytest.mark.services
 
-SCRIPT = str(ROOT / "charts/prefect-hamilton/files/scripts/register_deployments.py")
 
-
-def register(
-    api_url: str, git_server: GitServer, folder: Path, **environment: str
-) -> tuple[int, str]:
-    """Exit code and output of the script, as the bootstrap's Job starts it."""
-    with contextlib.suppress(ObjectAlreadyExists), get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name="kubernetes", type="kubernetes"))
+def register(*names: str, folder: Path, environment: dict[str, str]) -> tuple[int, str]:
+    """Exit code and output of the command, with what the image has on its path."""
     done = subprocess.run(
-        [sys.executable, SCRIPT, "walkthrough-k8s"],
+        [sys.executable, "-m", "bootstrap", "register", *names],
         cwd=folder,
-        env=prefect_environment(
-            api_url,
-            GIT_SSL_CAINFO=str(git_server.certificate),
-            PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            **environment,
-        ),
+        env={**environment, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'images/flows'}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        check=False,
     )
     return done.returncode, done.stdout
+
+
+def register_walkthrough(
+    api_url: str, git_server: GitServer, folder: Path, **environment: str
+) -> tuple[int, str]:
+    """Register at a real server."""
+    with contextlib.suppress(ObjectAlreadyExists), get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="kubernetes", type="kubernetes"))
+    known = prefect_environment(
+        api_url,
+        GIT_SSL_CAINFO=str(git_server.certificate),
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **environment,
+    )
+    return register("walkthrough-k8s", folder=folder, environment=known)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +62,7 @@ def test_a_git_server_that_fails_for_a_moment_is_asked_again(
     wanted = {"branch": "main", "commit": commit}[pinned_by]
     git_server.answer_next(*answers)
 
-    code, output = register(
+    code, output = register_walkthrough(
         prefect_api, git_server, tmp_path, FLOWS_REPOSITORY=url, FLOWS_REF=wanted
     )
 
@@ -76,9 +81,9 @@ def test_a_git_server_that_fails_for_a_moment_is_asked_again(
         (
             "private/register",
             {"FLOWS_REF": "main", "GIT_ACCESS_TOKEN": "not-the-token"},
-            "could not read Password",
+            "refuses the credential",
         ),
-        ("register-absent", {"FLOWS_REF": 40 * "a"}, "not our ref"),
+        ("register-absent", {"FLOWS_REF": 40 * "a"}, f"it has no commit {40 * 'a'}"),
     ],
     ids=["wrong token", "no such commit"],
 )
@@ -93,11 +98,47 @@ def test_a_repository_that_cannot_be_cloned_is_told(
 ) -> None:
     url = git_server.publish(flow_repository, path)
 
-    code, output = register(prefect_api, git_server, tmp_path, FLOWS_REPOSITORY=url, **environment)
+    code, output = register_walkthrough(
+        prefect_api, git_server, tmp_path, FLOWS_REPOSITORY=url, **environment
+    )
 
     assert code == 1
     last = output.splitlines()[-1]
-    assert last.startswith(f"{url} at {environment['FLOWS_REF']} cannot be cloned: ")
+    assert last.startswith(f"bootstrap: Cannot clone {url}: ")
     assert cause in last
     assert "Traceback" not in output
     assert "not-the-token" not in output
+
+
+@pytest.mark.parametrize("ref", ["main", "v1", "HEAD"])
+def test_prefect_yaml_gets_the_reference_and_deploy_the_names(
+    ref: str, flow_repository: Path, tmp_path: Path
+) -> None:
+    git("tag", "v1", cwd=flow_repository)
+    if ref == "HEAD":
+        ref = git("rev-parse", "HEAD", cwd=flow_repository)
+    program = tmp_path / "prefect"
+    program.write_text('#!/bin/sh\necho "branch=$FLOWS_BRANCH commit=$FLOWS_COMMIT" "$@"\n')
+    program.chmod(0o755)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("FLOWS_")} | {
+        "FLOWS_REPOSITORY": f"file://{flow_repository}",
+        "FLOWS_REF": ref,
+        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+    }
+    code, output = register("*-k8s", "nightly", folder=tmp_path, environment=environment)
+    assert code == 0, output
+    given = f"branch={ref} commit=" if len(ref) < 40 else f"branch= commit={ref}"
+    assert f"{given} --no-prompt deploy --name *-k8s --name nightly" in output
+
+
+def test_a_repository_without_prefect_yaml_is_told(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    git("init", "--quiet", "--initial-branch=main", str(source))
+    git("commit", "--quiet", "--allow-empty", "-m", "Nothing", cwd=source)
+    url = f"file://{source}"
+    environment = {**os.environ, "FLOWS_REPOSITORY": url, "FLOWS_REF": "main"}
+    code, output = register("nightly", folder=tmp_path, environment=environment)
+    assert (code, output) == (
+        1,
+        f"Cloned {url} at main.\nbootstrap: {url} at main has no prefect.yaml.\n",
+    )

@@ -21,10 +21,10 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 {{- $mistakes = append $mistakes "Several server pods talk to each other through Valkey: set valkey.enabled, or valkey.existingSecret with the URL of one elsewhere." }}
 {{- end }}
 {{- else }}
-{{- if and $v.workers (not $v.api.url) }}
+{{- if and $v.worker.enabled (not $v.api.url) }}
 {{- $mistakes = append $mistakes "server.enabled is false: set api.url to the Prefect API that the workers use." }}
 {{- end }}
-{{- if and $v.workers (ne $v.auth.type "none") (not $v.auth.existingSecret) }}
+{{- if and $v.worker.enabled (ne $v.auth.type "none") (not $v.auth.existingSecret) }}
 {{- $mistakes = append $mistakes (printf "auth.type is %s: set auth.existingSecret to the Secret with the credential for api.url." $v.auth.type) }}
 {{- end }}
 {{- range $what, $isOn := dict "valkey.enabled" $v.valkey.enabled "serviceMonitor.enabled" $v.serviceMonitor.enabled "server.autoscaling.enabled" $v.server.autoscaling.enabled }}
@@ -34,8 +34,8 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 {{- end }}
 {{- end }}
 
-{{- if not (or $v.server.enabled $v.workers $v.hamiltonUi.enabled) }}
-{{- $mistakes = append $mistakes "Nothing is left to install: server.enabled and hamiltonUi.enabled are false, and workers is empty." }}
+{{- if not (or $v.server.enabled $v.worker.enabled $v.hamiltonUi.enabled) }}
+{{- $mistakes = append $mistakes "Nothing is left to install: server.enabled, worker.enabled and hamiltonUi.enabled are false." }}
 {{- end }}
 
 {{- if include "prefect-hamilton.postgres.isUsed" . }}
@@ -117,7 +117,7 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 {{- end }}
 
 {{- $slugs := dict }}
-{{- range $pool, $_ := $v.workers }}
+{{- range $pool, $_ := include "prefect-hamilton.workPools" . | fromYaml }}
 {{- $slug := include "prefect-hamilton.worker.slug" $pool }}
 {{- with get $slugs $slug }}
 {{- $mistakes = append $mistakes (printf "The work pools %s and %s get the same name here: rename one." . $pool) }}

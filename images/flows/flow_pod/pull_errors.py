@@ -48,10 +48,13 @@ CAUSES = (
 )
 
 
-def explain(error: BaseException) -> str:
-    """Return the sentence; no credential of a URL is in it."""
+def explain(error: BaseException, repository: str = "the flow repository") -> str:
+    """Return the sentence; no credential of a URL is in it.
+
+    `repository` is what was to be cloned, for where git's command does not tell.
+    """
     if (failed := git_failure(error)) is not None:
-        return _explain_git(failed)
+        return _explain_git(failed, repository)
     cause = f": {error.__cause__}" if error.__cause__ else ""
     return strip_auth_from_urls_in_text(f"{error}{cause}")
 
@@ -69,12 +72,12 @@ def is_unreachable(failed: subprocess.CalledProcessError) -> bool:
     return re.search(UNREACHABLE, _stderr(failed)) is not None
 
 
-def _explain_git(failed: subprocess.CalledProcessError) -> str:
+def _explain_git(failed: subprocess.CalledProcessError, repository: str) -> str:
     stderr = strip_auth_from_urls_in_text(_stderr(failed))
     words = [strip_auth_from_urls_in_text(str(word)) for word in failed.cmd]
     # Only `git clone` names the repository; what follows is `git fetch origin COMMIT`.
     cloned = (word for before, word in pairwise(words) if before == "clone")
-    repository = next(cloned, "the flow repository")
+    repository = next(cloned, strip_auth_from_urls_in_text(repository))
     said = (stderr.strip().splitlines() or ["it said nothing"])[-1].removeprefix("fatal: ")
     for pattern, reason in CAUSES:
         if found := re.search(pattern, stderr):

@@ -5,7 +5,7 @@
 {{/* What the servers are to hold beside the image's bootstrap/desired-state.yaml. */}}
 {{- define "prefect-hamilton.bootstrap.state" -}}
 {{- $state := .Values.bootstrap.state -}}
-{{- with .Values.workers }}
+{{- with include "prefect-hamilton.workPools" . | fromYaml }}
 work_pools:
   {{- range $pool, $settings := . }}
   - name: {{ $pool | toYaml }}
@@ -51,12 +51,9 @@ hamilton: null
 {{- define "prefect-hamilton.bootstrap.data" -}}
 state.yaml: |
   {{- include "prefect-hamilton.bootstrap.state" . | trim | nindent 2 }}
-{{- range $pool, $_ := .Values.workers }}
+{{- range $pool, $_ := include "prefect-hamilton.workPools" . | fromYaml }}
 base-job-template-{{ include "prefect-hamilton.worker.slug" $pool }}.yaml: |
   {{- include "prefect-hamilton.flows.baseJobTemplate" (dict "root" $ "pool" $pool) | nindent 2 }}
-{{- end }}
-{{- if include "prefect-hamilton.flows.repository" . }}
-{{ include "prefect-hamilton.script" (dict "root" . "name" "register_deployments.py") }}
 {{- end }}
 {{- end }}
 
@@ -64,10 +61,10 @@ base-job-template-{{ include "prefect-hamilton.worker.slug" $pool }}.yaml: |
 {{- $credential := .Values.flows.gitCredential -}}
 {{ include "prefect-hamilton.api.env" . }}
 PREFECT_HOME: /tmp/prefect
-{{- if .Values.workers }}
+{{- if .Values.worker.enabled }}
 FLOWS_NAMESPACE:
   {{- include "prefect-hamilton.flows.namespaceValue" . | nindent 2 }}
-{{- range $pool, $_ := .Values.workers }}
+{{- range $pool, $_ := include "prefect-hamilton.workPools" . | fromYaml }}
 {{- $s := include "prefect-hamilton.flows.settings" (dict "root" $ "pool" $pool) | fromYaml }}
 {{ include "prefect-hamilton.flows.imageVariable" (dict "root" $ "pool" $pool) }}: {{ include "prefect-hamilton.image" (dict "root" $ "image" $s.image) }}
 {{- end }}
@@ -130,7 +127,7 @@ template:
           - -ec
           - |
             {{ $apply }}
-            python /bootstrap/register_deployments.py {{- range .Values.flows.deployments }} {{ . | squote }}{{ end }}
+            python -m bootstrap register {{- range .Values.flows.deployments }} {{ . | squote }}{{ end }}
             # Automations that run what has just been registered.
             {{ $apply }}
         {{- else }}

@@ -1,3 +1,8 @@
+{{/* The work pools: those of `workers`, or one. */}}
+{{- define "prefect-hamilton.workPools" -}}
+{{- .Values.worker.enabled | ternary (.Values.workers | default (dict "kubernetes" dict)) dict | toYaml }}
+{{- end }}
+
 {{/* Part of a name made from a pool's: as it is where that is possible, marked where it is not. */}}
 {{- define "prefect-hamilton.worker.slug" -}}
 {{- $slug := regexReplaceAll "[^a-z0-9-]+" (lower .) "-" | trunc 14 | trimAll "-" }}

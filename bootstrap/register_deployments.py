@@ -1,20 +1,15 @@
-"""Clone the flow repository and register its deployments.
-
-Usage: register_deployments.py NAME...: names of deployments in prefect.yaml, or patterns.
-Reads FLOWS_REPOSITORY, FLOWS_REF (branch, tag or commit), and GIT_ACCESS_TOKEN for a private
-repository. prefect.yaml gets the reference as FLOWS_COMMIT or FLOWS_BRANCH.
-"""
+"""Clones the flow repository as a flow run does and registers its deployments as a person does."""
 
 import asyncio
 import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from prefect._internal.urls import strip_auth_from_urls_in_text
+import typer
+from flow_pod import pull_errors
 from prefect.runner.storage import GitRepository
 from pydantic import SecretStr
 from tenacity import (
@@ -25,29 +20,36 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from bootstrap.errors import BootstrapError
+
 FAILURES = (RuntimeError, subprocess.CalledProcessError)
 """Of `git clone`, which Prefect words, and of `git fetch` for a commit."""
 
 
-def main(names: list[str]) -> None:
-    """Clone as a flow run does, then deploy as a person does."""
+def register(names: list[str]) -> int:
+    """Register what `names` name or match; returns the exit code of `prefect deploy`.
+
+    Reads FLOWS_REPOSITORY, FLOWS_REF (branch, tag or commit), and GIT_ACCESS_TOKEN for a private
+    repository. prefect.yaml gets the reference as FLOWS_COMMIT or FLOWS_BRANCH.
+    Raises BootstrapError when the repository cannot be cloned or has no prefect.yaml.
+    """
     repository = os.environ["FLOWS_REPOSITORY"]
     ref = os.environ["FLOWS_REF"]
     is_commit = re.fullmatch("[0-9a-f]{40}", ref) is not None
     os.environ["FLOWS_COMMIT" if is_commit else "FLOWS_BRANCH"] = ref
     with tempfile.TemporaryDirectory() as folder:
         checkout = clone(repository, Path(folder))
-        print(f"Cloned {repository} at {ref}.", flush=True)
+        typer.echo(f"Cloned {repository} at {ref}.")
         if not (checkout / "prefect.yaml").exists():
-            sys.exit(f"{repository} at {ref} has no prefect.yaml.")
+            raise BootstrapError(f"{repository} at {ref} has no prefect.yaml.")
         command = ["prefect", "--no-prompt", "deploy"]
         for name in names:
             command += ["--name", name]
-        sys.exit(subprocess.run(command, cwd=checkout, check=False).returncode)
+        return subprocess.run(command, cwd=checkout, check=False).returncode
 
 
 def clone(repository: str, folder: Path) -> Path:
-    """Clone at the wanted branch or commit; ends with one line where that fails."""
+    """Clone at the wanted branch or commit; raises BootstrapError where that fails."""
     token = os.environ.get("GIT_ACCESS_TOKEN")
     storage = GitRepository(
         url=repository,
@@ -60,15 +62,14 @@ def clone(repository: str, folder: Path) -> Path:
     try:
         asyncio.run(pull(storage))
     except FAILURES as error:
-        ref = os.environ["FLOWS_REF"]
-        sys.exit(f"{repository} at {ref} cannot be cloned: {reason(error)}")
+        raise BootstrapError(pull_errors.explain(error, repository)) from error
     return storage.destination
 
 
 def say(attempt: RetryCallState) -> None:
     """Tell why it is tried again."""
     if attempt.outcome and (error := attempt.outcome.exception()):
-        print(f"Trying again: {reason(error)}", flush=True)
+        typer.echo(f"Trying again: {pull_errors.explain(error, os.environ['FLOWS_REPOSITORY'])}")
 
 
 @retry(
@@ -82,15 +83,3 @@ async def pull(storage: GitRepository) -> None:
     """Clone into an empty folder: Prefect takes what is left of a clone for the whole."""
     shutil.rmtree(storage.destination, ignore_errors=True)
     await storage.pull_code()
-
-
-def reason(error: BaseException) -> str:
-    """Return the last thing that git said, without a credential."""
-    if isinstance(error, subprocess.CalledProcessError):
-        said = strip_auth_from_urls_in_text(error.stderr.decode(errors="replace"))
-        return (said.strip().splitlines() or [f"git ended with {error.returncode}"])[-1]
-    return str(error)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
