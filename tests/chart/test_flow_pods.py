@@ -135,6 +135,14 @@ def test_a_pool_may_differ_in_a_tag_alone_and_null_is_no_difference() -> None:
     assert env(container)["A"] == "b"
 
 
+def test_pools_that_are_named_are_all_there_are() -> None:
+    release = render({"workers": {"gpu": {}}})
+    workers = [d["metadata"]["name"] for d in release.of("Deployment")]
+    assert [name for name in workers if "-worker-" in name] == ["demo-prefect-hamilton-worker-gpu"]
+    state = yaml.safe_load(release.get("ConfigMap", "bootstrap")["data"]["state.yaml"])
+    assert [pool["name"] for pool in state["work_pools"]] == ["gpu"]
+
+
 def test_no_limit_means_none(default: Release) -> None:
     release = render({"flows": {"activeDeadlineSeconds": 0}})
     assert "activeDeadlineSeconds" not in (flow_job(template(release)))["spec"]

@@ -144,15 +144,23 @@ def test_two_at_once_bring_the_schema_to_this_version(migrated: Database) -> Non
     assert not any("migration" in name for name in tables), "the mark is still there"
 
 
+def test_block_types_are_registered(migrated: Database) -> None:
+    """The servers leave it to this script: several at once would fail over it."""
+    types = {slug for (slug,) in migrated.query("SELECT slug FROM block_type")}
+    assert {"secret", "slack-webhook", "github-repository", "s3-bucket"} <= types
+
+
 def test_a_second_migration_changes_nothing(migrated: Database) -> None:
     files = "SELECT oid, relname, relfilenode FROM pg_class ORDER BY oid"
-    before = migrated.query(files)
+    blocks = "SELECT id FROM block_type UNION SELECT id FROM block_schema"
+    before, blocks_before = migrated.query(files), sorted(migrated.query(blocks))
 
     code, output = migrated.run(SCRIPT)
 
     assert code == 0, output
     assert output.splitlines()[-1].startswith("The schema in 127.0.0.1:")
     assert migrated.query(files) == before
+    assert sorted(migrated.query(blocks)) == blocks_before
 
 
 def test_an_interrupted_first_migration_begins_again(postgres: str, migrated: Database) -> None:

@@ -90,6 +90,7 @@ def test_several_servers_share_everything(profiles: dict[str, Release]) -> None:
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect_redis.lease_storage",
         "PREFECT_SERVER_WORKER_CHANNEL_CLEANUP_QUEUE_STORAGE": "prefect_redis.cleanup_queue",
         "PREFECT_SERVER_DATABASE_MIGRATE_ON_START": "false",
+        "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
     }
     url = {"secretKeyRef": {"name": "demo-prefect-hamilton-valkey", "key": "url"}}
     for container in (api, services[0]):

@@ -177,4 +177,7 @@ def test_a_remote_worker_runs_flows_of_a_private_repository(
         assert kubectl(cluster, "get", "pods", "-l", f"prefect.io/flow-run-id={run_id}", "-o=name")
 
     pod_there()
+    # The other release's pool stays as it was.
+    template = cluster.api.get("/work_pools/kubernetes").json()["base_job_template"]
+    assert template["job_configuration"]["namespace"] == "prefect"
     assert namespace["token"] not in cluster.log(run_id)

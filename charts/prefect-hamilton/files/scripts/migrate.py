@@ -3,6 +3,9 @@
 Waits for PostgreSQL to answer and for other pods that migrate. A wrong password or a database that
 does not exist ends it at once, with a sentence.
 
+Registers Prefect's block types too: servers that do so at their start, several at once on an empty
+database, get into each other's way.
+
 Some of Prefect's migrations create indexes outside of a transaction, so that one that is killed
 cannot always be run again. The first migration of an empty database is marked while it runs; when
 its mark is still there, nothing has ever used that database, and it is emptied and begun afresh.
@@ -17,6 +20,7 @@ import asyncpg
 import sqlalchemy as sa
 from prefect.server.database import provide_database_interface
 from prefect.server.database.alembic_commands import alembic_upgrade
+from prefect.server.models.block_registration import run_block_auto_registration
 from prefect.settings import get_current_settings
 from prefect.utilities.asyncutils import run_sync_in_worker_thread
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -72,6 +76,8 @@ async def main() -> None:
         async with locked(engine, where) as connection:
             await mark_first(connection, where)
             await run_sync_in_worker_thread(alembic_upgrade)
+            async with await provide_database_interface().session() as session:
+                await run_block_auto_registration(session=session)
             await connection.execute(DropTable(FIRST, if_exists=True))
     except NotReadyError as error:
         sys.exit(f"PostgreSQL at {where} did not answer for {WAIT_SECONDS} s: {error}")

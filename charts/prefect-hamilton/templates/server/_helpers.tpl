@@ -94,6 +94,7 @@ PREFECT_SERVER_DATABASE_PASSWORD:
     name: {{ include "prefect-hamilton.postgres.secretName" . | toYaml }}
     key: {{ .Values.postgres.databases.prefect.key | toYaml }}
 PREFECT_SERVER_DATABASE_MIGRATE_ON_START: false
+PREFECT_SERVER_REGISTER_BLOCKS_ON_START: false
 {{- if .Values.postgres.tls.enabled }}
 PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_TLS_ENABLED: true
 {{- if .Values.postgres.tls.caSecret }}
