@@ -57,9 +57,11 @@ def register_command(
 
     GIT_ACCESS_TOKEN is the token for a private repository.
     """
-    # Only the images have what words a failed clone.
-    from bootstrap.register_deployments import register
-
+    try:
+        # The image has what words a failed clone; a checkout has it elsewhere.
+        from bootstrap.register_deployments import register
+    except ModuleNotFoundError:
+        fail(BootstrapError("register is for the bootstrap's pod; here, use `prefect deploy`."))
     try:
         code = register(names)
     except BootstrapError as error:

@@ -31,10 +31,13 @@ def register(names: list[str]) -> int:
 
     Reads FLOWS_REPOSITORY, FLOWS_REF (branch, tag or commit), and GIT_ACCESS_TOKEN for a private
     repository. prefect.yaml gets the reference as FLOWS_COMMIT or FLOWS_BRANCH.
-    Raises BootstrapError when the repository cannot be cloned or has no prefect.yaml.
+    Raises BootstrapError when one of the first two is missing, and when the repository cannot be
+    cloned or has no prefect.yaml.
     """
-    repository = os.environ["FLOWS_REPOSITORY"]
-    ref = os.environ["FLOWS_REF"]
+    for name in ("FLOWS_REPOSITORY", "FLOWS_REF"):
+        if not os.environ.get(name):
+            raise BootstrapError(f"{name} is not set: it says what to clone.")
+    repository, ref = os.environ["FLOWS_REPOSITORY"], os.environ["FLOWS_REF"]
     is_commit = re.fullmatch("[0-9a-f]{40}", ref) is not None
     os.environ["FLOWS_COMMIT" if is_commit else "FLOWS_BRANCH"] = ref
     with tempfile.TemporaryDirectory() as folder:

@@ -142,3 +142,19 @@ def test_a_repository_without_prefect_yaml_is_told(tmp_path: Path) -> None:
         1,
         f"Cloned {url} at main.\nbootstrap: {url} at main has no prefect.yaml.\n",
     )
+
+
+def test_what_is_missing_is_told(tmp_path: Path) -> None:
+    known = {k: v for k, v in os.environ.items() if not k.startswith("FLOWS_")}
+    known["FLOWS_REF"] = "main"
+    code, output = register("nightly", folder=tmp_path, environment=known)
+    assert (code, output.count("\n")) == (1, 1), output
+    assert output.startswith("bootstrap: FLOWS_REPOSITORY is not set")
+
+
+def test_outside_of_its_image_it_says_what_to_do() -> None:
+    command = [sys.executable, "-m", "bootstrap", "register", "nightly"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "use `prefect deploy`" in done.stderr
