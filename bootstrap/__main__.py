@@ -60,7 +60,9 @@ def register_command(
     try:
         # The image has what words a failed clone; a checkout has it elsewhere.
         from bootstrap.register_deployments import register
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != "flow_pod":
+            raise
         fail(BootstrapError("register is for the bootstrap's pod; here, use `prefect deploy`."))
     try:
         code = register(names)

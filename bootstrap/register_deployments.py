@@ -65,14 +65,20 @@ def clone(repository: str, folder: Path) -> Path:
     try:
         asyncio.run(pull(storage))
     except FAILURES as error:
-        raise BootstrapError(pull_errors.explain(error, repository)) from error
+        raise BootstrapError(reason(error)) from error
     return storage.destination
+
+
+def reason(error: BaseException) -> str:
+    """Return why the repository cannot be cloned."""
+    repository, ref = os.environ["FLOWS_REPOSITORY"], os.environ["FLOWS_REF"]
+    return pull_errors.explain_to_installer(error, repository, ref)
 
 
 def say(attempt: RetryCallState) -> None:
     """Tell why it is tried again."""
     if attempt.outcome and (error := attempt.outcome.exception()):
-        typer.echo(f"Trying again: {pull_errors.explain(error, os.environ['FLOWS_REPOSITORY'])}")
+        typer.echo(f"Trying again: {reason(error)}")
 
 
 @retry(

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Leaves in a virtual environment what runs: `slim.sh /opt/venv`. Used by the build stage of each image.
+# Leaves in a virtual environment what runs: `slim.sh /opt/venv`. Used by install.sh.
 set -eu
 site=$(echo "$1"/lib/python3.*/site-packages)
 

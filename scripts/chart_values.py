@@ -356,7 +356,11 @@ class BackgroundServices(PodSettings):
 class Worker(Component):
     """What all workers share; `workers` has one entry a pool, which wins."""
 
-    enabled: bool = Field(default=True, description="Run workers.")
+    enabled: bool = Field(
+        default=True,
+        description="Run workers. Without them, deployments need a work pool that another release "
+        "made.",
+    )
     image: Image = Field(default_factory=lambda: Image(repository="prefect-hamilton/prefect"))
     replicas: int = Field(default=1, ge=0, description="Number of pods a pool.")
     poll_seconds: float = Field(
@@ -479,6 +483,7 @@ class Flows(FlowSettings):
     )
     deployments: list[str] = Field(
         default_factory=lambda: ["*-k8s"],
+        min_length=1,
         description="Which deployments of prefect.yaml are registered: names, or patterns.",
     )
     git_credential: GitCredential = Field(default_factory=GitCredential)
@@ -837,7 +842,7 @@ class ChartValues(Values):
     workers: dict[Annotated[str, StringConstraints(pattern=r"^[^/%\s]+$")], Pool] = Field(
         default_factory=dict,
         description="Work pools, each with its worker: the pool's name, and what differs from "
-        "`worker` and `flows`. One pool named kubernetes when empty.",
+        "`worker` and `flows`. Those named are all there are; one named kubernetes when empty.",
     )
     worker: Worker = Field(default_factory=Worker)
     flows: Flows = Field(default_factory=Flows)

@@ -147,7 +147,7 @@ def test_two_at_once_bring_the_schema_to_this_version(migrated: Database) -> Non
 def test_block_types_are_registered(migrated: Database) -> None:
     """The servers leave it to this script: several at once would fail over it."""
     types = {slug for (slug,) in migrated.query("SELECT slug FROM block_type")}
-    assert {"secret", "slack-webhook", "github-repository", "s3-bucket"} <= types
+    assert {"secret", "slack-webhook", "s3-bucket", "redis-database", "k8s-job"} <= types
 
 
 def test_a_second_migration_changes_nothing(migrated: Database) -> None:

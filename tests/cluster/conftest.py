@@ -45,6 +45,7 @@ for target in sys.argv[1:]:
     print(target)
 """
 CHART = "charts/prefect-hamilton"
+LONG_LIVED = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component!=flow-run"
 TOOLS = ("helm", "kubectl") if KUBECONFIG else ("docker", "kind", "helm", "kubectl")
 
 needs_kind = pytest.mark.skipif(bool(KUBECONFIG), reason="only on a kind cluster")
@@ -227,7 +228,7 @@ class Cluster:
         """The long-lived pods' ids, by component."""
         return {
             pod["metadata"]["labels"]["app.kubernetes.io/component"]: pod["metadata"]["uid"]
-            for pod in self.get("pods", "-l", f"app.kubernetes.io/instance={RELEASE}")["items"]
+            for pod in self.get("pods", "-l", LONG_LIVED)["items"]
             if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
         }
 

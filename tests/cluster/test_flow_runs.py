@@ -1,6 +1,5 @@
 """Flow runs as pods: what a run may ask for, and what is told when a pod does not get on."""
 
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -38,15 +37,18 @@ def test_job_variables_of_a_run_win(cluster: Cluster) -> None:
 def test_job_variables_of_a_deployment_win_over_the_template(cluster: Cluster) -> None:
     deployment = cluster.deployment(cluster.probe("tells"))
     image = container_image(cluster)
-    answer = cluster.api.patch(
-        f"/deployments/{deployment['id']}",
-        json={"job_variables": {"image": f"docker.io/{image}", "memory_request": "140Mi"}},
-    )
-    assert answer.is_success, answer.text
-    run_id = cluster.start("tells/probe", variable="HOME")
-    cluster.wait_for_state(run_id, "Completed")
+    # Another name of the same image, where there is one.
+    other = f"docker.io/{image}" if image.startswith("prefect-hamilton/") else image
+    path = f"/deployments/{deployment['id']}"
+    variables = {"image": other, "memory_request": "140Mi"}
+    cluster.api.patch(path, json={"job_variables": variables}).raise_for_status()
+    try:
+        run_id = cluster.start("tells/probe", variable="HOME")
+        cluster.wait_for_state(run_id, "Completed")
+    finally:
+        cluster.api.patch(path, json={"job_variables": {}}).raise_for_status()
     (pod,) = cluster.pods(run_id)
-    assert container(pod)["image"] == f"docker.io/{image}"
+    assert container(pod)["image"] == other
     assert container(pod)["resources"]["requests"]["memory"] == "140Mi"
 
 
@@ -58,8 +60,7 @@ def container_image(cluster: Cluster) -> str:
 
 def test_a_schedule_starts_a_run(cluster: Cluster) -> None:
     deployment = cluster.deployment(cluster.probe("tells"))["id"]
-    soon = datetime.now(UTC) + timedelta(seconds=10)
-    schedule = {"anchor_date": soon.isoformat(), "interval": 86400}
+    schedule = {"interval": 20}
     answer = cluster.api.patch(
         f"/deployments/{deployment}", json={"parameters": {"variable": "HOME"}}
     )
@@ -74,14 +75,16 @@ def test_a_schedule_starts_a_run(cluster: Cluster) -> None:
         runs = cluster.post(
             "/flow_runs/filter",
             deployments={"id": {"any_": [deployment]}},
-            sort="EXPECTED_START_TIME_ASC",
+            limit=200,
         )
-        (first, *_) = [run for run in runs if run["auto_scheduled"]]
-        assert first["state_name"] == "Completed"
+        states = [run["state_name"] for run in runs if run["auto_scheduled"]]
+        assert "Completed" in states, states
 
-    completed()
     (created,) = answer.json()
-    cluster.api.delete(f"/deployments/{deployment}/schedules/{created['id']}").raise_for_status()
+    try:
+        completed()
+    finally:
+        cluster.api.delete(f"/deployments/{deployment}/schedules/{created['id']}")
 
 
 def test_secrets_reach_a_pod_as_references(cluster: Cluster) -> None:

@@ -67,9 +67,11 @@ def test_a_wrong_password_is_refused(cluster: Cluster) -> None:
 def test_old_hamilton_runs_are_deleted_by_a_job(cluster: Cluster) -> None:
     cron = f"cronjob/{RELEASE}-hamilton-ui-retention"
     cluster.kubectl("create", "job", "retention-now", f"--from={cron}")
-    cluster.kubectl("wait", "job/retention-now", "--for=condition=complete", "--timeout=120s")
-    assert "deleted 0 old runs" in cluster.kubectl("logs", "job/retention-now")
-    cluster.kubectl("delete", "job", "retention-now")
+    try:
+        cluster.kubectl("wait", "job/retention-now", "--for=condition=complete", "--timeout=120s")
+        assert "deleted 0 old runs" in cluster.kubectl("logs", "job/retention-now")
+    finally:
+        cluster.kubectl("delete", "job", "retention-now")
 
 
 def test_a_stray_pod_reaches_the_pages_only(cluster: Cluster) -> None:

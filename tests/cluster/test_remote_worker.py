@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,17 @@ def namespace(
     kind.load_images(NAME, [IMAGE])
     names = ("token", "certificate.pem", "client_key", "host_key.pub")
     keys = {name: kind.run("docker", "run", "--rm", IMAGE, "cat", name) for name in names}
+    with ExitStack() as stack:
+        stack.callback(cluster.run, "kubectl", "delete", "namespace", NAMESPACE, check=False)
+        serve(cluster, keys, tmp_path_factory.mktemp("remote"))
+        yield keys
+
+
+def serve(cluster: Cluster, keys: dict[str, str], folder: Path) -> None:
+    """Create the namespace, the Git server and the Secrets; push the repository."""
     restricted = "pod-security.kubernetes.io/enforce=restricted"
     cluster.run("kubectl", "create", "namespace", NAMESPACE)
     cluster.run("kubectl", "label", "namespace", NAMESPACE, restricted)
-    folder = tmp_path_factory.mktemp("remote")
     labels = {"app": "private-git"}
     container = {
         "name": "git",
@@ -78,7 +86,7 @@ def namespace(
             "runAsUser": 1001,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "readinessProbe": {"tcpSocket": {"port": 2222}, "periodSeconds": 1},
+        "readinessProbe": {"tcpSocket": {"port": 8443}, "periodSeconds": 1},
     }
     pod = {
         "apiVersion": "v1",
@@ -114,9 +122,6 @@ def namespace(
         "-- git %s /srv/git/flows.git"
     )
     git("-c", "protocol.ext.allow=always", "push", "--quiet", remote, "main", cwd=repository)
-    yield keys
-    cluster.run("helm", "uninstall", "remote", "--namespace", NAMESPACE, "--wait")
-    cluster.run("kubectl", "delete", "namespace", NAMESPACE, "--wait=false")
 
 
 @pytest.mark.parametrize(

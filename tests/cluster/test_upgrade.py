@@ -106,7 +106,8 @@ def test_it_grows_to_several_servers(cluster: Cluster) -> None:
         assert report["state_name"] == "Completed"
 
     reported()
-    assert not cluster.reachable(f"{RELEASE}-valkey:6379")
+    server = f"{RELEASE}-server:4200"
+    assert cluster.reachable(server, f"{RELEASE}-valkey:6379") == {server}
     upgrade(cluster, "--set", "server.replicas=1,valkey.enabled=false")
     wait_for_rollout(cluster)
     assert cluster.flow_run(run_id)["state_name"] == "Failed"

@@ -104,7 +104,7 @@ def test_a_repository_that_cannot_be_cloned_is_told(
 
     assert code == 1
     last = output.splitlines()[-1]
-    assert last.startswith(f"bootstrap: Cannot clone {url}: ")
+    assert last.startswith(f"bootstrap: Cannot clone {url} at {environment['FLOWS_REF']}: ")
     assert cause in last
     assert "Traceback" not in output
     assert "not-the-token" not in output

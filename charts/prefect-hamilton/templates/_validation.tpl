@@ -21,10 +21,10 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 {{- $mistakes = append $mistakes "Several server pods talk to each other through Valkey: set valkey.enabled, or valkey.existingSecret with the URL of one elsewhere." }}
 {{- end }}
 {{- else }}
-{{- if and $v.worker.enabled (not $v.api.url) }}
+{{- if and (include "prefect-hamilton.hasWorkers" .) (not $v.api.url) }}
 {{- $mistakes = append $mistakes "server.enabled is false: set api.url to the Prefect API that the workers use." }}
 {{- end }}
-{{- if and $v.worker.enabled (ne $v.auth.type "none") (not $v.auth.existingSecret) }}
+{{- if and (include "prefect-hamilton.hasWorkers" .) (ne $v.auth.type "none") (not $v.auth.existingSecret) }}
 {{- $mistakes = append $mistakes (printf "auth.type is %s: set auth.existingSecret to the Secret with the credential for api.url." $v.auth.type) }}
 {{- end }}
 {{- range $what, $isOn := dict "valkey.enabled" $v.valkey.enabled "serviceMonitor.enabled" $v.serviceMonitor.enabled "server.autoscaling.enabled" $v.server.autoscaling.enabled }}
@@ -34,7 +34,7 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 {{- end }}
 {{- end }}
 
-{{- if not (or $v.server.enabled $v.worker.enabled $v.hamiltonUi.enabled) }}
+{{- if not (or $v.server.enabled (include "prefect-hamilton.hasWorkers" .) $v.hamiltonUi.enabled) }}
 {{- $mistakes = append $mistakes "Nothing is left to install: server.enabled, worker.enabled and hamiltonUi.enabled are false." }}
 {{- end }}
 
@@ -102,6 +102,9 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 {{- end }}
 {{- if and (hasPrefix "git@" $v.flows.repository) (ne $v.flows.gitCredential.type "ssh") }}
 {{- $mistakes = append $mistakes "flows.repository is an SSH address: set flows.gitCredential.type to ssh, and existingSecret to the Secret with the key." }}
+{{- end }}
+{{- if and (eq $v.flows.gitCredential.type "ssh") (hasPrefix "http" $v.flows.repository) }}
+{{- $mistakes = append $mistakes "flows.gitCredential.type is ssh: set flows.repository to the repository's SSH address (ssh://git@host/path)." }}
 {{- end }}
 {{- if and $v.flows.gitCredential.existingSecret (eq $v.flows.gitCredential.type "token") $v.flows.repository (not (hasPrefix "http" $v.flows.repository)) }}
 {{- $mistakes = append $mistakes "flows.gitCredential.type: token is for a repository at an https:// address." }}

@@ -11,52 +11,70 @@ UNREACHABLE = (
     r"returned error: (?:429|5\d\d)|Could not resolve host|name resolution|Connection refused"
     r"|Connection reset|Failed to connect|timed out|hung up|early EOF|unexpected disconnect"
 )
-# What git says, with the cause and the way out. The first that matches counts.
+# What git says, the cause, the way out, the chart's value that it hangs on. The first match counts.
 CAUSES = (
     (
         r"could not read (?:Username|Password)|Authentication failed|Permission denied"
         r"|Host key verification failed|returned error: 40[13]",
-        "the Git server refuses the credential, or the lack of one; give the deployment's "
-        "git_clone step (chart: flows.gitCredential) one that may read the repository",
+        "the Git server refuses the credential, or the lack of one",
+        "give the deployment's git_clone step one that may read the repository",
+        "flows.gitCredential",
     ),
     (
         r"Remote branch (?P<ref>\S+) not found",
-        "it has no branch or tag {ref}; name another in the deployment's git_clone step "
-        "(chart: flows.ref) and register it again",
+        "it has no branch or tag {ref}",
+        "name another in the deployment's git_clone step and register it again",
+        "flows.ref",
     ),
     (
         r"not our ref|unadvertised object|reference is not a tree|bad object|couldn't find remote",
-        "it has no commit {ref}; name another in the deployment's git_clone step "
-        "(chart: flows.ref) and register it again",
+        "it has no commit {ref}",
+        "name another in the deployment's git_clone step and register it again",
+        "flows.ref",
     ),
     (
         r"SSL certificate|certificate verification",
-        "the certificate of the Git server is not trusted; name a file with its authority in "
-        "the variable GIT_SSL_CAINFO",
+        "the certificate of the Git server is not trusted",
+        "name a file with its authority in the variable GIT_SSL_CAINFO",
+        "flows.env and bootstrap.env",
     ),
     (
         UNREACHABLE,
-        "the Git server does not answer ({said}); run the flow again when it does, or correct the "
-        "address in the deployment's git_clone step (chart: flows.repository)",
+        "the Git server does not answer ({said})",
+        "run the flow again when it does, or correct the address in the deployment's git_clone "
+        "step",
+        "flows.repository",
     ),
     (
         r"not found|not appear to be a git repository|no such repository|not exported"
         r"|Could not read from remote",
-        "there is no such repository, or it is hidden from this credential; correct the address "
-        "in the deployment's git_clone step (chart: flows.repository) and register it again",
+        "there is no such repository, or it is hidden from this credential",
+        "correct the address in the deployment's git_clone step and register it again",
+        "flows.repository",
     ),
 )
 
 
-def explain(error: BaseException, repository: str = "the flow repository") -> str:
-    """Return the sentence; no credential of a URL is in it.
+def explain(error: BaseException) -> str:
+    """Return the sentence for a flow run; no credential of a URL is in it."""
+    if (failed := git_failure(error)) is None:
+        return _words(error)
+    # Only `git clone` names the repository; what follows is `git fetch origin COMMIT`.
+    words = [strip_auth_from_urls_in_text(str(word)) for word in failed.cmd]
+    cloned = (word for before, word in pairwise(words) if before == "clone")
+    repository = next(cloned, "the flow repository")
+    cause, way_out, value = _diagnose(failed)
+    advice = f"; {way_out} (chart: {value})" if way_out else ""
+    return f"Cannot clone {repository}: {cause}{advice}."
 
-    `repository` is what was to be cloned, for where git's command does not tell.
-    """
-    if (failed := git_failure(error)) is not None:
-        return _explain_git(failed, repository)
-    cause = f": {error.__cause__}" if error.__cause__ else ""
-    return strip_auth_from_urls_in_text(f"{error}{cause}")
+
+def explain_to_installer(error: BaseException, repository: str, ref: str) -> str:
+    """Return the sentence for who sets the chart's values; no credential of a URL is in it."""
+    if (failed := git_failure(error)) is None:
+        return _words(error)
+    cause, _, value = _diagnose(failed)
+    advice = f"; the chart's value is {value}" if value else ""
+    return f"Cannot clone {strip_auth_from_urls_in_text(repository)} at {ref}: {cause}{advice}."
 
 
 def git_failure(error: BaseException) -> subprocess.CalledProcessError | None:
@@ -72,18 +90,20 @@ def is_unreachable(failed: subprocess.CalledProcessError) -> bool:
     return re.search(UNREACHABLE, _stderr(failed)) is not None
 
 
-def _explain_git(failed: subprocess.CalledProcessError, repository: str) -> str:
+def _diagnose(failed: subprocess.CalledProcessError) -> tuple[str, str, str]:
+    """Cause, way out and value; the last two are empty when git's words are not known."""
     stderr = strip_auth_from_urls_in_text(_stderr(failed))
-    words = [strip_auth_from_urls_in_text(str(word)) for word in failed.cmd]
-    # Only `git clone` names the repository; what follows is `git fetch origin COMMIT`.
-    cloned = (word for before, word in pairwise(words) if before == "clone")
-    repository = next(cloned, strip_auth_from_urls_in_text(repository))
     said = (stderr.strip().splitlines() or ["it said nothing"])[-1].removeprefix("fatal: ")
-    for pattern, reason in CAUSES:
+    for pattern, cause, way_out, value in CAUSES:
         if found := re.search(pattern, stderr):
-            ref = found.groupdict().get("ref", words[-1])
-            return f"Cannot clone {repository}: {reason.format(ref=ref, said=said)}."
-    return f"Cannot clone {repository}: git ended with {failed.returncode} ({said})."
+            ref = found.groupdict().get("ref", strip_auth_from_urls_in_text(str(failed.cmd[-1])))
+            return cause.format(ref=ref, said=said), way_out, value
+    return f"git ended with {failed.returncode} ({said})", "", ""
+
+
+def _words(error: BaseException) -> str:
+    cause = f": {error.__cause__}" if error.__cause__ else ""
+    return strip_auth_from_urls_in_text(f"{error}{cause}")
 
 
 def _stderr(failed: subprocess.CalledProcessError) -> str:

@@ -1,5 +1,5 @@
-# Both servers; the pod ends when SSH does.
+# Both servers; the pod ends when HTTPS does, which answers last.
 set -eu
-lighttpd -D -f /srv/lighttpd.conf &
-exec /usr/sbin/sshd -D -e -p 2222 -h /srv/git/host_key -o AuthorizedKeysFile=/srv/git/client_key.pub \
+/usr/sbin/sshd -e -p 2222 -h /srv/git/host_key -o AuthorizedKeysFile=/srv/git/client_key.pub \
   -o StrictModes=no -o UsePAM=no -o PidFile=none
+exec lighttpd -D -f /srv/lighttpd.conf

@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 import sqlalchemy as sa
+from prefect.plugins import load_prefect_collections
 from prefect.server.database import provide_database_interface
 from prefect.server.database.alembic_commands import alembic_upgrade
 from prefect.server.models.block_registration import run_block_auto_registration
@@ -76,8 +77,7 @@ async def main() -> None:
         async with locked(engine, where) as connection:
             await mark_first(connection, where)
             await run_sync_in_worker_thread(alembic_upgrade)
-            async with await provide_database_interface().session() as session:
-                await run_block_auto_registration(session=session)
+            await register_block_types(where)
             await connection.execute(DropTable(FIRST, if_exists=True))
     except NotReadyError as error:
         sys.exit(f"PostgreSQL at {where} did not answer for {WAIT_SECONDS} s: {error}")
@@ -92,6 +92,17 @@ async def main() -> None:
             "restore the backup."
         )
     print(f"The schema in {where} is current.")
+
+
+async def register_block_types(where: str) -> None:
+    """Register Prefect's block types and those of the installed integrations."""
+    load_prefect_collections()
+    try:
+        async with await provide_database_interface().session() as session:
+            await run_block_auto_registration(session=session)
+    except sa.exc.DBAPIError as error:
+        reason = (error.orig and error.orig.__cause__) or error
+        sys.exit(f"Block types cannot be registered in {where}: {reason}")
 
 
 async def mark_first(connection: AsyncConnection, where: str) -> None:

@@ -61,7 +61,7 @@ base-job-template-{{ include "prefect-hamilton.worker.slug" $pool }}.yaml: |
 {{- $credential := .Values.flows.gitCredential -}}
 {{ include "prefect-hamilton.api.env" . }}
 PREFECT_HOME: /tmp/prefect
-{{- if .Values.worker.enabled }}
+{{- if include "prefect-hamilton.hasWorkers" . }}
 FLOWS_NAMESPACE:
   {{- include "prefect-hamilton.flows.namespaceValue" . | nindent 2 }}
 {{- range $pool, $_ := include "prefect-hamilton.workPools" . | fromYaml }}

@@ -16,7 +16,7 @@ fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
 
 {{/* The variable of the bootstrap that holds the image of a pool's flow pods. Takes root and pool. */}}
 {{- define "prefect-hamilton.flows.imageVariable" -}}
-{{- $own := (get .root.Values.workers .pool | default dict).flows | default dict }}
+{{- $own := (get (.root.Values.workers | default dict) .pool | default dict).flows | default dict }}
 {{- $suffix := include "prefect-hamilton.worker.slug" .pool | upper | replace "-" "_" }}
 {{- empty $own.image | ternary "FLOWS_IMAGE" (printf "FLOWS_IMAGE_%s" $suffix) }}
 {{- end }}
@@ -36,7 +36,7 @@ fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
 
 {{/* Settings of a pool's flow pods: `flows` and the pool's own. Takes root and pool. */}}
 {{- define "prefect-hamilton.flows.settings" -}}
-{{- $own := (get .root.Values.workers .pool | default dict).flows | default dict | include "prefect-hamilton.withoutNulls" | fromYaml }}
+{{- $own := (get (.root.Values.workers | default dict) .pool | default dict).flows | default dict | include "prefect-hamilton.withoutNulls" | fromYaml }}
 {{- $shared := dict "nodeSelector" .root.Values.global.nodeSelector "tolerations" .root.Values.global.tolerations }}
 {{- $flows := .root.Values.flows }}
 {{- range $key, $value := $shared }}

@@ -1,6 +1,12 @@
+{{- define "prefect-hamilton.hasWorkers" -}}
+{{- if ne (toString .Values.worker.enabled) "false" }}true{{ end }}
+{{- end }}
+
 {{/* The work pools: those of `workers`, or one. */}}
 {{- define "prefect-hamilton.workPools" -}}
-{{- .Values.worker.enabled | ternary (.Values.workers | default (dict "kubernetes" dict)) dict | toYaml }}
+{{- if include "prefect-hamilton.hasWorkers" . }}
+{{- .Values.workers | default (dict "kubernetes" dict) | toYaml }}
+{{- end }}
 {{- end }}
 
 {{/* Part of a name made from a pool's: as it is where that is possible, marked where it is not. */}}
@@ -16,7 +22,7 @@
 
 {{/* Settings of a pool's worker: `global`, `worker` and its own. Takes root and pool. */}}
 {{- define "prefect-hamilton.worker.settings" -}}
-{{- $own := omit (get .root.Values.workers .pool | default dict) "flows" "concurrencyLimit" | include "prefect-hamilton.withoutNulls" | fromYaml }}
+{{- $own := omit (get (.root.Values.workers | default dict) .pool | default dict) "flows" "concurrencyLimit" | include "prefect-hamilton.withoutNulls" | fromYaml }}
 {{- include "prefect-hamilton.settings" (dict "root" .root "own" (mergeOverwrite (deepCopy .root.Values.worker) (deepCopy $own))) }}
 {{- end }}
 
