@@ -136,11 +136,22 @@ def test_a_pool_may_differ_in_a_tag_alone_and_null_is_no_difference() -> None:
 
 
 def test_pools_that_are_named_are_all_there_are() -> None:
+    assert workers({"workers": {"gpu": {}}}) == ["gpu"]
     release = render({"workers": {"gpu": {}}})
-    workers = [d["metadata"]["name"] for d in release.of("Deployment")]
-    assert [name for name in workers if "-worker-" in name] == ["demo-prefect-hamilton-worker-gpu"]
     state = yaml.safe_load(release.get("ConfigMap", "bootstrap")["data"]["state.yaml"])
     assert [pool["name"] for pool in state["work_pools"]] == ["gpu"]
+
+
+def workers(values: dict[str, Any]) -> list[str]:
+    names = [d["metadata"]["name"] for d in render(values).of("Deployment")]
+    return [name.rpartition("-worker-")[2] for name in names if "-worker-" in name]
+
+
+def test_a_worker_runs_unless_it_is_switched_off() -> None:
+    assert workers({"workers": None, "worker": {"enabled": None}}) == ["kubernetes"]
+    assert workers({"worker": {"enabled": False}, "workers": {"gpu": {}}}) == []
+    state = render({"worker": {"enabled": False}}).get("ConfigMap", "bootstrap")["data"]
+    assert "work_pools" not in state["state.yaml"]
 
 
 def test_no_limit_means_none(default: Release) -> None:
