@@ -55,6 +55,21 @@ eventually = tenacity.retry(
 )
 
 
+class PatientTransport(httpx.HTTPTransport):
+    """Asks again for a while when nobody is behind the port, as just after a server's start."""
+
+    @tenacity.retry(
+        retry=tenacity.retry_if_exception_type(
+            (httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError)
+        ),
+        stop=tenacity.stop_after_delay(30),
+        wait=tenacity.wait_fixed(0.5),
+        reraise=True,
+    )
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return super().handle_request(request)
+
+
 @dataclass
 class Cluster:
     """The cluster with its release."""
@@ -114,8 +129,7 @@ class Cluster:
         """A client of the Prefect API with the release's password."""
         user, password = self.secret("auth", "auth-string").split(":", 1)
         # A connection that is kept may lead to a server that is no more.
-        limits = httpx.Limits(max_keepalive_connections=0)
-        transport = httpx.HTTPTransport(retries=5, limits=limits)
+        transport = PatientTransport(limits=httpx.Limits(max_keepalive_connections=0))
         return httpx.Client(
             base_url=self.api_url, auth=(user, password), timeout=30, transport=transport
         )
