@@ -55,14 +55,19 @@ eventually = tenacity.retry(
 )
 
 
+def nobody_is_there(error: BaseException) -> bool:
+    """Whether the port led nowhere, or to a pod that is gone, as while a server is replaced."""
+    if isinstance(error, httpx.ReadTimeout):
+        return error.request.method == "GET"
+    return isinstance(error, (httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError))
+
+
 class PatientTransport(httpx.HTTPTransport):
-    """Asks again for a while when nobody is behind the port, as just after a server's start."""
+    """Asks again when nobody was there."""
 
     @tenacity.retry(
-        retry=tenacity.retry_if_exception_type(
-            (httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError)
-        ),
-        stop=tenacity.stop_after_delay(30),
+        retry=tenacity.retry_if_exception(nobody_is_there),
+        stop=tenacity.stop_after_delay(100),
         wait=tenacity.wait_fixed(0.5),
         reraise=True,
     )
