@@ -55,24 +55,26 @@ eventually = tenacity.retry(
 )
 
 
-def nobody_is_there(error: BaseException) -> bool:
-    """Whether the port led nowhere, or to a pod that is gone, as while a server is replaced."""
-    if isinstance(error, httpx.ReadTimeout):
-        return error.request.method == "GET"
-    return isinstance(error, (httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError))
-
-
 class PatientTransport(httpx.HTTPTransport):
-    """Asks again when nobody was there."""
+    """Asks again when the port led nowhere, or to a pod that is gone, as while one is replaced."""
 
-    @tenacity.retry(
-        retry=tenacity.retry_if_exception(nobody_is_there),
-        stop=tenacity.stop_after_delay(100),
-        wait=tenacity.wait_fixed(0.5),
-        reraise=True,
-    )
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        return super().handle_request(request)
+        gone: tuple[type[Exception], ...] = (
+            httpx.ConnectError,
+            httpx.ReadError,
+            httpx.RemoteProtocolError,
+        )
+        for attempt in tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(
+                (*gone, httpx.ReadTimeout) if request.method == "GET" else gone
+            ),
+            stop=tenacity.stop_after_delay(100),
+            wait=tenacity.wait_fixed(0.5),
+            reraise=True,
+        ):
+            with attempt:
+                response = super().handle_request(request)
+        return response
 
 
 @dataclass
