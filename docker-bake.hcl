@@ -17,21 +17,30 @@ group "default" {
 }
 
 target "image" {
-  name = item
+  name = image.name
   matrix = {
-    item = ["prefect", "flows", "hamilton-ui"]
+    image = [
+      { name = "prefect", does = "Prefect server, Kubernetes worker and bootstrap" },
+      { name = "flows", does = "Runs one Prefect flow run with Hamilton dataflows" },
+      { name = "hamilton-ui", does = "Hamilton UI: tracking server and page" },
+    ]
   }
   context    = "."
   dockerfile = "images/Dockerfile"
-  target     = item
+  target     = image.name
   platforms  = PLATFORMS == "" ? [] : split(",", PLATFORMS)
-  tags       = ["${REGISTRY == "" ? "" : "${REGISTRY}/"}prefect-hamilton/${item}:${VERSION}"]
+  tags       = ["${REGISTRY == "" ? "" : "${REGISTRY}/"}prefect-hamilton/${image.name}:${VERSION}"]
   args = {
     BASE_IMAGE       = BASE_IMAGE
-    VERSION          = VERSION
-    REVISION         = REVISION
-    SOURCE           = SOURCE
     PIP_INDEX_URL    = INDEX == "" ? null : INDEX
     UV_DEFAULT_INDEX = INDEX == "" ? null : INDEX
+  }
+  labels = {
+    "org.opencontainers.image.title"       = "prefect-hamilton/${image.name}"
+    "org.opencontainers.image.description" = image.does
+    "org.opencontainers.image.licenses"    = "Apache-2.0"
+    "org.opencontainers.image.version"     = VERSION
+    "org.opencontainers.image.revision"    = REVISION
+    "org.opencontainers.image.source"      = SOURCE
   }
 }
