@@ -84,10 +84,8 @@ async def main() -> None:
     except FATAL as error:
         sys.exit(f"PostgreSQL at {where} refuses user {database.user}: {error}")
     except sa.exc.DBAPIError as error:
-        # SQLAlchemy's words for it hold the name of a class.
-        reason = (error.orig and error.orig.__cause__) or error
         sys.exit(
-            f"The schema in {where} cannot be brought up to date: {reason}. If an earlier "
+            f"The schema in {where} cannot be brought up to date: {reason(error)}. If an earlier "
             "migration was interrupted, drop the index that already exists and start again, or "
             "restore the backup."
         )
@@ -101,8 +99,12 @@ async def register_block_types(where: str) -> None:
         async with await provide_database_interface().session() as session:
             await run_block_auto_registration(session=session)
     except sa.exc.DBAPIError as error:
-        reason = (error.orig and error.orig.__cause__) or error
-        sys.exit(f"Block types cannot be registered in {where}: {reason}")
+        sys.exit(f"Block types cannot be registered in {where}: {reason(error)}")
+
+
+def reason(error: sa.exc.DBAPIError) -> BaseException:
+    """Return what PostgreSQL said: SQLAlchemy's words for it hold the name of a class."""
+    return (error.orig and error.orig.__cause__) or error
 
 
 async def mark_first(connection: AsyncConnection, where: str) -> None:
