@@ -106,6 +106,28 @@ def test_several_servers_share_everything(profiles: dict[str, Release]) -> None:
         assert pod_template(deployment)["spec"]["topologySpreadConstraints"]
 
 
+def test_a_server_that_is_rolled_leaves_its_service_first(
+    default: Release, profiles: dict[str, Release]
+) -> None:
+    """Where its pod is deleted before there is another one, waiting would only cost time."""
+    sleep = {"preStop": {"sleep": {"seconds": 5}}}
+    replicated = profiles["high-availability"]
+    for release, component, expected in (
+        (default, "server", sleep),
+        (default, "hamilton-ui", None),
+        (profiles["minimal"], "server", None),
+        (replicated, "server", sleep),
+        (replicated, "hamilton-ui", sleep),
+        (replicated, "worker-kubernetes", None),
+    ):
+        (container,) = pod_template(release.get("Deployment", component))["spec"]["containers"]
+        assert container.get("lifecycle") == expected, component
+    # Kubernetes takes no sleep that is longer than the grace period.
+    release = render({"server": {"terminationGracePeriodSeconds": 5}})
+    (container,) = pod_template(release.get("Deployment", "server"))["spec"]["containers"]
+    assert "lifecycle" not in container
+
+
 def test_a_worker_release_is_only_that(profiles: dict[str, Release]) -> None:
     release = profiles["worker-only"]
     assert [labels(o)[COMPONENT] for o in release.of("Deployment")] == ["worker"]

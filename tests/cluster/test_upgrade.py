@@ -1,8 +1,12 @@
 """The release over time: upgrades, growth, removal. The last test removes it all."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from scripts import kind
@@ -14,6 +18,7 @@ from tests.cluster.conftest import (
     WALKTHROUGH,
     Cluster,
     eventually,
+    needs_kind,
 )
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -35,6 +40,28 @@ def wait_for_bootstrap(cluster: Cluster) -> str:
     """Wait for the bootstrap of the last upgrade; returns its log."""
     cluster.kubectl("wait", "job", "-l", BOOTSTRAP, "--for=condition=complete", "--timeout=300s")
     return cluster.kubectl("logs", "-l", BOOTSTRAP, "--tail=-1")
+
+
+@contextmanager
+def asking(url: str) -> Iterator[list[str]]:
+    """Ask on a connection of its own, again and again; yields the answers there have been."""
+    answers: list[str] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.wait(0.05):
+            try:
+                answers.append(str(httpx.get(url, timeout=10).status_code))
+            except httpx.HTTPError as error:
+                answers.append(repr(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield answers
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_a_second_bootstrap_changes_nothing(cluster: Cluster) -> None:
@@ -70,6 +97,23 @@ def test_an_upgrade_rolls_what_changed_and_spares_a_run(cluster: Cluster) -> Non
     rolled()
     cluster.let_go(run_id)
     assert cluster.wait_for_state(run_id, "Completed")["run_count"] == 1
+
+
+@needs_kind
+def test_a_rollout_of_the_server_loses_no_request(cluster: Cluster) -> None:
+    """A forwarded port would follow one pod; the node's port follows the Service."""
+    before = cluster.uids()["server"]
+    with asking(f"{cluster.api_url}/health") as answers:
+        cluster.kubectl("rollout", "restart", f"deployment/{RELEASE}-server")
+        wait_for_rollout(cluster)
+
+        @eventually
+        def replaced() -> None:
+            (pod,) = cluster.get("pods", "-l", SERVER)["items"]
+            assert pod["metadata"]["uid"] != before
+
+        replaced()
+    assert set(answers) == {"200"}
 
 
 def test_the_base_job_template_is_kept_in_step(cluster: Cluster) -> None:

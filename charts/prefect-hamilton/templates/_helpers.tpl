@@ -220,6 +220,18 @@ securityContext:
   {{- include "prefect-hamilton.securityContext" (dict "own" .settings.securityContext) | nindent 2 }}
 {{- end }}
 
+{{/*
+What a server does before it ends: it waits until its Service sends it nothing new, so that no request
+meets a closed port. Kubernetes refuses a sleep longer than the grace period. Takes settings.
+*/}}
+{{- define "prefect-hamilton.leaveService" -}}
+{{- if gt (int .settings.terminationGracePeriodSeconds) 5 -}}
+lifecycle:
+  preStop:
+    sleep: {seconds: 5}
+{{- end }}
+{{- end }}
+
 {{/* Whether a component has several pods. Takes settings. */}}
 {{- define "prefect-hamilton.isReplicated" -}}
 {{- if or (gt (int .settings.replicas) 1) (.settings.autoscaling | default dict).enabled }}true{{ end }}
