@@ -186,6 +186,22 @@ def test_prefect_is_imported_by_one_start_of_python(pods: Pods, tmp_path: Path) 
     assert len(list(pods.notes.glob("python-*"))) == 1
 
 
+def test_settings_of_the_workspace_count(
+    pods: Pods, client: SyncPrefectClient, tmp_path: Path
+) -> None:
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    for name in ("probes.py", "beside.py"):
+        (workspace / name).write_text((FLOWS / name).read_text())
+    (workspace / "prefect.toml").write_text("[flows]\ndefault_retries = 1\n")
+    run = pods.flow_run(pull=workspace, end="raise")
+
+    pods.execute(run)
+
+    assert pods.state(run).type == StateType.FAILED
+    assert client.read_flow_run(run.id).run_count == 2
+
+
 def test_a_flow_that_raises_fails(pods: Pods) -> None:
     run = pods.flow_run(end="raise")
 

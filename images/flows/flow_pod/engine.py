@@ -91,13 +91,10 @@ async def report(flow_run_id: UUID, error: Exception) -> bool:
 def adopt(prepared: Prepared) -> None:
     """Make this process what the new one would have been: folder, environment, import path."""
     os.chdir(prepared.folder)
-    settings_changed = {k: v for k, v in os.environ.items() if k.startswith("PREFECT_")} != {
-        k: v for k, v in prepared.environment.items() if k.startswith("PREFECT_")
-    }
     os.environ.clear()
     os.environ.update(prepared.environment)
-    if settings_changed:
-        context.refresh_global_settings_context()
+    # The workspace may bring settings: prefect.toml, pyproject.toml, .env.
+    context.refresh_global_settings_context()
     # As `python -m` with PYTHONPATH; entries that are there already keep their place.
     first = [str(prepared.folder), *prepared.environment["PYTHONPATH"].split(os.pathsep)]
     sys.path[:0] = [entry for entry in dict.fromkeys(first) if entry not in sys.path]
