@@ -66,7 +66,31 @@ def values_schema() -> dict[str, Any]:
     """Return the JSON schema of the values; Helm checks against it before it renders."""
     schema = ChartValues.model_json_schema(by_alias=True)
     _strip(schema)
+    _require(schema, ChartValues, ChartValues(), yaml.safe_load(values_yaml()))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _require(
+    node: dict[str, Any], model: type[BaseModel], instance: Any, defaults: dict[str, Any]
+) -> None:
+    """Refuse null, which takes a default away, where there is a section or a scalar by default.
+
+    A key with nothing under it is such a null.
+    """
+    required = []
+    for alias, _, default in _fields(model, instance):
+        if alias not in defaults:
+            continue
+        if isinstance(default, BaseModel):
+            child = node.get("properties", {}).get(alias, {})
+            _require(child, type(default), default, defaults[alias])
+            if child:
+                node.setdefault("properties", {})[alias] = child
+            required.append(alias)
+        elif isinstance(default, bool | int | float) or (isinstance(default, str) and default):
+            required.append(alias)
+    if required:
+        node["required"] = required
 
 
 def _strip(node: Any) -> None:

@@ -148,7 +148,7 @@ def workers(values: dict[str, Any]) -> list[str]:
 
 
 def test_a_worker_runs_unless_it_is_switched_off() -> None:
-    assert workers({"workers": None, "worker": {"enabled": None}}) == ["kubernetes"]
+    assert workers({"workers": None}) == ["kubernetes"]
     assert workers({"worker": {"enabled": False}, "workers": {"gpu": {}}}) == []
     state = render({"worker": {"enabled": False}}).get("ConfigMap", "bootstrap")["data"]
     assert "work_pools" not in state["state.yaml"]

@@ -269,6 +269,35 @@ def test_env_is_merged_by_name_and_null_removes() -> None:
     assert "PREFECT_SERVER_LOGGING_LEVEL" not in found
 
 
+def test_null_is_refused_or_is_as_nothing() -> None:
+    """A key with nothing under it takes the default away; no template may stumble over that."""
+    nullable = _nullable(yaml.safe_load((CHART / "values.yaml").read_text()), [])
+    assert nullable["global"].keys() >= {"labels", "env"}
+    render(nullable)
+    with pytest.raises(RenderError, match="missing property 'worker'"):
+        render({"worker": None})
+    with pytest.raises(RenderError, match="at '/server': missing property 'autoscaling'"):
+        render({"server": {"autoscaling": None}})
+
+
+def _nullable(defaults: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """The keys that the schema lets be null, each with null."""
+    found: dict[str, Any] = {}
+    for key, default in defaults.items():
+        values = yaml.safe_load((CHART / "values.yaml").read_text())
+        section = values
+        for name in path:
+            section = section[name]
+        del section[key]
+        if jsonschema.Draft202012Validator(SCHEMA).is_valid(values):
+            found[key] = None
+        elif key == "resources":
+            continue  # Kubernetes reads an empty one as none; it would only be untidy.
+        elif isinstance(default, dict) and (inner := _nullable(default, [*path, key])):
+            found[key] = inner
+    return found
+
+
 def test_a_large_number_is_written_out() -> None:
     """Helm makes a float of a number, which a template would print as 2.592e+06."""
     large = 2592000

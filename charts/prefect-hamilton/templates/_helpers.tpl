@@ -18,7 +18,7 @@ app.kubernetes.io/component: {{ .component }}
 
 {{/* Metadata of an object. Takes root, component and name; optionally annotations, namespace. */}}
 {{- define "prefect-hamilton.metadata" -}}
-{{- $annotations := merge (dict) (.annotations | default dict) .root.Values.global.annotations -}}
+{{- $annotations := merge (dict) (.annotations | default dict) (.root.Values.global.annotations | default dict) -}}
 name: {{ .name | toYaml }}
 namespace: {{ .namespace | default .root.Release.Namespace | toYaml }}
 labels:
@@ -26,7 +26,7 @@ labels:
   app.kubernetes.io/managed-by: {{ .root.Release.Service }}
   app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
   helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
-  {{- with merge (dict) (.labels | default dict) .root.Values.global.labels }}
+  {{- with merge (dict) (.labels | default dict) (.root.Values.global.labels | default dict) }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- with $annotations }}
@@ -43,7 +43,7 @@ rolls the pods.
 {{- define "prefect-hamilton.podMetadata" -}}
 labels:
   {{- include "prefect-hamilton.selectorLabels" . | nindent 2 }}
-  {{- with merge (dict) (.labels | default dict) (.settings.podLabels | default dict) .root.Values.global.labels }}
+  {{- with merge (dict) (.labels | default dict) (.settings.podLabels | default dict) (.root.Values.global.labels | default dict) }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
 {{- $annotations := merge (dict) (.settings.podAnnotations | default dict) }}

@@ -100,17 +100,17 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 {{- if and $v.flows.gitCredential.existingSecret $v.gitServer.enabled }}
 {{- $mistakes = append $mistakes "flows.gitCredential.existingSecret is for flows.repository; the server of gitServer.enabled takes no credential." }}
 {{- end }}
-{{- if and (hasPrefix "git@" $v.flows.repository) (ne $v.flows.gitCredential.type "ssh") }}
+{{- if and (hasPrefix "git@" ($v.flows.repository | default "")) (ne $v.flows.gitCredential.type "ssh") }}
 {{- $mistakes = append $mistakes "flows.repository is an SSH address: set flows.gitCredential.type to ssh, and existingSecret to the Secret with the key." }}
 {{- end }}
-{{- if and (eq $v.flows.gitCredential.type "ssh") (hasPrefix "http" $v.flows.repository) }}
+{{- if and (eq $v.flows.gitCredential.type "ssh") (hasPrefix "http" ($v.flows.repository | default "")) }}
 {{- $mistakes = append $mistakes "flows.gitCredential.type is ssh: set flows.repository to the repository's SSH address (ssh://git@host/path)." }}
 {{- end }}
-{{- if and $v.flows.gitCredential.existingSecret (eq $v.flows.gitCredential.type "token") $v.flows.repository (not (hasPrefix "http" $v.flows.repository)) }}
+{{- if and $v.flows.gitCredential.existingSecret (eq $v.flows.gitCredential.type "token") $v.flows.repository (not (hasPrefix "http" ($v.flows.repository | default ""))) }}
 {{- $mistakes = append $mistakes "flows.gitCredential.type: token is for a repository at an https:// address." }}
 {{- end }}
 
-{{- if and (hasPrefix "http" $v.flows.repository) (contains "@" $v.flows.repository) }}
+{{- if and (hasPrefix "http" ($v.flows.repository | default "")) (contains "@" $v.flows.repository) }}
 {{- $mistakes = append $mistakes "flows.repository has a credential in it, which would be stored with each deployment: name the Secret with it in flows.gitCredential.existingSecret." }}
 {{- end }}
 {{- range $name, $service := dict "server" $v.server.service "hamiltonUi" $v.hamiltonUi.service }}

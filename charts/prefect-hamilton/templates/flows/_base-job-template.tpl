@@ -6,13 +6,14 @@ Takes root and pool.
 {{- define "prefect-hamilton.flows.baseJobTemplate" -}}
 {{- $root := .root }}
 {{- $s := include "prefect-hamilton.flows.settings" . | fromYaml }}
-{{- $requests := $s.resources.requests | default dict }}
-{{- $limits := $s.resources.limits | default dict }}
+{{- $resources := $s.resources | default dict }}
+{{- $requests := $resources.requests | default dict }}
+{{- $limits := $resources.limits | default dict }}
 {{- $usesSsh := and (eq $root.Values.flows.gitCredential.type "ssh") $root.Values.flows.gitCredential.existingSecret }}
 {{- $labels := merge (dict) (dict
   "app.kubernetes.io/instance" $root.Release.Name
   "app.kubernetes.io/component" "flow-run"
-  "prefect-hamilton/work-pool" (include "prefect-hamilton.worker.slug" .pool)) ($s.podLabels | default dict) $root.Values.global.labels -}}
+  "prefect-hamilton/work-pool" (include "prefect-hamilton.worker.slug" .pool)) ($s.podLabels | default dict) ($root.Values.global.labels | default dict) -}}
 variables:
   type: object
   properties:

@@ -48,7 +48,7 @@ HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY:
 POD_NAMESPACE:
   fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
 {{- $service := printf "%s.$(POD_NAMESPACE)" $name }}
-HAMILTON_ALLOWED_HOSTS: {{ concat (list $name $service (printf "%s.svc" $service) (printf "%s.svc.cluster.local" $service) $host) .Values.hamiltonUi.allowedHosts | uniq | join "," | toYaml }}
+HAMILTON_ALLOWED_HOSTS: {{ concat (list $name $service (printf "%s.svc" $service) (printf "%s.svc.cluster.local" $service) $host) (.Values.hamiltonUi.allowedHosts | default list) | uniq | join "," | toYaml }}
 {{- if hasPrefix "https://" (include "prefect-hamilton.hamilton-ui.url" .) }}
 HAMILTON_UI_HTTPS: true
 {{- end }}

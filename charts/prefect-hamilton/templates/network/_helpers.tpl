@@ -110,7 +110,7 @@ A NetworkPolicy. Takes root, component (of the pods), name, ingress and egress (
 nothing is let through); optionally namespace.
 */}}
 {{- define "prefect-hamilton.networkPolicy" -}}
-{{- $more := get .root.Values.networkPolicy.extraEgress .component }}
+{{- $more := get (.root.Values.networkPolicy.extraEgress | default dict) .component }}
 ---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy

@@ -1,5 +1,5 @@
 {{- define "prefect-hamilton.hasWorkers" -}}
-{{- if ne (toString .Values.worker.enabled) "false" }}true{{ end }}
+{{- if .Values.worker.enabled }}true{{ end }}
 {{- end }}
 
 {{/* The work pools: those of `workers`, or one. */}}
