@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from annotated_types import MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -24,7 +25,9 @@ from scripts.chart_values import (
     ChartValues,
     Component,
     Global,
+    PodDisruptionBudget,
     PodSettings,
+    Resources,
 )
 
 CHART = Path(__file__).parent.parent / "charts" / "prefect-hamilton"
@@ -66,31 +69,31 @@ def values_schema() -> dict[str, Any]:
     """Return the JSON schema of the values; Helm checks against it before it renders."""
     schema = ChartValues.model_json_schema(by_alias=True)
     _strip(schema)
-    _require(schema, ChartValues, ChartValues(), yaml.safe_load(values_yaml()))
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    # Not beside a `$ref`, where older Helm 3 does not look.
+    needed = _require(ChartValues, ChartValues(), yaml.safe_load(values_yaml()))
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": draft, **schema, "allOf": [needed]}
 
 
-def _require(
-    node: dict[str, Any], model: type[BaseModel], instance: Any, defaults: dict[str, Any]
-) -> None:
-    """Refuse null, which takes a default away, where there is a section or a scalar by default.
+def _require(model: type[BaseModel], instance: Any, defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema that refuses null where it takes a default away that templates need.
 
-    A key with nothing under it is such a null.
+    That is a section, a switch or a list that may not be empty; a key with nothing under it is such
+    a null. Other values may be null: Kubernetes takes that for nothing said.
     """
     required = []
-    for alias, _, default in _fields(model, instance):
-        if alias not in defaults:
+    properties = {}
+    for alias, field, default in _fields(model, instance):
+        if alias not in defaults or isinstance(default, Resources | PodDisruptionBudget):
             continue
         if isinstance(default, BaseModel):
-            child = node.get("properties", {}).get(alias, {})
-            _require(child, type(default), default, defaults[alias])
-            if child:
-                node.setdefault("properties", {})[alias] = child
             required.append(alias)
-        elif isinstance(default, bool | int | float) or (isinstance(default, str) and default):
+            if inner := _require(type(default), default, defaults[alias]):
+                properties[alias] = inner
+        elif isinstance(default, bool) or any(isinstance(m, MinLen) for m in field.metadata):
             required.append(alias)
-    if required:
-        node["required"] = required
+    found = {"required": required, "properties": properties}
+    return {key: part for key, part in found.items() if part}
 
 
 def _strip(node: Any) -> None:

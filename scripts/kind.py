@@ -211,7 +211,7 @@ def install(context: str, *settings: str, reuse: bool = False) -> None:
     """Install the release or upgrade it; `reuse`: with the values that it has."""
     command = ["helm", "upgrade", "--install", RELEASE, str(chart_images.CHART)]
     command += ["--kube-context", context, "--namespace", NAMESPACE]
-    command += ["--reuse-values"] if reuse else ["--values", str(VALUES)]
+    command += ["--reset-then-reuse-values"] if reuse else ["--values", str(VALUES)]
     for setting in settings:
         command += ["--set-string", setting]
     run(*command)

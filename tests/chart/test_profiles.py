@@ -122,7 +122,7 @@ def test_a_server_that_is_rolled_leaves_its_service_first(
     ):
         (container,) = pod_template(release.get("Deployment", component))["spec"]["containers"]
         assert container.get("lifecycle") == expected, component
-    # Kubernetes takes no sleep that is longer than the grace period.
+    # The grace period must leave time after the wait.
     release = render({"server": {"terminationGracePeriodSeconds": 5}})
     (container,) = pod_template(release.get("Deployment", "server"))["spec"]["containers"]
     assert "lifecycle" not in container

@@ -269,33 +269,52 @@ def test_env_is_merged_by_name_and_null_removes() -> None:
     assert "PREFECT_SERVER_LOGGING_LEVEL" not in found
 
 
-def test_null_is_refused_or_is_as_nothing() -> None:
+@pytest.mark.parametrize("profile", PROFILES)
+def test_null_is_refused_or_is_as_nothing(profile: str) -> None:
     """A key with nothing under it takes the default away; no template may stumble over that."""
-    nullable = _nullable(yaml.safe_load((CHART / "values.yaml").read_text()), [])
-    assert nullable["global"].keys() >= {"labels", "env"}
-    render(nullable)
-    with pytest.raises(RenderError, match="missing property 'worker'"):
-        render({"worker": None})
-    with pytest.raises(RenderError, match="at '/server': missing property 'autoscaling'"):
-        render({"server": {"autoscaling": None}})
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    nullable = _nullable(defaults, defaults)
+    assert nullable["global"] is not None and "labels" in nullable["global"]
+    assert template_text(_merged(nullable, profile_values(profile)))
 
 
-def _nullable(defaults: dict[str, Any], path: list[str]) -> dict[str, Any]:
-    """The keys that the schema lets be null, each with null."""
+@pytest.mark.parametrize(
+    ("values", "missing"),
+    [
+        ({"worker": None}, "worker"),
+        ({"worker": {"enabled": None}}, "enabled"),
+        ({"server": {"autoscaling": None}}, "autoscaling"),
+        ({"flows": {"deployments": None}}, "deployments"),
+    ],
+)
+def test_null_for_a_section_or_a_switch_is_refused(values: dict[str, Any], missing: str) -> None:
+    with pytest.raises(
+        RenderError, match=rf"missing property '{missing}'|{missing} is required"
+    ) as error:
+        render(values)
+    assert "template" not in str(error.value)
+
+
+def _nullable(section: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a section of `values` that the schema lets be null, each with null."""
     found: dict[str, Any] = {}
-    for key, default in defaults.items():
-        values = yaml.safe_load((CHART / "values.yaml").read_text())
-        section = values
-        for name in path:
-            section = section[name]
+    for key, default in list(section.items()):
         del section[key]
         if jsonschema.Draft202012Validator(SCHEMA).is_valid(values):
             found[key] = None
-        elif key == "resources":
-            continue  # Kubernetes reads an empty one as none; it would only be untidy.
-        elif isinstance(default, dict) and (inner := _nullable(default, [*path, key])):
-            found[key] = inner
+        section[key] = default
+        if key not in found and isinstance(default, dict):
+            found[key] = _nullable(default, values)
     return found
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merged(below[key], above[key])
+        for key in below.keys() & above.keys()
+        if isinstance(below[key], dict) and isinstance(above[key], dict)
+    }
+    return {**below, **above, **both}
 
 
 def test_a_large_number_is_written_out() -> None:

@@ -222,7 +222,8 @@ securityContext:
 
 {{/*
 What a server does before it ends: it waits until its Service sends it nothing new, so that no request
-meets a closed port. Kubernetes refuses a sleep longer than the grace period. Takes settings.
+meets a closed port. The grace period counts from before the wait, and must leave time after it.
+Takes settings.
 */}}
 {{- define "prefect-hamilton.leaveService" -}}
 {{- if gt (int .settings.terminationGracePeriodSeconds) 5 -}}

@@ -20,7 +20,7 @@ work_pools:
     base_job_template: base-job-template-{{ include "prefect-hamilton.worker.slug" $pool }}.yaml
   {{- end }}
 {{- end }}
-{{- $blocks := $state.blocks }}
+{{- $blocks := $state.blocks | default list }}
 {{- if not (include "prefect-hamilton.warehouse.secretName" .) }}
 {{- $blocks = prepend $blocks (dict "name" "warehouse-url" "type" "secret" "optional" true "values" (dict "value" (dict "from_env" "WAREHOUSE_URL"))) }}
 {{- end }}
