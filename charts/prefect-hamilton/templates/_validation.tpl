@@ -94,23 +94,24 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 {{- if and (include "prefect-hamilton.flows.repository" .) (not $v.bootstrap.enabled) }}
 {{- $mistakes = append $mistakes "flows.repository is registered by the bootstrap: set bootstrap.enabled." }}
 {{- end }}
-{{- if and $v.flows.repository $v.gitServer.enabled }}
+{{- $repository := $v.flows.repository | default "" }}
+{{- if and $repository $v.gitServer.enabled }}
 {{- $mistakes = append $mistakes "flows.repository and gitServer.enabled both say where flows are cloned from: set one of them." }}
 {{- end }}
 {{- if and $v.flows.gitCredential.existingSecret $v.gitServer.enabled }}
 {{- $mistakes = append $mistakes "flows.gitCredential.existingSecret is for flows.repository; the server of gitServer.enabled takes no credential." }}
 {{- end }}
-{{- if and (hasPrefix "git@" ($v.flows.repository | default "")) (ne $v.flows.gitCredential.type "ssh") }}
+{{- if and (hasPrefix "git@" $repository) (ne $v.flows.gitCredential.type "ssh") }}
 {{- $mistakes = append $mistakes "flows.repository is an SSH address: set flows.gitCredential.type to ssh, and existingSecret to the Secret with the key." }}
 {{- end }}
-{{- if and (eq $v.flows.gitCredential.type "ssh") (hasPrefix "http" ($v.flows.repository | default "")) }}
+{{- if and (eq $v.flows.gitCredential.type "ssh") (hasPrefix "http" $repository) }}
 {{- $mistakes = append $mistakes "flows.gitCredential.type is ssh: set flows.repository to the repository's SSH address (ssh://git@host/path)." }}
 {{- end }}
-{{- if and $v.flows.gitCredential.existingSecret (eq $v.flows.gitCredential.type "token") $v.flows.repository (not (hasPrefix "http" ($v.flows.repository | default ""))) }}
+{{- if and $v.flows.gitCredential.existingSecret (eq $v.flows.gitCredential.type "token") $repository (not (hasPrefix "http" $repository)) }}
 {{- $mistakes = append $mistakes "flows.gitCredential.type: token is for a repository at an https:// address." }}
 {{- end }}
 
-{{- if and (hasPrefix "http" ($v.flows.repository | default "")) (contains "@" $v.flows.repository) }}
+{{- if and (hasPrefix "http" $repository) (contains "@" $repository) }}
 {{- $mistakes = append $mistakes "flows.repository has a credential in it, which would be stored with each deployment: name the Secret with it in flows.gitCredential.existingSecret." }}
 {{- end }}
 {{- range $name, $service := dict "server" $v.server.service "hamiltonUi" $v.hamiltonUi.service }}
