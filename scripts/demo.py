@@ -4,11 +4,13 @@ Starts the local profile, triggers runs with Prefect's own commands, waits until
 compares what came of them with what was expected.
 """
 
+import os
 import shlex
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -16,6 +18,7 @@ import httpx
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from tenacity import (
     RetryError,
@@ -27,9 +30,8 @@ from tenacity import (
     wait_fixed,
 )
 
-from flows import warehouse
-from flows.warehouse import WarehouseError
-from scripts import local, local_profile
+from flows.warehouse import URL_BLOCK, URL_VARIABLE, WarehouseError
+from scripts import local, local_profile, outcomes
 from scripts.local_profile import Profile, ProfileError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -71,6 +73,7 @@ class Server:
         return httpx.Client(base_url=self.api_url, auth=self.auth, timeout=30, trust_env=False)
 
 
+HAMILTON_USER = "prefect"
 TABLES = ("warehouse.prod.metrics", "warehouse.staging.metrics", "warehouse.test.metrics")
 """What the three successful pipeline runs load, all from the same source."""
 
@@ -87,6 +90,10 @@ class Run:
     """Attempts of the task that was tried most often; 1 for a run without tasks."""
     started_by: str | None = None
     """Id of the flow run whose end starts this one; None: the demo triggers it."""
+    leaves: outcomes.Outcome | None = None
+    """What it must leave behind."""
+    problems: list[str] = field(default_factory=list)
+    """What of that is missing or wrong."""
     id: str | None = None
     actual_state: str = ""
     actual_attempts: int = 0
@@ -99,23 +106,26 @@ class Run:
 
     @property
     def as_expected(self) -> bool:
-        """Whether state and attempts are those expected."""
-        return (self.actual_state, self.actual_attempts) == (self.state, self.attempts)
+        """Whether state, attempts and what the run left behind are those expected."""
+        states = (self.actual_state, self.actual_attempts) == (self.state, self.attempts)
+        return states and not self.problems
 
 
 def planned(deployments: Deployments) -> list[Run]:
     """Return the runs that the demo triggers."""
     return [
-        Run("default", deployments.etl),
+        Run("default", deployments.etl, leaves=outcomes.Pipeline(TABLES[0])),
         Run(
             "overridden",
             deployments.etl,
             ["--param", "batch_size=1000", "--param", f"target_table={TABLES[1]}"],
+            leaves=outcomes.Pipeline(TABLES[1]),
         ),
         Run(
             "JSON",
             deployments.etl,
             ["--params", f'{{"batch_size": 200, "target_table": "{TABLES[2]}"}}'],
+            leaves=outcomes.Pipeline(TABLES[2]),
         ),
         Run(
             "invalid URL",
@@ -132,7 +142,7 @@ def planned(deployments: Deployments) -> list[Run]:
             "Failed",
             3,
         ),
-        Run("model", deployments.absenteeism),
+        Run("model", deployments.absenteeism, leaves=outcomes.Model()),
     ]
 
 
@@ -158,8 +168,9 @@ def main(
         console.print(f"Set up after {time.monotonic() - began:.0f} s\n")
         server = Server(profile.api_url, profile.environment())
         runs = trigger(server, LOCAL)
-        fulfilled = watch(server, runs, timeout)
-        fulfilled &= show_warehouse(warehouse_rows(profile))
+        watch(server, runs, timeout)
+        with outcomes.opened(warehouse_url(server)) as query:
+            fulfilled = judge(server, runs, query, {"x-api-user": HAMILTON_USER})
     except ProfileError as error:
         local.fail(error)
     except WarehouseError as error:
@@ -183,10 +194,11 @@ def main(
 
 def trigger(server: Server, deployments: Deployments) -> list[Run]:
     """Trigger the planned runs with `prefect deployment run`. Raises ProfileError."""
-    runs = planned(deployments)
+    runs: list[Run] = []
     stamp = time.strftime("%H%M%S")
     with server.client() as http:
-        for number, run in enumerate(runs, 1):
+        for number, run in enumerate(planned(deployments), 1):
+            runs.append(run)
             command = ["prefect", "deployment", "run", run.deployment, *run.options]
             console.print(f"[dim]$[/] {shlex.join(command)}")
             name = f"demo-{stamp}-{number}"
@@ -201,26 +213,26 @@ def trigger(server: Server, deployments: Deployments) -> list[Run]:
                 raise ProfileError(f"{(done.stderr or done.stdout).strip()[-500:]}")
             run.id = _filter(http, flow_runs={"name": {"any_": [name]}})[0]["id"]
             if run.deployment == deployments.etl and run.state == "Completed":
-                runs_after = Run(f"after {run.label}", deployments.after_etl, started_by=run.id)
-                runs = [*runs, runs_after]
+                report = outcomes.Report("metrics-quality-report", (f"{outcomes.ROWS:,} rows",))
+                label = f"after {run.label}"
+                runs.append(Run(label, deployments.after_etl, started_by=run.id, leaves=report))
             if run.state == "Failed":
-                runs = [
-                    *runs,
-                    Run(f"report: {run.label}", deployments.on_failure, started_by=run.id),
-                ]
+                report = outcomes.Report("failed-run-report", ("Failed", name))
+                label = f"report: {run.label}"
+                runs.append(Run(label, deployments.on_failure, started_by=run.id, leaves=report))
     console.print()
     return runs
 
 
-def watch(server: Server, runs: list[Run], timeout: float) -> bool:
-    """Show the runs until all have ended; returns whether all are as expected."""
+def watch(server: Server, runs: list[Run], timeout: float) -> None:
+    """Show the runs until all have ended, for `timeout` seconds at most."""
     with server.client() as http:
-        live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        live = Live(console=console, auto_refresh=False, transient=True)
         known: dict[str, str] = {}
 
         def look() -> bool:
             _update(http, runs)
-            if live:
+            if console.is_terminal:
                 live.update(_table(runs), refresh=True)
             else:
                 for run in runs:
@@ -229,57 +241,47 @@ def watch(server: Server, runs: list[Run], timeout: float) -> bool:
                         console.print(f"{run.label:<28} {run.actual_state}")
             return all(run.ended for run in runs)
 
-        if live:
-            live.start()
-        try:
-            Retrying(
-                retry=retry_if_result(lambda ended: not ended),
-                stop=stop_after_delay(timeout),
-                wait=wait_fixed(1),
-            )(look)
-        except RetryError:
-            console.print(f"[red]Not all runs have ended after {timeout:g} s.[/]")
-        finally:
-            if live:
-                live.stop()
-        if not live:
-            console.print(_table(runs))
-        twice = _started_more_than_once(http, runs)
-        for label in twice:
-            console.print(f"[red]{label} was started more than once.[/]")
-    return not twice and all(run.as_expected for run in runs)
+        with live if console.is_terminal else nullcontext():
+            try:
+                Retrying(
+                    retry=retry_if_result(lambda ended: not ended),
+                    stop=stop_after_delay(timeout),
+                    wait=wait_fixed(1),
+                )(look)
+            except RetryError:
+                console.print(f"[red]Not all runs have ended after {timeout:g} s.[/]")
 
 
-def warehouse_rows(profile: Profile) -> dict[str, int]:
-    """Return how many rows each table of the local profile's warehouse holds."""
-    path = profile.state / "warehouse.duckdb"
-    if not path.exists():
-        console.print(f"[red]There is no warehouse at {path}.[/]")
-        return {}
-    # A run that starts by schedule may hold the file: connect waits for it.
-    with warehouse.connect(f"duckdb:///{path}") as opened:
-        tables = opened.read(
-            "SELECT table_catalog || '.' || table_schema || '.' || table_name AS name "
-            "FROM information_schema.tables ORDER BY 1"
-        )
-        # The names come from the catalog itself.
-        return {
-            name: int(opened.read(f"SELECT count(*) AS rows FROM {name}")["rows"][0])  # noqa: S608
-            for name in tables["name"]
-        }
-
-
-def show_warehouse(rows: Mapping[str, int]) -> bool:
-    """Show the rows of each table; returns whether those of TABLES are the same, and some."""
+def judge(
+    server: Server, runs: list[Run], query: outcomes.Query, hamilton_headers: dict[str, str]
+) -> bool:
+    """Look up what the runs left behind and show it; returns whether all is as expected."""
+    with server.client() as http:
+        evidence = outcomes.Evidence(http, query, hamilton_headers)
+        for run in runs:
+            if run.leaves and run.actual_state == "Completed" and run.id:
+                run.problems.extend(run.leaves.problems(evidence, run.id))
+        for label in _started_more_than_once(http, runs):
+            next(run for run in runs if run.label == label).problems.append("it started twice")
+    console.print(_table(runs))
+    for run in runs:
+        for problem in run.problems:
+            console.print(f"[red]{run.label}:[/] {escape(problem)}")
     table = Table("Warehouse table", "Rows", title_justify="left")
-    for name, count in rows.items():
+    for name, count in outcomes.row_counts(query).items():
         table.add_row(name, f"{count:,}")
     console.print(table)
-    counts = {rows.get(name, 0) for name in TABLES}
-    same = len(counts) == 1 and counts != {0}
-    if not same:
-        console.print(f"[red]The tables {', '.join(TABLES)} should hold the same rows.[/]")
-    return same
+    return all(run.as_expected for run in runs)
+
+
+def warehouse_url(server: Server) -> str:
+    """Return the address of the warehouse that the worker's flow runs load into."""
+    if url := os.environ.get(URL_VARIABLE):
+        return url
+    with server.client() as http:
+        path = f"/block_types/slug/secret/block_documents/name/{URL_BLOCK}"
+        block = http.get(path, params={"include_secrets": True}).raise_for_status().json()
+    return str(block["data"]["value"])
 
 
 def show_links(profile: Profile, runs: list[Run]) -> None:
@@ -296,7 +298,7 @@ def show_links(profile: Profile, runs: list[Run]) -> None:
     }
     for label, path in pages.items():
         console.print(f"{label:<23} {profile.page_url}{path}")
-    console.print(f"{'Hamilton UI':<23} {profile.hamilton_url}   user prefect")
+    console.print(f"{'Hamilton UI':<23} {profile.hamilton_url}   user {HAMILTON_USER}")
 
 
 def _update(http: httpx.Client, runs: list[Run]) -> None:
