@@ -31,6 +31,13 @@ def test_workflows_are_valid(path: Path) -> None:
         assert done.returncode == 0, done.stdout
 
 
+def test_issue_templates_are_valid() -> None:
+    folder = ROOT / ".github" / "ISSUE_TEMPLATE"
+    for form in folder.glob("*.yaml"):
+        assert schema_errors("github-issue-forms", form) == ""
+    assert schema_errors("github-issue-config", folder / "config.yml") == ""
+
+
 def test_renovates_configuration_is_valid() -> None:
     assert schema_errors("renovate", ROOT / "renovate.json") == ""
 
