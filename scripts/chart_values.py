@@ -54,17 +54,17 @@ class Image(Values):
     """A container image: `registry/repository:tag`, or `registry/repository@digest`."""
 
     registry: Registry = Field(
-        default="", description="Registry; `global.imageRegistry` when empty."
+        default="", description="Registry of the image. Defaults to `global.imageRegistry`."
     )
-    repository: Repository = Field(description="Repository without the registry.")
+    repository: Repository = Field(description="Repository, without the registry.")
     tag: str = Field(
         default="",
-        description="Tag; the chart's appVersion when empty.",
+        description="Tag. Defaults to the chart's appVersion.",
         pattern=TAG,
     )
     digest: str = Field(
         default="",
-        description="Digest (`sha256:…`); wins over the tag.",
+        description="Digest (`sha256:…`). Takes precedence over the tag.",
         pattern=DIGEST,
     )
 
@@ -98,115 +98,135 @@ Env = dict[
 class Resources(Values):
     """Requests and limits of a container."""
 
-    requests: dict[str, Quantity] = Field(default_factory=dict, description="What it needs.")
-    limits: dict[str, Quantity] = Field(default_factory=dict, description="What it may use.")
+    requests: dict[str, Quantity] = Field(
+        default_factory=dict, description="Requested CPU and memory."
+    )
+    limits: dict[str, Quantity] = Field(
+        default_factory=dict, description="Limits of CPU and memory."
+    )
 
 
 class PodSettings(Values):
-    """What can be said about any pod."""
+    """Settings of the pods of a component."""
 
     env: Env = Field(
         default_factory=dict,
-        description="Environment variables by name: a value, or `secretKeyRef`, `configMapKeyRef`, "
-        "`fieldRef` or `resourceFieldRef`. They win over the chart's own; null removes one.",
+        description="Environment variables by name: a value, or `secretKeyRef`, "
+        "`configMapKeyRef`, `fieldRef` or `resourceFieldRef`. They override "
+        "variables that the chart sets; null removes one.",
     )
     env_from: list[KubernetesObject] = Field(
-        default_factory=list, description="Secrets and ConfigMaps whose keys become environment."
+        default_factory=list,
+        description="Secrets and ConfigMaps whose keys become environment variables.",
     )
     volumes: list[KubernetesObject] = Field(
-        default_factory=list, description="Volumes to add to the pod."
+        default_factory=list, description="Volumes to add to the pods."
     )
     volume_mounts: list[KubernetesObject] = Field(
-        default_factory=list, description="Where the main container mounts them."
+        default_factory=list, description="Volume mounts of the main container."
     )
     init_containers: list[KubernetesObject] = Field(
-        default_factory=list, description="Containers that run to their end before the others."
+        default_factory=list, description="Init containers to add to the pods."
     )
     sidecars: list[KubernetesObject] = Field(
-        default_factory=list, description="Containers that run beside the main one."
+        default_factory=list, description="Containers to run beside the main container."
     )
     pod_labels: dict[str, str] = Field(
-        default_factory=dict, description="Labels of the pods alone."
+        default_factory=dict, description="Labels to add to the pods."
     )
     pod_annotations: dict[str, str] = Field(
-        default_factory=dict, description="Annotations of the pods alone."
+        default_factory=dict, description="Annotations to add to the pods."
     )
     node_selector: dict[str, str] = Field(
         default_factory=dict, description="Labels that a node must have."
     )
-    affinity: KubernetesObject = Field(
-        default_factory=dict, description="Affinity to nodes and to other pods."
-    )
+    affinity: KubernetesObject = Field(default_factory=dict, description="Affinity of the pods.")
     tolerations: list[KubernetesObject] = Field(
-        default_factory=list, description="Taints that are tolerated."
+        default_factory=list, description="Tolerations of the pods."
     )
     topology_spread_constraints: list[KubernetesObject] = Field(
         default_factory=list,
-        description="How replicas are spread. Without it, several replicas are spread over "
-        "nodes where that is possible.",
+        description="Topology spread constraints of the pods. By default, several replicas "
+        "are spread over nodes where that is possible.",
     )
     priority_class_name: ObjectName = Field(default="", description="PriorityClass of the pods.")
     pod_security_context: KubernetesObject = Field(
         default_factory=dict,
         description="Merged into the pods' security context, which passes Pod Security "
-        "`restricted`. A null removes a field: `runAsUser: null` for an id that the cluster gives.",
+        "`restricted`. A null removes a field: `runAsUser: null` where the "
+        "cluster assigns the user ID.",
     )
     security_context: KubernetesObject = Field(
         default_factory=dict, description="Merged into the containers' security context."
     )
-    dns_config: KubernetesObject = Field(default_factory=dict, description="DNS of the pods.")
+    dns_config: KubernetesObject = Field(
+        default_factory=dict, description="DNS configuration of the pods."
+    )
 
 
 class Global(PodSettings):
-    """Defaults of every component; a component's own setting wins."""
+    """Defaults of every component. A setting of a component overrides them."""
 
     image_registry: Registry = Field(
-        default="", description="Registry of every image that names none: a mirror in one value."
+        default="",
+        description="Registry of every image that does not name one, for example a mirror.",
     )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
-        default="IfNotPresent", description="When images are pulled, flow images too."
+        default="IfNotPresent",
+        description="Pull policy of all images, including those of flow pods.",
     )
     image_pull_secrets: list[DnsLabel] = Field(
-        default_factory=list, description="Names of the Secrets to pull images with."
+        default_factory=list,
+        description="Names of the Secrets with the credentials to pull images.",
     )
-    labels: dict[str, str] = Field(default_factory=dict, description="Labels of every object.")
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Labels to add to every object."
+    )
     annotations: dict[str, str] = Field(
-        default_factory=dict, description="Annotations of every object."
+        default_factory=dict, description="Annotations to add to every object."
     )
 
 
 class PodDisruptionBudget(Values):
-    """How many pods a drained node may take away; rendered when there are several replicas."""
+    """PodDisruptionBudget, which is created when there are several replicas."""
 
-    min_available: int | str | None = Field(default=None, description="At least so many stay.")
-    max_unavailable: int | str | None = Field(default=None, description="At most so many go (1).")
+    min_available: int | str | None = Field(
+        default=None, description="Minimum number or percentage of available pods."
+    )
+    max_unavailable: int | str | None = Field(
+        default=None, description="Maximum number or percentage of unavailable pods. Defaults to 1."
+    )
 
 
 class Autoscaling(Values):
-    """A HorizontalPodAutoscaler, which then owns the number of replicas."""
+    """HorizontalPodAutoscaler, which then controls the number of replicas."""
 
     enabled: bool = Field(
-        default=False, description="Scale by load; `replicas` is then not rendered."
+        default=False,
+        description="Create a HorizontalPodAutoscaler. `replicas` is then not rendered.",
     )
-    min_replicas: int = Field(default=2, ge=1, description="Never fewer.")
-    max_replicas: int = Field(default=5, ge=1, description="Never more.")
+    min_replicas: int = Field(default=2, ge=1, description="Minimum number of pods.")
+    max_replicas: int = Field(default=5, ge=1, description="Maximum number of pods.")
     target_cpu: int = Field(
-        default=80, ge=1, description="Wanted use of the requested CPU, in percent."
+        default=80,
+        ge=1,
+        description="Target CPU utilization, as a percentage of the requested CPU.",
     )
 
 
 class Service(Values):
-    """The Service in front of a component."""
+    """Service of the component."""
 
     type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
         default="ClusterIP", description="Type of the Service."
     )
     port: Port = Field(description="Port of the Service.")
     node_port: NodePort | None = Field(
-        default=None, description="Port on the nodes, for `NodePort`."
+        default=None, description="Port on each node, for type `NodePort`."
     )
     annotations: dict[str, str] = Field(
-        default_factory=dict, description="Annotations, for example of a load balancer."
+        default_factory=dict,
+        description="Annotations of the Service, for example for a load balancer.",
     )
 
 
@@ -215,12 +235,13 @@ class Storage(Values):
 
     size: Quantity = Field(description="Size of the volume.")
     storage_class: ObjectName = Field(
-        default="", description="StorageClass; the cluster's default when empty."
+        default="",
+        description="StorageClass of the volume. Defaults to the cluster's default class.",
     )
     existing_claim: DnsLabel = Field(
-        default="", description="Use this PersistentVolumeClaim instead."
+        default="", description="Name of an existing PersistentVolumeClaim to use instead."
     )
-    keep: bool = Field(default=True, description="Keep the volume when the release is removed.")
+    keep: bool = Field(default=True, description="Keep the volume when the release is uninstalled.")
 
 
 class StatefulStorage(Values):
@@ -228,18 +249,25 @@ class StatefulStorage(Values):
 
     size: Quantity = Field(description="Size of the volume.")
     storage_class: ObjectName = Field(
-        default="", description="StorageClass; the cluster's default when empty."
+        default="",
+        description="StorageClass of the volume. Defaults to the cluster's default class.",
     )
-    keep: bool = Field(default=True, description="Keep the volume when the release is removed.")
+    keep: bool = Field(default=True, description="Keep the volume when the release is uninstalled.")
 
 
 class ServiceAccount(Values):
-    """The identity of a component's pods."""
+    """ServiceAccount of the component's pods."""
 
-    create: bool = Field(default=True, description="Create it, or use the one named.")
-    name: DnsLabel = Field(default="", description="Name; made from the release's name when empty.")
+    create: bool = Field(
+        default=True, description="Create the ServiceAccount. Otherwise the one in `name` is used."
+    )
+    name: DnsLabel = Field(
+        default="",
+        description="Name of the ServiceAccount. Defaults to a name made from the release's name.",
+    )
     annotations: dict[str, str] = Field(
-        default_factory=dict, description="Annotations, for example of a cloud identity."
+        default_factory=dict,
+        description="Annotations of the ServiceAccount, for example for a cloud identity.",
     )
 
 
@@ -259,74 +287,81 @@ def _resources(cpu: str, memory: str, memory_limit: str) -> Resources:
 
 
 class Auth(Values):
-    """How clients show the Prefect API who they are."""
+    """Authentication to the Prefect API."""
 
     type: Literal["basic", "apiKey", "none"] = Field(
         default="basic",
-        description="`basic`: one auth string, for a self-hosted server. `apiKey`: Prefect Cloud. "
-        "`none`: anybody who reaches the API may do anything.",
+        description="How clients authenticate to the Prefect API. `basic`: one auth string, "
+        "for a self-hosted server. `apiKey`: Prefect Cloud. `none`: anyone who "
+        "can reach the API has full access.",
     )
     existing_secret: DnsLabel = Field(
         default="",
-        description="Secret with the credential, also in the namespace of the flow pods. "
-        "Created once, with a random password, when empty and the server is ours.",
+        description="Secret with the credential. It must also exist in the namespace of the "
+        "flow pods. If empty, the release's own server gets a Secret with a "
+        "random password on first install.",
     )
     key: SecretKey | Literal[""] = Field(
-        default="", description="Its key; `auth-string` or `api-key` when empty."
+        default="",
+        description="Key of the credential in the Secret. Defaults to `auth-string` or `api-key`.",
     )
 
 
 class Api(Values):
-    """A Prefect API elsewhere, for a release that holds workers alone."""
+    """External Prefect API, for a release that runs workers only."""
 
     url: Url = Field(
         default="",
-        description="Address of the API (`https://prefect.example.org/api`), "
-        "with `server.enabled: false`.",
+        description="URL of an external Prefect API (`https://prefect.example.org/api`), with"
+        " `server.enabled: false`.",
     )
 
 
 class Retention(Values):
-    """How long the server keeps what happened."""
+    """How long the server keeps events and flow runs."""
 
-    events_days: int = Field(default=7, ge=1, description="Events are deleted after so many days.")
+    events_days: int = Field(
+        default=7, ge=1, description="Number of days after which events are deleted."
+    )
     flow_runs_days: int = Field(
         default=90,
         ge=0,
-        description="Finished flow runs are deleted after so many days; 0 keeps them.",
+        description="Number of days after which finished flow runs are deleted. 0 keeps them.",
     )
 
 
 class Sqlite(Values):
     """SQLite instead of PostgreSQL, for one server replica."""
 
-    enabled: bool = Field(default=False, description="Keep the server's database in a file.")
+    enabled: bool = Field(default=False, description="Use SQLite instead of PostgreSQL.")
     storage: Storage = Field(default_factory=lambda: Storage(size="1Gi"))
 
 
 class Server(Component):
-    """The Prefect server: API, web page and, with one replica, the background services."""
+    """The Prefect server: API, UI and, with one replica, the background services."""
 
     enabled: bool = Field(
-        default=True, description="Run a server; `api.url` names one elsewhere if not."
+        default=True, description="Run a Prefect server. Otherwise `api.url` names an external one."
     )
     image: Image = Field(default_factory=lambda: Image(repository="prefect-hamilton/prefect"))
     replicas: int = Field(
         default=1,
         ge=1,
-        description="More than one: these serve API and page, `backgroundServices` run apart, and "
-        "PostgreSQL and Valkey are needed.",
+        description="Number of server pods. With more than one, `backgroundServices` run in "
+        "separate pods, and PostgreSQL and Valkey are required.",
     )
-    host: Host = Field(default="", description="Host name for `ingress` and `gateway`.")
+    host: Host = Field(
+        default="", description="Host name of the Prefect UI and API for `ingress` and `gateway`."
+    )
     url: Url = Field(
         default="",
-        description="Address of the web page as people see it, for links in logs; "
-        "made from `host` when empty.",
+        description="Public URL of the Prefect UI, used in links. Defaults to a URL made from"
+        " `host`.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="WARNING", description="Level of the server's log."
+        default="WARNING", description="Log level of the server."
     )
-    metrics: bool = Field(default=False, description="Serve Prometheus metrics under /api/metrics.")
+    metrics: bool = Field(default=False, description="Serve Prometheus metrics at /api/metrics.")
     retention: Retention = Field(default_factory=Retention)
     sqlite: Sqlite = Field(default_factory=Sqlite)
     resources: Resources = Field(default_factory=lambda: _resources("100m", "320Mi", "1Gi"))
@@ -334,68 +369,81 @@ class Server(Component):
     pod_disruption_budget: PodDisruptionBudget = Field(default_factory=PodDisruptionBudget)
     service: Service = Field(default_factory=lambda: Service(port=4200))
     termination_grace_period_seconds: Seconds = Field(
-        default=30, description="Time for requests to end before the pod is killed."
+        default=30, description="Number of seconds for requests to finish before the pod is killed."
     )
 
 
 class BackgroundServices(PodSettings):
-    """Scheduler, late runs, automations and the like, in pods of their own."""
+    """The server's background services (scheduler, late runs, automations) in separate pods."""
 
     separate: bool = Field(
         default=False,
-        description="Run them apart from one API replica too; always so with several.",
+        description="Run background services in separate pods even with one server replica. "
+        "With several replicas they always are.",
     )
-    replicas: int = Field(default=1, ge=1, description="Number of pods; they share the work.")
+    replicas: int = Field(default=1, ge=1, description="Number of pods. They share the work.")
     resources: Resources = Field(default_factory=lambda: _resources("50m", "256Mi", "1Gi"))
     pod_disruption_budget: PodDisruptionBudget = Field(default_factory=PodDisruptionBudget)
     termination_grace_period_seconds: Seconds = Field(
-        default=30, description="Time for running services to end."
+        default=30,
+        description="Number of seconds for the services to finish before the pod is killed.",
     )
 
 
 class Worker(Component):
-    """What all workers share; `workers` has one entry a pool, which wins."""
+    """Settings of all workers. An entry of `workers` overrides them for one work pool."""
 
     enabled: bool = Field(
         default=True,
-        description="Run workers. Without them, deployments need a work pool that another release "
-        "made.",
+        description="Run workers. Otherwise another release must run the workers of the work "
+        "pools.",
     )
     image: Image = Field(default_factory=lambda: Image(repository="prefect-hamilton/prefect"))
-    replicas: int = Field(default=1, ge=0, description="Number of pods a pool.")
+    replicas: int = Field(default=1, ge=0, description="Number of worker pods per work pool.")
     poll_seconds: float = Field(
-        default=1, gt=0, description="Time between two looks for scheduled runs, in seconds."
+        default=1, gt=0, description="Number of seconds between two polls for scheduled flow runs."
     )
     prefetch_seconds: int = Field(
-        default=10, ge=0, description="How long before its time a run's pod is created, in seconds."
+        default=10,
+        ge=0,
+        description="Number of seconds before its scheduled time at which the pod of a flow "
+        "run is created.",
     )
     limit: int = Field(
-        default=0, ge=0, description="Most flow runs at once for each pod; 0 for no limit."
+        default=0,
+        ge=0,
+        description="Maximum number of concurrent flow runs per worker pod. 0 means unlimited.",
     )
     work_queues: list[str] = Field(
-        default_factory=list, description="Work queues to poll; all of the pool when empty."
+        default_factory=list,
+        description="Work queues to poll. Defaults to all queues of the work pool.",
     )
     cluster_uid: str = Field(
         default="",
-        description="Name of this cluster in events, when several clusters share a pool.",
+        description="Name of this cluster in events, when several clusters share a work pool.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="INFO", description="Level of the worker's log."
+        default="INFO", description="Log level of the worker."
     )
     resources: Resources = Field(default_factory=lambda: _resources("50m", "192Mi", "512Mi"))
     autoscaling: Autoscaling = Field(default_factory=Autoscaling)
     pod_disruption_budget: PodDisruptionBudget = Field(default_factory=PodDisruptionBudget)
     termination_grace_period_seconds: Seconds = Field(
-        default=30, description="Time for a submission to end."
+        default=30,
+        description="Number of seconds for a submission to finish before the pod is killed.",
     )
 
 
 class FlowSettings(Values):
-    """Flow pods: the work pools' base job template. Job variables win, run by run."""
+    """Flow pods: the base job template of the work pools.
+
+    Job variables override it per deployment or flow run.
+    """
 
     image: Image | PoolImage | None = None
     command: str | None = Field(
-        default="", description="Command that runs a flow; Prefect's own when empty."
+        default="",
+        description="Command that runs a flow run. Defaults to the command of Prefect's worker.",
     )
     resources: Resources | None = Field(
         default_factory=lambda: Resources(
@@ -405,28 +453,31 @@ class FlowSettings(Values):
     active_deadline_seconds: int | None = Field(
         default=86400,
         ge=0,
-        description="A flow run's pod is ended after so many seconds; 0 for never.",
+        description="Number of seconds after which the pod of a flow run is terminated. 0 "
+        "means never.",
     )
     ttl_seconds_after_finished: int | None = Field(
-        default=600, ge=0, description="A finished Job is deleted after so many seconds."
+        default=600, ge=0, description="Number of seconds after which a finished Job is deleted."
     )
     termination_grace_period_seconds: Seconds | None = Field(
         default=60,
-        description="Time for a flow to react to its pod's end; Prefect itself takes up to 30 "
-        "seconds.",
+        description="Number of seconds for a flow to finish when its pod is terminated. "
+        "Prefect itself takes up to 30 seconds.",
     )
     env: Env | None = Field(
         default_factory=dict,
-        description="Environment variables by name: a value, or `secretKeyRef` and the like.",
+        description="Environment variables by name: a value, or `secretKeyRef`, "
+        "`configMapKeyRef`, `fieldRef` or `resourceFieldRef`.",
     )
     env_from: list[KubernetesObject] | None = Field(
-        default_factory=list, description="Secrets and ConfigMaps whose keys become environment."
+        default_factory=list,
+        description="Secrets and ConfigMaps whose keys become environment variables.",
     )
     volumes: list[KubernetesObject] | None = Field(
         default_factory=list, description="Volumes of flow pods."
     )
     volume_mounts: list[KubernetesObject] | None = Field(
-        default_factory=list, description="Where flow containers mount them."
+        default_factory=list, description="Volume mounts of flow containers."
     )
     pod_labels: dict[str, str] | None = Field(
         default_factory=dict, description="Labels of flow pods."
@@ -437,9 +488,11 @@ class FlowSettings(Values):
     node_selector: dict[str, str] | None = Field(
         default_factory=dict, description="Labels that a node must have."
     )
-    affinity: KubernetesObject | None = Field(default_factory=dict, description="Affinity.")
+    affinity: KubernetesObject | None = Field(
+        default_factory=dict, description="Affinity of flow pods."
+    )
     tolerations: list[KubernetesObject] | None = Field(
-        default_factory=list, description="Taints that are tolerated."
+        default_factory=list, description="Tolerations of the pods."
     )
     priority_class_name: ObjectName | None = Field(
         default="", description="PriorityClass of flow pods."
@@ -453,38 +506,40 @@ class FlowSettings(Values):
 
 
 class GitCredential(Values):
-    """What a private repository is cloned with: a token for HTTPS, a key for SSH."""
+    """Credential of a private flows repository: a token for HTTPS or a key for SSH."""
 
     existing_secret: DnsLabel = Field(
         default="",
-        description="Secret with `token`, or `ssh-privatekey` and `known_hosts`, also in the "
-        "namespace of the flow pods.",
+        description="Secret with `token`, or with `ssh-privatekey` and `known_hosts`. It must"
+        " also exist in the namespace of the flow pods.",
     )
-    type: Literal["token", "ssh"] = Field(default="token", description="Which of the two it is.")
+    type: Literal["token", "ssh"] = Field(default="token", description="Type of the credential.")
 
 
 class Flows(FlowSettings):
-    """The flow pods of all pools."""
+    """Flow pods of all work pools: the base job template, which job variables override."""
 
     image: Image = Field(default_factory=lambda: Image(repository="prefect-hamilton/flows"))
     namespace: DnsLabel = Field(
         default="",
-        description="Namespace of the flow pods; the release's when empty. Another one must exist.",
+        description="Namespace of the flow pods, which must exist. Defaults to the namespace "
+        "of the release.",
     )
     service_account: ServiceAccount = Field(default_factory=ServiceAccount)
     repository: str = Field(
         default="",
-        description="Git URL of the flows; its prefect.yaml is registered. "
-        "Nothing is registered when empty, unless there is `gitServer`.",
+        description="Git URL of the flows repository. The deployments of its prefect.yaml are"
+        " registered. If empty, nothing is registered, unless `gitServer` is "
+        "enabled.",
         pattern=GIT_URL,
     )
     ref: Annotated[str, StringConstraints(min_length=1)] = Field(
-        default="main", description="Branch, tag or commit."
+        default="main", description="Branch, tag or commit of the flows repository."
     )
     deployments: list[str] = Field(
         default_factory=lambda: ["*-k8s"],
         min_length=1,
-        description="Which deployments of prefect.yaml are registered: names, or patterns.",
+        description="Names or patterns of the deployments in prefect.yaml to register.",
     )
     git_credential: GitCredential = Field(default_factory=GitCredential)
 
@@ -513,7 +568,7 @@ class PoolFlows(FlowSettings):
 
 
 class Pool(PodSettings):
-    """One work pool and its worker; what is not set comes from `worker` and `flows`."""
+    """One work pool and its worker. Settings that are absent come from `worker` and `flows`."""
 
     image: PoolImage | None = None
     replicas: int | None = Field(default=None, ge=0)
@@ -528,78 +583,100 @@ class Pool(PodSettings):
     pod_disruption_budget: PodDisruptionBudget | None = None
     termination_grace_period_seconds: Seconds | None = None
     concurrency_limit: int | None = Field(
-        default=None, ge=0, description="Most flow runs at once in the pool; no limit when absent."
+        default=None,
+        ge=0,
+        description="Maximum number of concurrent flow runs in the work pool. Unlimited by "
+        "default.",
     )
-    flows: PoolFlows | None = Field(default=None, description="Flow pods of this pool.")
+    flows: PoolFlows | None = Field(
+        default=None, description="Settings of the flow pods of this pool."
+    )
 
 
 class GitServer(PodSettings):
-    """A small Git server for development: flows of a working tree that is pushed nowhere else."""
+    """A small Git server for development, to which a working tree is pushed."""
 
     enabled: bool = Field(
         default=False,
-        description="Run it; flow pods then clone from it. It asks for no password, and only flow "
-        "pods and the bootstrap reach it.",
+        description="Run a Git server, from which flow pods clone. It requires no password. "
+        "Only flow pods and the bootstrap can reach it.",
     )
     storage: Storage = Field(default_factory=lambda: Storage(size="1Gi", keep=False))
     resources: Resources = Field(default_factory=lambda: _resources("10m", "32Mi", "256Mi"))
 
 
 class S3(Values):
-    """An object store for the code snapshots, needed for several replicas."""
+    """Object store for code snapshots, required for several replicas."""
 
-    bucket: ObjectName = Field(default="", description="Bucket; a volume is used when empty.")
+    bucket: ObjectName = Field(
+        default="", description="Name of the bucket. If empty, a volume is used."
+    )
     region: ObjectName = Field(default="", description="Region of the bucket.")
-    endpoint_url: Url = Field(default="", description="Address of a store that is not Amazon's.")
+    endpoint_url: Url = Field(
+        default="", description="URL of an S3-compatible object store other than Amazon S3."
+    )
     existing_secret: DnsLabel = Field(
         default="",
-        description="Secret with `access-key-id` and `secret-access-key`; without it, the pods' "
-        "own cloud identity is used.",
+        description="Secret with `access-key-id` and `secret-access-key`. If empty, the cloud"
+        " identity of the pods is used.",
     )
 
 
 class HamiltonRetention(Values):
-    """The CronJob that deletes old Hamilton runs and ends those that were killed."""
+    """CronJob that deletes old Hamilton runs and marks abandoned ones as failed."""
 
-    enabled: bool = Field(default=True, description="Run it.")
-    schedule: str = Field(default="17 3 * * *", description="When, as a cron expression.")
+    enabled: bool = Field(default=True, description="Run the CronJob.")
+    schedule: str = Field(
+        default="17 3 * * *", description="Schedule of the CronJob, as a cron expression."
+    )
     days: int = Field(
-        default=90, ge=0, description="Runs are deleted after so many days; 0 keeps them."
+        default=90, ge=0, description="Number of days after which runs are deleted. 0 keeps them."
     )
     stale_run_hours: int = Field(
         default=24,
         ge=0,
-        description="A run that says Running for so many hours is ended as failed.",
+        description="Number of hours after which a run that is still Running is marked as failed.",
     )
 
 
 class HamiltonUi(Component):
-    """The Hamilton UI: the tracking server and its page."""
+    """The Hamilton UI and its tracking server."""
 
-    enabled: bool = Field(default=True, description="Run it.")
+    enabled: bool = Field(default=True, description="Run the Hamilton UI.")
     image: Image = Field(default_factory=lambda: Image(repository="prefect-hamilton/hamilton-ui"))
-    replicas: int = Field(default=1, ge=1, description="More than one needs `s3`.")
-    processes: int = Field(
-        default=1, ge=1, description="Processes of a pod, of eight threads each."
+    replicas: int = Field(
+        default=1, ge=1, description="Number of pods. More than one requires `s3`."
     )
-    host: Host = Field(default="", description="Host name of its own for `ingress` and `gateway`.")
+    processes: int = Field(
+        default=1, ge=1, description="Number of processes per pod, with eight threads each."
+    )
+    host: Host = Field(
+        default="", description="Host name of the Hamilton UI for `ingress` and `gateway`."
+    )
     url: Url = Field(
-        default="", description="Address as people see it, for links; made from `host` when empty."
+        default="",
+        description="Public URL of the Hamilton UI, used in links. Defaults to a URL made "
+        "from `host`.",
     )
     allowed_hosts: list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.*:\[\]-]+$")]] = (
-        Field(default_factory=list, description="Further host names that requests may name.")
+        Field(default_factory=list, description="Additional host names that requests may use.")
     )
-    project: str = Field(default="flows", description="Project that flows report to.", min_length=1)
-    username: str = Field(default="prefect", description="User that flows report as.", min_length=1)
+    project: str = Field(
+        default="flows", description="Project in which flow runs are tracked.", min_length=1
+    )
+    username: str = Field(
+        default="prefect", description="User as which flow runs are tracked.", min_length=1
+    )
     users: list[Annotated[str, StringConstraints(min_length=1)]] = Field(
         default_factory=list,
-        description="Further users who see and change the project: each logs in with a name of "
-        "this list (an e-mail address, say) and the API key.",
+        description="Additional users who can view and change the project. Each logs in with "
+        "a name from this list (for example an e-mail address) and the API key.",
     )
     existing_secret: DnsLabel = Field(
         default="",
-        description="Secret with `api-key` and `django-secret-key`, also in the namespace of the "
-        "flow pods. Created once, with random values, when empty.",
+        description="Secret with `api-key` and `django-secret-key`. It must also exist in the"
+        " namespace of the flow pods. If empty, one with random values is created"
+        " on first install.",
     )
     storage: Storage = Field(default_factory=lambda: Storage(size="1Gi"))
     s3: S3 = Field(default_factory=S3)
@@ -608,7 +685,7 @@ class HamiltonUi(Component):
     pod_disruption_budget: PodDisruptionBudget = Field(default_factory=PodDisruptionBudget)
     service: Service = Field(default_factory=lambda: Service(port=8241))
     termination_grace_period_seconds: Seconds = Field(
-        default=30, description="Time for requests to end before the pod is killed."
+        default=30, description="Number of seconds for requests to finish before the pod is killed."
     )
 
 
@@ -616,12 +693,12 @@ class Database(Values):
     """One database and its user."""
 
     name: Identifier = Field(description="Name of the database.")
-    user: Identifier = Field(description="Name of its user.")
+    user: Identifier = Field(description="Name of the database's user.")
     key: SecretKey = Field(description="Key of the user's password in the Secret.")
 
 
 class Databases(Values):
-    """The databases: each component has one and can reach no other."""
+    """One database per component, each with its own user."""
 
     prefect: Database = Field(
         default_factory=lambda: Database(name="prefect", user="prefect", key="prefect-password")
@@ -632,39 +709,46 @@ class Databases(Values):
 
 
 class Tls(Values):
-    """TLS to an external PostgreSQL."""
+    """TLS of an external PostgreSQL."""
 
-    enabled: bool = Field(
-        default=False, description="Encrypt, and verify the server's certificate."
+    enabled: bool = Field(default=False, description="Use TLS and verify the server's certificate.")
+    ca_secret: DnsLabel = Field(
+        default="", description="Secret with the certificate authority as `ca.crt`."
     )
-    ca_secret: DnsLabel = Field(default="", description="Secret with the authority's `ca.crt`.")
 
 
 class Warehouse(Values):
-    """The database that flows load into."""
+    """Database into which flows load data."""
 
-    enabled: bool = Field(default=True, description="Give flow pods `WAREHOUSE_URL`.")
+    enabled: bool = Field(default=True, description="Set `WAREHOUSE_URL` in flow pods.")
     existing_secret: DnsLabel = Field(
         default="",
-        description="Secret in the namespace of the flow pods with the URL, for a warehouse "
-        "elsewhere; the bundled PostgreSQL has a database `warehouse` otherwise.",
+        description="Secret with the URL of an external warehouse, in the namespace of the "
+        "flow pods. If empty, the database `warehouse` of the bundled PostgreSQL "
+        "is used.",
     )
-    key: SecretKey = Field(default="warehouse-url", description="Its key.")
+    key: SecretKey = Field(default="warehouse-url", description="Key of the URL in the Secret.")
 
 
 class Postgres(PodSettings):
-    """PostgreSQL: a small one of our own, or one elsewhere."""
+    """PostgreSQL, bundled or external."""
 
     enabled: bool = Field(
-        default=True, description="Run a PostgreSQL for a first install; no replicas, no backups."
+        default=True,
+        description="Run the bundled PostgreSQL, which suits a first install: it has neither "
+        "replicas nor backups.",
     )
     image: Image = Field(default_factory=lambda: Image(repository="postgres", tag="17"))
-    host: Host = Field(default="", description="Host of one elsewhere, with `enabled: false`.")
-    port: Port = Field(default=5432, description="Its port.")
+    host: Host = Field(
+        default="", description="Host of an external PostgreSQL, with `enabled: false`."
+    )
+    port: Port = Field(default=5432, description="Port of PostgreSQL.")
     existing_secret: DnsLabel = Field(
         default="",
-        description="Secret with the passwords (and `postgres-password`, `warehouse-password` and "
-        "`warehouse-url` for ours). Created once, with random values, when empty and ours.",
+        description="Secret with the passwords of the databases' users. The bundled "
+        "PostgreSQL also needs `postgres-password`, `warehouse-password` and "
+        "`warehouse-url`. If empty, the bundled PostgreSQL gets a Secret with "
+        "random values on first install.",
     )
     databases: Databases = Field(default_factory=Databases)
     tls: Tls = Field(default_factory=Tls)
@@ -676,25 +760,30 @@ class Postgres(PodSettings):
 
 
 class Valkey(PodSettings):
-    """Valkey (or Redis): messages between several server pods."""
+    """Valkey or Redis, bundled or external: messaging between several server pods."""
 
     enabled: bool = Field(
-        default=False, description="Run a Valkey; needed for several server replicas."
+        default=False,
+        description="Run the bundled Valkey. Several server replicas require it or an "
+        "external one.",
     )
     image: Image = Field(default_factory=lambda: Image(repository="valkey/valkey", tag="8"))
     existing_secret: DnsLabel = Field(
         default="",
-        description="Secret with the URL of one elsewhere (`rediss://user:password@host:6379/0`, "
-        "percent-encoded), with `enabled: false`; or with `password` and `url` for ours.",
+        description="Secret with the percent-encoded URL of an external Valkey or Redis "
+        "(`rediss://user:password@host:6379/0`), with `enabled: false`. For the "
+        "bundled Valkey, a Secret with `password` and `url`.",
     )
-    url_key: SecretKey = Field(default="url", description="Its key.")
-    port: Port = Field(default=6379, description="Port of one elsewhere, for the NetworkPolicies.")
+    url_key: SecretKey = Field(default="url", description="Key of the URL in the Secret.")
+    port: Port = Field(
+        default=6379, description="Port of an external Valkey or Redis, for the NetworkPolicies."
+    )
     storage: StatefulStorage = Field(default_factory=lambda: StatefulStorage(size="1Gi"))
     resources: Resources = Field(default_factory=lambda: _resources("25m", "32Mi", "128Mi"))
 
 
 class State(BaseModel):
-    """More of what a server holds, in the form of bootstrap/desired-state.yaml."""
+    """Additional objects of the Prefect server, in the format of bootstrap/desired-state.yaml."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -702,7 +791,7 @@ class State(BaseModel):
         default_factory=list, description="Prefect variables."
     )
     blocks: list[KubernetesObject] = Field(
-        default_factory=list, description="Blocks; their secrets come from `bootstrap.env`."
+        default_factory=list, description="Prefect blocks. Their secrets come from `bootstrap.env`."
     )
     global_concurrency_limits: list[KubernetesObject] = Field(
         default_factory=list, description="Global concurrency limits."
@@ -716,109 +805,124 @@ class State(BaseModel):
 
 
 class Bootstrap(PodSettings):
-    """The Job that brings the server to what the values say."""
+    """Job that reconciles the server and the Hamilton UI with values and flows repository."""
 
     enabled: bool = Field(
         default=True,
-        description="Create and keep in step: work pools, variables, limits, the Hamilton project "
-        "and the deployments.",
+        description="Create and update work pools, variables, concurrency limits, "
+        "automations, the Hamilton project and the deployments.",
     )
     state: State = Field(default_factory=State)
     timeout_seconds: Seconds = Field(
-        default=600, description="How long it waits for what it needs."
+        default=600,
+        description="Number of seconds to wait for the Prefect server and the Hamilton UI.",
     )
     resources: Resources = Field(default_factory=lambda: _resources("25m", "192Mi", "1Gi"))
 
 
 class SecretsJob(PodSettings):
-    """The Job that creates missing Secrets with random values, and never changes one."""
+    """Job that creates missing Secrets with random values.
+
+    It never changes an existing Secret.
+    """
 
     enabled: bool = Field(
         default=True,
-        description="Create them; without it, every `existingSecret` in use must be named.",
+        description="Create missing Secrets. Otherwise every `existingSecret` in use must be set.",
     )
     resources: Resources = Field(default_factory=lambda: _resources("10m", "64Mi", "256Mi"))
 
 
 class Ingress(Values):
-    """An Ingress for `server.host` and `hamiltonUi.host`."""
+    """Ingress for `server.host` and `hamiltonUi.host`."""
 
-    enabled: bool = Field(default=False, description="Render it.")
+    enabled: bool = Field(default=False, description="Create the Ingress.")
     class_name: ObjectName = Field(
         default="", description="IngressClass; the cluster's default when empty."
     )
-    annotations: dict[str, str] = Field(default_factory=dict, description="Its annotations.")
+    annotations: dict[str, str] = Field(
+        default_factory=dict, description="Annotations of the Ingress."
+    )
     tls: bool = Field(default=False, description="Serve HTTPS.")
     tls_secret: DnsLabel = Field(
-        default="", description="Secret with the certificate of both hosts; one a host when empty."
+        default="",
+        description="Secret with a certificate for both hosts. If empty, each host has a "
+        "separate Secret.",
     )
 
 
 class Gateway(Values):
-    """HTTPRoutes of the Gateway API for the same hosts."""
+    """HTTPRoutes of the Gateway API for `server.host` and `hamiltonUi.host`."""
 
-    enabled: bool = Field(default=False, description="Render them.")
+    enabled: bool = Field(default=False, description="Create the HTTPRoutes.")
     parent_refs: list[KubernetesObject] = Field(
-        default_factory=list, description="Gateways that they join."
+        default_factory=list, description="Gateways to which the HTTPRoutes attach."
     )
-    annotations: dict[str, str] = Field(default_factory=dict, description="Their annotations.")
-    tls: bool = Field(default=False, description="The Gateway's listener serves HTTPS.")
+    annotations: dict[str, str] = Field(
+        default_factory=dict, description="Annotations of the HTTPRoutes."
+    )
+    tls: bool = Field(default=False, description="Whether the Gateway's listener serves HTTPS.")
 
 
 class NetworkPolicy(Values):
-    """Who may talk to whom."""
+    """NetworkPolicies."""
 
-    enabled: bool = Field(default=True, description="Render a NetworkPolicy for every component.")
+    enabled: bool = Field(default=True, description="Create a NetworkPolicy for every component.")
     web_from: list[KubernetesObject] = Field(
         default_factory=list,
-        description="Peers that may open the two web pages, beside our pods; anybody when empty.",
+        description="Peers that may connect to the Prefect UI and the Hamilton UI, in "
+        "addition to the release's pods. If empty, everyone may.",
     )
     extra_egress: dict[str, list[KubernetesObject]] = Field(
         default_factory=dict,
-        description="Further egress rules by component (`server`: a webhook of an automation; "
-        "`bootstrap`: a Git server in the cluster whose pods listen at another port than its "
-        "Service).",
+        description="Additional egress rules by component, for example `server` for the "
+        "webhook of an automation, or `bootstrap` for a Git server in the cluster"
+        " whose pods listen on another port than its Service.",
     )
     flows_egress: list[KubernetesObject] | None = Field(
         default=None,
-        description="Egress rules of flow pods beside what they need for Prefect, the Hamilton UI "
-        "and the warehouse; they may reach everything while this is null.",
+        description="Egress rules of flow pods, in addition to those for Prefect, the "
+        "Hamilton UI and the warehouse. If null, flow pods may connect to any "
+        "address.",
     )
 
 
 class Rbac(Values):
-    """Roles."""
+    """RBAC objects."""
 
     create: bool = Field(
         default=True,
-        description="Create the Roles of the workers and of the Job that makes Secrets.",
+        description="Create the Roles of the workers and of the Job that creates Secrets.",
     )
 
 
 class ServiceMonitor(Values):
-    """Prometheus Operator."""
+    """ServiceMonitors of the Prometheus Operator."""
 
-    enabled: bool = Field(default=False, description="Render ServiceMonitors.")
+    enabled: bool = Field(default=False, description="Create ServiceMonitors.")
     labels: dict[str, str] = Field(
-        default_factory=dict, description="Labels that Prometheus selects."
+        default_factory=dict, description="Labels by which Prometheus selects the object."
     )
     interval: str = Field(
-        default="30s", description="Time between two scrapes.", pattern=r"^([0-9]+(ms|[smhd]))+$"
+        default="30s",
+        description="Interval between two scrapes.",
+        pattern=r"^([0-9]+(ms|[smhd]))+$",
     )
 
 
 class PrometheusRule(Values):
-    """Alerts of the Prometheus Operator."""
+    """PrometheusRule of the Prometheus Operator."""
 
     enabled: bool = Field(
         default=False,
-        description="Render alerts: server down, a component without a ready pod, a failed Job.",
+        description="Create alerts for a server that is down, a component without a ready pod"
+        " and a failed Job.",
     )
     labels: dict[str, str] = Field(
-        default_factory=dict, description="Labels that Prometheus selects."
+        default_factory=dict, description="Labels by which Prometheus selects the object."
     )
     rules: list[KubernetesObject] = Field(
-        default_factory=list, description="Rules of your own, in the same group."
+        default_factory=list, description="Additional rules of the same group."
     )
 
 
@@ -826,14 +930,18 @@ class ChartValues(Values):
     """All values of the chart."""
 
     global_: Global = Field(default_factory=Global, alias="global")
-    name_override: DnsLabel = Field(default="", description="Replaces the chart's name in names.")
+    name_override: DnsLabel = Field(
+        default="", description="Overrides the chart's name in names of objects."
+    )
     fullname_override: DnsLabel = Field(
-        default="", description="Replaces `<release>-prefect-hamilton` in names.", max_length=40
+        default="",
+        description="Overrides `<release>-prefect-hamilton` in names of objects.",
+        max_length=40,
     )
     rollout_token: str = Field(
         default="",
-        description="Change it to roll every pod and run every Job again, for example after a "
-        "Secret of yours has changed.",
+        description="Any text. Change it to restart every pod and run every Job again, for "
+        "example after the content of a Secret changed.",
     )
     auth: Auth = Field(default_factory=Auth)
     api: Api = Field(default_factory=Api)
@@ -841,8 +949,9 @@ class ChartValues(Values):
     background_services: BackgroundServices = Field(default_factory=BackgroundServices)
     workers: dict[Annotated[str, StringConstraints(pattern=r"^[^/%\s]+$")], Pool] = Field(
         default_factory=dict,
-        description="Work pools, each with its worker: the pool's name, and what differs from "
-        "`worker` and `flows`. Those named are all there are; one named kubernetes when empty.",
+        description="Work pools by name, each with the settings that differ from `worker` and"
+        " `flows`. Only the pools listed here are created. If empty, one pool "
+        "named `kubernetes` is created.",
     )
     worker: Worker = Field(default_factory=Worker)
     flows: Flows = Field(default_factory=Flows)
@@ -861,5 +970,5 @@ class ChartValues(Values):
     prometheus_rule: PrometheusRule = Field(default_factory=PrometheusRule)
     extra_objects: list[KubernetesObject | str] = Field(
         default_factory=list,
-        description="Objects of your own: mappings, or texts with the chart's templating.",
+        description="Additional objects: mappings, or strings that are rendered as templates.",
     )
