@@ -151,7 +151,7 @@ def test_notes_tell_addresses_and_how_to_log_in() -> None:
 @pytest.mark.parametrize(
     ("setting", "warning"),
     [
-        ("auth.type=none", "whoever reaches the Prefect API may do anything"),
+        ("auth.type=none", "anyone who can reach the Prefect API has full access"),
         ("networkPolicy.enabled=false", "every pod of the cluster reaches the databases"),
         ("postgres.enabled=true", "no backups"),
         ("server.sqlite.enabled=true", "short outages"),

@@ -203,7 +203,7 @@ REMOTE = {"server": {"enabled": False}, "hamiltonUi": {"enabled": False}}
         ({**REMOTE, "api": {"url": "http://x/api"}}, "set auth.existingSecret"),
         ({**REMOTE, "worker": {"enabled": False}}, "Nothing is left to install"),
         ({"postgres": {"enabled": False}}, "PostgreSQL is needed"),
-        ({"postgres": {"host": "db"}}, "set one of them"),
+        ({"postgres": {"host": "db"}}, "set only one of them"),
         ({"postgres": {"enabled": False, "host": "db"}}, "set postgres.existingSecret"),
         ({"postgres": {"tls": {"enabled": True}}}, "ours has no certificate"),
         ({"hamiltonUi": {"replicas": 2}}, "hamiltonUi.s3.bucket"),
@@ -226,7 +226,7 @@ REMOTE = {"server": {"enabled": False}, "hamiltonUi": {"enabled": False}}
         ({"flows": {"repository": "git@x:y.git"}}, "SSH address"),
         (
             {"flows": {"repository": "https://x/y.git"}, "gitServer": {"enabled": True}},
-            "set one of them",
+            "set only one of them",
         ),
         (
             {"flows": {"gitCredential": {"existingSecret": "x"}}, "gitServer": {"enabled": True}},

@@ -1,5 +1,5 @@
 {{/*
-Mistakes that no schema can see, each told in a sentence. Included once, by validation.yaml.
+Mistakes that no schema can see, each reported in one sentence. Included once, by validation.yaml.
 */}}
 {{- define "prefect-hamilton.validate" -}}
 {{- $v := .Values }}
@@ -7,10 +7,10 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 
 {{- if $v.server.enabled }}
 {{- if $v.api.url }}
-{{- $mistakes = append $mistakes "api.url names a Prefect API elsewhere, but server.enabled is true: set one of them." }}
+{{- $mistakes = append $mistakes "api.url names an external Prefect API, but server.enabled is true: set only one of them." }}
 {{- end }}
 {{- if eq $v.auth.type "apiKey" }}
-{{- $mistakes = append $mistakes "auth.type: apiKey is for Prefect Cloud (server.enabled: false with api.url); a server of ours takes basic or none." }}
+{{- $mistakes = append $mistakes "auth.type: apiKey is for Prefect Cloud (server.enabled: false with api.url): set auth.type to basic or none for the release's own server." }}
 {{- end }}
 {{- if $v.server.sqlite.enabled }}
 {{- if include "prefect-hamilton.server.isSplit" . }}
@@ -18,7 +18,7 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 {{- end }}
 {{- end }}
 {{- if and (include "prefect-hamilton.server.isSplit" .) (not (include "prefect-hamilton.valkey.isUsed" .)) }}
-{{- $mistakes = append $mistakes "Several server pods talk to each other through Valkey: set valkey.enabled, or valkey.existingSecret with the URL of one elsewhere." }}
+{{- $mistakes = append $mistakes "Several server pods talk to each other through Valkey: set valkey.enabled, or valkey.existingSecret with the URL of an external one." }}
 {{- end }}
 {{- else }}
 {{- if and (include "prefect-hamilton.hasWorkers" .) (not $v.api.url) }}
@@ -40,10 +40,10 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 
 {{- if include "prefect-hamilton.postgres.isUsed" . }}
 {{- if and $v.postgres.enabled $v.postgres.host }}
-{{- $mistakes = append $mistakes "postgres.host names a PostgreSQL elsewhere, but postgres.enabled is true: set one of them." }}
+{{- $mistakes = append $mistakes "postgres.host names an external PostgreSQL, but postgres.enabled is true: set only one of them." }}
 {{- end }}
 {{- if not (or $v.postgres.enabled $v.postgres.host) }}
-{{- $mistakes = append $mistakes "PostgreSQL is needed: set postgres.enabled, or postgres.host for one elsewhere. (Only server.sqlite.enabled with hamiltonUi.enabled: false does without.)" }}
+{{- $mistakes = append $mistakes "PostgreSQL is required: set postgres.enabled, or postgres.host for an external one. (Only server.sqlite.enabled with hamiltonUi.enabled: false does without.)" }}
 {{- end }}
 {{- if and $v.postgres.host (not $v.postgres.existingSecret) }}
 {{- $mistakes = append $mistakes "postgres.host is set: set postgres.existingSecret to the Secret with the users' passwords." }}
@@ -53,7 +53,7 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 {{- $mistakes = append $mistakes "postgres.tls.caSecret is set, but postgres.tls.enabled is false." }}
 {{- end }}
 {{- if and $v.postgres.tls.enabled $v.postgres.enabled }}
-{{- $mistakes = append $mistakes "postgres.tls is for a PostgreSQL elsewhere; ours has no certificate: set postgres.tls.enabled to false." }}
+{{- $mistakes = append $mistakes "postgres.tls is for an external PostgreSQL; the bundled one has no certificate: set postgres.tls.enabled to false." }}
 {{- end }}
 
 {{- if and (gt (int $v.hamiltonUi.replicas) 1) (not $v.hamiltonUi.s3.bucket) }}
@@ -71,13 +71,13 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 {{- range $what, $isOn := dict "ingress" $v.ingress.enabled "gateway" $v.gateway.enabled }}
 {{- if $isOn }}
 {{- if and $v.server.enabled (not $v.server.host) }}
-{{- $mistakes = append $mistakes (printf "%s.enabled needs server.host: the host name of the Prefect page." $what) }}
+{{- $mistakes = append $mistakes (printf "%s.enabled needs server.host: the host name of the Prefect UI." $what) }}
 {{- end }}
 {{- if and $v.hamiltonUi.enabled (not $v.hamiltonUi.host) }}
 {{- $mistakes = append $mistakes (printf "%s.enabled needs hamiltonUi.host: the Hamilton UI cannot share a host." $what) }}
 {{- end }}
 {{- if not (or $v.server.enabled $v.hamiltonUi.enabled) }}
-{{- $mistakes = append $mistakes (printf "%s.enabled, but this release has neither of the two web pages." $what) }}
+{{- $mistakes = append $mistakes (printf "%s.enabled, but this release runs neither the Prefect UI nor the Hamilton UI." $what) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -85,7 +85,7 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 {{- $mistakes = append $mistakes "server.host and hamiltonUi.host must differ: the Hamilton UI cannot share a host." }}
 {{- end }}
 {{- if and $v.gateway.enabled (not $v.gateway.parentRefs) }}
-{{- $mistakes = append $mistakes "gateway.enabled needs gateway.parentRefs: the Gateways that the routes join." }}
+{{- $mistakes = append $mistakes "gateway.enabled needs gateway.parentRefs: the Gateways to which the routes attach." }}
 {{- end }}
 {{- if and $v.serviceMonitor.enabled (not $v.server.metrics) }}
 {{- $mistakes = append $mistakes "serviceMonitor.enabled needs server.metrics: there is nothing to scrape otherwise." }}
@@ -96,10 +96,10 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 {{- end }}
 {{- $repository := $v.flows.repository | default "" }}
 {{- if and $repository $v.gitServer.enabled }}
-{{- $mistakes = append $mistakes "flows.repository and gitServer.enabled both say where flows are cloned from: set one of them." }}
+{{- $mistakes = append $mistakes "flows.repository and gitServer.enabled both name the repository to clone: set only one of them." }}
 {{- end }}
 {{- if and $v.flows.gitCredential.existingSecret $v.gitServer.enabled }}
-{{- $mistakes = append $mistakes "flows.gitCredential.existingSecret is for flows.repository; the server of gitServer.enabled takes no credential." }}
+{{- $mistakes = append $mistakes "flows.gitCredential.existingSecret is for flows.repository; the bundled Git server requires no credential." }}
 {{- end }}
 {{- if and (hasPrefix "git@" $repository) (ne $v.flows.gitCredential.type "ssh") }}
 {{- $mistakes = append $mistakes "flows.repository is an SSH address: set flows.gitCredential.type to ssh, and existingSecret to the Secret with the key." }}
@@ -112,7 +112,7 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 {{- end }}
 
 {{- if and (hasPrefix "http" $repository) (contains "@" $repository) }}
-{{- $mistakes = append $mistakes "flows.repository has a credential in it, which would be stored with each deployment: name the Secret with it in flows.gitCredential.existingSecret." }}
+{{- $mistakes = append $mistakes "flows.repository contains a credential, which would be stored with each deployment: store it in a Secret and set flows.gitCredential.existingSecret." }}
 {{- end }}
 {{- range $name, $service := dict "server" $v.server.service "hamiltonUi" $v.hamiltonUi.service }}
 {{- if and $service.nodePort (eq $service.type "ClusterIP") }}
@@ -124,7 +124,7 @@ Mistakes that no schema can see, each told in a sentence. Included once, by vali
 {{- range $pool, $_ := include "prefect-hamilton.workPools" . | fromYaml }}
 {{- $slug := include "prefect-hamilton.worker.slug" $pool }}
 {{- with get $slugs $slug }}
-{{- $mistakes = append $mistakes (printf "The work pools %s and %s get the same name here: rename one." . $pool) }}
+{{- $mistakes = append $mistakes (printf "The work pools %s and %s give the same Kubernetes name: rename one." . $pool) }}
 {{- end }}
 {{- $_ := set $slugs $slug $pool }}
 {{- $s := include "prefect-hamilton.worker.settings" (dict "root" $ "pool" $pool) | fromYaml }}

@@ -106,7 +106,7 @@ job_configuration:
       labels:
         {{- toYaml $labels | nindent 8 }}
     spec:
-      # Prefect starts a run again whose pod was ended: Kubernetes must not do so too.
+      # Prefect reschedules a flow run whose pod was terminated, so Kubernetes must not retry it.
       backoffLimit: 0
       activeDeadlineSeconds: "{{ "{{ active_deadline_seconds }}" }}"
       ttlSecondsAfterFinished: "{{ "{{ finished_job_ttl }}" }}"

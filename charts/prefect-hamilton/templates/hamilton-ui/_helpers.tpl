@@ -83,7 +83,7 @@ HAMILTON_LOCAL_BLOB_DIR: /data/blobs
 - {name: data, mountPath: /data}
 {{- end }}
 {{- if include "prefect-hamilton.postgres.waitsForSecret" . }}
-# Holds the pod back until the Secret is there: a variable would be tried again after 10 s.
+# Delays the pod until the Secret exists: with only a variable, the kubelet retries after 10 s.
 - {name: postgres-secret, mountPath: /postgres-secret, readOnly: true}
 {{- end }}
 {{- if and .Values.postgres.tls.enabled .Values.postgres.tls.caSecret }}

@@ -21,14 +21,14 @@
 {{- end }}
 
 {{- define "prefect-hamilton.network.dns" -}}
-# Names of the cluster and of the world.
+# DNS.
 - ports:
     - {port: 53, protocol: UDP}
     - {port: 53, protocol: TCP}
 {{- end }}
 
 {{- define "prefect-hamilton.network.kubernetes" -}}
-# The Kubernetes API: its address is not known, its ports are these everywhere.
+# The Kubernetes API, whose address differs per cluster; these are its usual ports.
 - ports:
     - {port: 443, protocol: TCP}
     - {port: 6443, protocol: TCP}
@@ -162,7 +162,7 @@ root, components and port.
   ports:
     - {port: {{ .port }}, protocol: TCP}
 {{- else -}}
-# Anybody, until networkPolicy.webFrom says who.
+# Open to every peer; restrict it with networkPolicy.webFrom.
 - ports:
     - {port: {{ .port }}, protocol: TCP}
 {{- end }}

@@ -165,7 +165,7 @@ Takes root and settings.
 {{- if .Values.server.sqlite.enabled }}
 - {name: data, mountPath: /data}
 {{- else if include "prefect-hamilton.postgres.waitsForSecret" . }}
-# Holds the pod back until the Secret is there: a variable would be tried again after 10 s.
+# Delays the pod until the Secret exists: with only a variable, the kubelet retries after 10 s.
 - {name: postgres-secret, mountPath: /postgres-secret, readOnly: true}
 {{- end }}
 {{- if and .Values.postgres.tls.enabled .Values.postgres.tls.caSecret }}
