@@ -12,21 +12,20 @@ import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
-from uuid import UUID
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import (
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Failed
 from pydantic import BaseModel, Field
 
-from flows import command_line
+from flows import command_line, dag_picture
+from flows.decoration import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,7 +139,7 @@ def prepare_data_task(
     import pandas as pd
     from hamilton import driver
 
-    from flows import dag_picture, tracking
+    from flows import tracking
     from flows.dataflows import absenteeism_features
     from flows.dataflows.absenteeism_features import RawDataError
 
@@ -155,7 +154,7 @@ def prepare_data_task(
         except RawDataError as error:
             return Failed(message=str(error))
     model_data = pd.DataFrame({output: result[output] for output in outputs})
-    dag_picture.publish(name, dag_picture.render(dataflow, outputs, inputs=inputs, title=name))
+    dag_picture.show(name, dataflow, outputs, inputs=inputs)
     create_table_artifact(
         table=json.loads(model_data.head(PREVIEW_ROWS).to_json(orient="records")),
         key="absenteeism-model-data",
@@ -181,7 +180,7 @@ def train_and_evaluate_model_task(
     """Train on everybody but the people held out, measure on those."""
     from hamilton import driver
 
-    from flows import dag_picture, tracking
+    from flows import tracking
     from flows.dataflows import absenteeism_model
     from flows.dataflows.absenteeism_model import SplitError
 
@@ -201,7 +200,7 @@ def train_and_evaluate_model_task(
             result = dataflow.execute(outputs, inputs=inputs)
         except SplitError as error:
             return Failed(message=str(error))
-    dag_picture.publish(name, dag_picture.render(dataflow, outputs, inputs=inputs, title=name))
+    dag_picture.show(name, dataflow, outputs, inputs=inputs)
     comparison, training, predictions = (
         result["comparison"],
         result["training_data"],
@@ -257,11 +256,8 @@ def absenteeism_prediction_flow(
             decision trees.
 
     """
-    progress = cast(
-        UUID,
-        create_progress_artifact(
-            progress=0.0, key="absenteeism-progress", description="Preparing data (step 1 of 2)"
-        ),
+    progress = create_progress_artifact(
+        progress=0.0, key="absenteeism-progress", description="Preparing data (step 1 of 2)"
     )
     features = list(dict.fromkeys(feature_set))
     prepared = prepare_data_task(raw_data_location, features, label, return_state=True)

@@ -1,7 +1,6 @@
 """Pictures of Hamilton dataflows as Prefect artifacts.
 
-    png = dag_picture.render(driver, ["features"], inputs={...}, title="prepare_data_task")
-    dag_picture.publish("prepare_data_task", png)
+    dag_picture.show("prepare_data_task", driver, ["features"], inputs={...})
 
 Hamilton describes the graph, the Graphviz library inside the pygraphviz wheel draws it: no `dot`
 program is needed. Nor are fonts: text is set in the DejaVu Sans that comes with matplotlib, on
@@ -21,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 from prefect.artifacts import create_markdown_artifact
+
+from flows.decoration import best_effort
 
 if TYPE_CHECKING:
     import graphviz
@@ -53,6 +54,14 @@ _FONTS_CONF = """<?xml version="1.0"?>
   </match>
 </fontconfig>
 """
+
+
+@best_effort("a picture of the dataflow")
+def show(
+    task_name: str, driver: "Driver", final_vars: Sequence[str], *, inputs: Mapping[str, Any]
+) -> None:
+    """Draw and publish what the running task executed; a failure costs a warning."""
+    publish(task_name, render(driver, final_vars, inputs=inputs, title=task_name))
 
 
 def render(

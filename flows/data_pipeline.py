@@ -9,31 +9,47 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 from uuid import UUID
 
+import httpx
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import (
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 from prefect.states import Failed
 from prefect.variables import Variable
 from pydantic import BaseModel, Field
 
-from flows import command_line, extract, warehouse
+from flows import command_line, dag_picture, extract, warehouse
+from flows.decoration import (
+    best_effort,
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from flows.task_metrics import measure
 from flows.warehouse import DEFAULT_TARGET, Target, TargetTable
 
@@ -45,6 +61,10 @@ DEFAULT_SOURCE = "sample:seattle-weather"
 WRITE_LIMIT = "warehouse-writes"
 # Seconds after which a writer that was killed no longer counts; a living one renews in time.
 WRITE_LEASE = 60.0
+# Seconds without a slot after which a run says so, and after which it gives up.
+SLOT_NOTICE = 5.0
+SLOT_TIMEOUT = 1800.0
+NAMED_RUNS = 5
 PREVIEW_ROWS = 20
 DIMENSION_FILE = Path(__file__).parent / "data" / "metric_dimension.csv"
 
@@ -105,7 +125,7 @@ def validate_metrics(raw_records: "pd.DataFrame") -> Checked:
     import pandas as pd
     from hamilton import driver
 
-    from flows import dag_picture, tracking
+    from flows import tracking
     from flows.dataflows import metrics_quality
 
     name = "validate_metrics"
@@ -123,7 +143,7 @@ def validate_metrics(raw_records: "pd.DataFrame") -> Checked:
         checked = Checked(*(result[output] for output in outputs))
         metrics.rows_read = checked.report["rows_read"]
         metrics.rows_rejected = checked.report["rows_rejected"]
-    dag_picture.publish(name, dag_picture.render(dataflow, outputs, inputs=inputs, title=name))
+    dag_picture.show(name, dataflow, outputs, inputs=inputs)
     get_run_logger().info(
         "Accepted %s records, rejected %s; %s gaps in time",
         f"{len(checked.accepted):,}",
@@ -159,7 +179,7 @@ def transform_metrics(accepted: "pd.DataFrame", anomaly_z_threshold: float) -> T
     """Turn accepted records into warehouse rows: one a record and one a metric and month."""
     from hamilton import driver
 
-    from flows import dag_picture, tracking
+    from flows import tracking
     from flows.dataflows import metrics_transform
 
     name = "transform_metrics"
@@ -175,7 +195,7 @@ def transform_metrics(accepted: "pd.DataFrame", anomaly_z_threshold: float) -> T
             dataflow = builder.with_adapters(*tracked.adapters).build()
             result = dataflow.execute(outputs, inputs=inputs)
         metrics.rows_read = len(accepted)
-    dag_picture.publish(name, dag_picture.render(dataflow, outputs, inputs=inputs, title=name))
+    dag_picture.show(name, dataflow, outputs, inputs=inputs)
     rows, months = result["metric_rows"], result["month_rows"]
     get_run_logger().info(
         "Found %s anomalies in %s records, %s months of %s metrics",
@@ -327,6 +347,7 @@ def _require_quality(
     )
 
 
+@best_effort("its summary")
 def _publish(
     summary: LoadSummary, checked: Checked, transformed: Transformed, target: Target
 ) -> None:
@@ -488,10 +509,62 @@ def _now() -> datetime:
 def _writing(on_wait: Callable[[str], None]) -> Iterator[warehouse.Warehouse]:
     """Open the warehouse for writing, with the slot that bounds how many write at once."""
     with (
-        concurrency(WRITE_LIMIT, strict=False, lease_duration=WRITE_LEASE),
+        _write_slot(on_wait),
         warehouse.connect(warehouse.warehouse_url(), on_wait=on_wait) as connection,
     ):
         yield connection
+
+
+@contextmanager
+def _write_slot(on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Hold a slot of the limit.
+
+    When there is none within SLOT_NOTICE, `on_wait` is called with a sentence, from another thread.
+
+    Raises:
+        WarehouseError: None became free within SLOT_TIMEOUT.
+
+    """
+    limit = f"a slot of the global concurrency limit {WRITE_LIMIT}"
+    notice = threading.Timer(
+        SLOT_NOTICE,
+        # With the context of this run: settings, ids.
+        copy_context().run,
+        [lambda: on_wait(f"Waiting for {limit}; {_other_runs()}")],
+    )
+    notice.daemon = True
+    slot = concurrency(
+        WRITE_LIMIT, strict=False, lease_duration=WRITE_LEASE, timeout_seconds=SLOT_TIMEOUT
+    )
+    with ExitStack() as held:
+        notice.start()
+        try:
+            held.enter_context(slot)
+        except TimeoutError:
+            raise warehouse.WarehouseError(
+                f"Waited {SLOT_TIMEOUT:.0f} s for {limit}; {_other_runs()}: wait for those runs or "
+                "cancel them, or raise the limit, and run again"
+            ) from None
+        finally:
+            notice.cancel()
+        yield
+
+
+def _other_runs() -> str:
+    """Name the runs that may hold a slot: Prefect's API does not tell which of them does."""
+    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
+        found = client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[enterprise_data_pipeline.name])),
+            flow_run_filter=FlowRunFilter(
+                id=FlowRunFilterId(not_any_=[UUID(_flow_run_id())]),
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
+            ),
+            sort=FlowRunSort.START_TIME_ASC,
+            limit=NAMED_RUNS,
+        )
+        if found:
+            return f"other runs of this flow are running: {', '.join(run.name for run in found)}"
+    return f"no other run of this flow is running: one that was killed holds it {WRITE_LEASE:.0f} s"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -505,4 +578,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # At a terminal the file of the local profile stays, so it may be the warehouse.
+    os.environ.setdefault(warehouse.STATE_VARIABLE, str(Path(__file__).parents[1] / ".state"))
     sys.exit(main())

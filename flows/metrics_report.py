@@ -23,6 +23,7 @@ from prefect.states import Completed, Failed
 from prefect.utilities.urls import url_for
 
 from flows import warehouse
+from flows.decoration import best_effort
 from flows.task_metrics import measure
 from flows.warehouse import (
     DEFAULT_TARGET,
@@ -188,7 +189,13 @@ def _markdown(
     quality = json.loads(load["quality"])
     run_url = url_for("flow-run", obj_id=load["flow_run_id"])
     run = f"[{load['flow_run_name']}]({run_url})" if run_url else load["flow_run_name"]
-    picture = base64.b64encode(_plot(rows)).decode("ascii")
+    png = _plot(rows)
+    picture = (
+        f"![Metrics with their 30-day mean and anomalies](data:image/png;base64,"
+        f"{base64.b64encode(png).decode('ascii')})"
+        if png
+        else "The plot could not be drawn: the flow run's log says why."
+    )
     reasons = [f"| {reason} | {count:,} |" for reason, count in quality["reasons"].items()] or [
         "| none | 0 |"
     ]
@@ -206,7 +213,7 @@ def _markdown(
         f"| {quality['rows_rejected']:,} | {quality['gaps']:,} "
         f"| {quality['missing_in_gaps']:,} | {int(rows['is_anomaly'].sum()):,} |",
         "",
-        f"![Metrics with their 30-day mean and anomalies](data:image/png;base64,{picture})",
+        picture,
         "",
         "## Latest month",
         "",
@@ -234,6 +241,7 @@ def _month_line(month: "pd.Series") -> str:
     )
 
 
+@best_effort("the plot")
 def _plot(rows: "pd.DataFrame") -> bytes:
     """Draw each metric with its 30-day mean and anomalies; returns a PNG.
 

@@ -1,8 +1,8 @@
 """The warehouse: a DuckDB file or a PostgreSQL database, written by idempotent upserts.
 
-Where it is comes from `WAREHOUSE_URL`, else from the Prefect Secret block `warehouse-url`, else it
-is the DuckDB file of the local profile. Both engines take the same SQL; what differs is how a
-batch of rows gets there and how one writer waits for another.
+Where it is comes from `WAREHOUSE_URL`, else from the Prefect Secret block `warehouse-url`, else, in
+the local profile, it is a DuckDB file in the state folder. Both engines take the same SQL; what
+differs is how a batch of rows gets there and how one writer waits for another.
 
 Beside a target table stand its companions, named after it: `<table>_monthly` (one row a metric and
 month), `<table>_quarantine` (rejected records and why) and `<table>_loads` (which flow run loaded
@@ -13,13 +13,13 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import AfterValidator, Field
 from tenacity import (
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 URL_VARIABLE = "WAREHOUSE_URL"
 URL_BLOCK = "warehouse-url"
+STATE_VARIABLE = "PREFECT_HAMILTON_STATE"
 DEFAULT_TARGET = "warehouse.prod.metrics"
 
 # Three lowercase names: then quoting and the engines' different case rules change nothing.
@@ -46,7 +47,24 @@ _TARGET = rf"{_NAME}\.{_NAME}\.{_NAME}"
 
 # Seconds that a writer waits for another one to let go of the DuckDB file or of its rows.
 LOCK_TIMEOUT = 120.0
-CONNECT_TIMEOUT = 10
+# Seconds after which PostgreSQL ends a transaction in which nothing happens: its client is frozen
+# or gone. Shorter than LOCK_TIMEOUT, so that who waits for it goes on.
+IDLE_TIMEOUT = 60.0
+# Seconds between two looks at whom a statement waits for.
+LOOK_SECONDS = 1.0
+
+# What a URL does not say itself. A server that vanished is noticed within a minute.
+_CONNECTION_DEFAULTS = {
+    "application_name": "prefect-hamilton",
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
+# One @, before the first /: then libpq takes all of the password for the password. A further one,
+# not percent-encoded, would make a part of it the host or the database, which are shown.
+_POSTGRES_URL = r"postgres(ql)?://([^@/\0]*@)?[^@\0]*"
 
 WRITES = "writes"
 
@@ -210,56 +228,115 @@ class Warehouse(Protocol):
 
 
 def warehouse_url() -> str:
-    """Return where the warehouse is. It may hold a password: never log it, see `describe`."""
-    if url := os.environ.get(URL_VARIABLE):
+    """Return where the warehouse is. It may hold a password: never log it, see `describe`.
+
+    Raises:
+        WarehouseError: None is configured, or the block cannot be loaded.
+
+    """
+    if url := os.environ.get(URL_VARIABLE) or _saved_url():
         return url
+    # Only where somebody keeps the folder: a pod's file would go with the pod, and its rows too.
+    if state := os.environ.get(STATE_VARIABLE):
+        return f"duckdb:///{Path(state).resolve() / 'warehouse.duckdb'}"
+    raise WarehouseError(
+        f"No warehouse: save the Secret block {URL_BLOCK} or set {URL_VARIABLE}, "
+        "as postgresql://user:password@host:5432/warehouse"
+    )
+
+
+def _saved_url() -> str | None:
+    """Return what the Secret block holds, None where there is no such block."""
+    import httpx
     from prefect.blocks.system import Secret
+    from prefect.exceptions import ObjectNotFound
 
     try:
-        block = Secret.load(URL_BLOCK)
-    except ValueError:  # there is no such block
-        return f"duckdb:///{_default_file()}"
-    return str(cast("Secret[Any]", block).get())
+        value = cast("Secret[Any]", Secret.load(URL_BLOCK)).get()
+    except (ValueError, RuntimeError, httpx.HTTPError) as error:
+        if isinstance(error.__cause__, ObjectNotFound):
+            return None
+        # Its own message may hold what the block holds.
+        raise WarehouseError(
+            f"The Secret block {URL_BLOCK} cannot be loaded ({type(error).__name__}): save it "
+            f"again or set {URL_VARIABLE}"
+        ) from None
+    if not isinstance(value, str):
+        raise WarehouseError(f"The Secret block {URL_BLOCK} does not hold a text: save it again")
+    return value
 
 
-def _default_file() -> Path:
-    root = Path(__file__).resolve().parent.parent
-    return Path(os.environ.get("PREFECT_HAMILTON_STATE") or root / ".state") / "warehouse.duckdb"
+def _parse(url: str) -> Path | dict[str, str]:
+    """Return the file of a `duckdb:` URL, or the parameters of a `postgresql:` URL, as libpq does.
+
+    The file is always absolute, for a run may start in any folder. Raises WarehouseError, without
+    any part of the URL.
+    """
+    if url.startswith("duckdb:"):
+        with suppress(ValueError):
+            return Path("/" + unquote(urlsplit(url).path).lstrip("/"))
+    elif url.startswith(("postgresql:", "postgres:")):
+        return _parse_postgres(url)
+    raise WarehouseError(
+        f"The warehouse's URL ({URL_VARIABLE} or Secret block {URL_BLOCK}) is neither "
+        "duckdb:////path/warehouse.duckdb nor postgresql://user:password@host:5432/warehouse"
+    )
 
 
-def _duckdb_file(url: str) -> Path:
-    """Return the file of a `duckdb:` URL; always absolute, for a run may start in any folder."""
-    return Path("/" + unquote(urlsplit(url).path).lstrip("/"))
+def _parse_postgres(url: str) -> dict[str, str]:
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
+    # What libpq says of a mistake quotes the password: nothing of it is shown.
+    with suppress(psycopg.Error, ValueError):
+        parameters = {name: str(value) for name, value in conninfo_to_dict(url).items()}
+        ports = parameters.get("port", "").split(",")
+        if re.fullmatch(_POSTGRES_URL, url) and all(map(_is_port, ports)):
+            return parameters
+    raise WarehouseError(
+        f"The warehouse's URL ({URL_VARIABLE} or Secret block {URL_BLOCK}) cannot be read as "
+        "postgresql://user:password@host:5432/warehouse: percent-encode the password "
+        "(% as %25, @ as %40, / as %2F)"
+    )
+
+
+def _is_port(text: str) -> bool:
+    return not text or (text.isascii() and text.isdecimal() and 0 < int(text) < 65536)
 
 
 def describe(url: str) -> str:
-    """Return the warehouse's address without credentials."""
-    parts = urlsplit(url)
-    if parts.scheme == "duckdb":
-        return f"duckdb:///{_duckdb_file(url)}"
-    port = f":{parts.port}" if parts.port else ""
-    return f"postgresql://{parts.hostname or 'localhost'}{port}{parts.path}"
+    """Return the warehouse's address without credentials. Raises WarehouseError as `check` does."""
+    where = _parse(url)
+    return f"duckdb:///{where}" if isinstance(where, Path) else _address(where)
+
+
+def _address(parameters: Mapping[str, str]) -> str:
+    """Return hosts, ports and database of a PostgreSQL connection, as a URL."""
+    hosts = parameters.get("host", "localhost").split(",")
+    ports = parameters.get("port", "").split(",")
+    if len(ports) == 1:  # one port for all hosts
+        ports *= len(hosts)
+    addresses = [
+        (f"[{host}]" if ":" in host else quote(host)) + (f":{port}" if port else "")
+        for host, port in zip(hosts, ports, strict=False)
+    ]
+    return f"postgresql://{','.join(addresses)}/{quote(parameters.get('dbname', ''))}"
 
 
 def check(url: str, target: Target) -> None:
     """Check, without connecting, that a target's catalog is the warehouse's database.
 
     Raises:
-        WarehouseError: It is not, or the URL is of another kind.
+        WarehouseError: It is not, or the URL is of another kind or cannot be read.
 
     """
-    parts = urlsplit(url)
-    if parts.scheme == "duckdb":
-        database = _duckdb_file(url).stem
-        what = f"the DuckDB file {_duckdb_file(url).name}"
-    elif parts.scheme in ("postgresql", "postgres"):
-        database = unquote(parts.path.lstrip("/"))
-        what = f"the PostgreSQL database {database or '(none named)'}"
+    where = _parse(url)
+    if isinstance(where, Path):
+        database = where.stem
+        what = f"the DuckDB file {where.name}"
     else:
-        raise WarehouseError(
-            f"The warehouse's URL ({URL_VARIABLE} or Secret block {URL_BLOCK}) is neither "
-            "duckdb:////path/warehouse.duckdb nor postgresql://user:password@host:5432/warehouse"
-        )
+        database = where.get("dbname", "")
+        what = f"the PostgreSQL database {database or '(none named)'}"
     if database != target.catalog:
         raise WarehouseError(
             f"target_table {target.shown(METRICS)} is in catalog {target.catalog}, but the "
@@ -277,17 +354,20 @@ def connect(
 ) -> Iterator[Warehouse]:
     """Open the warehouse; a DuckDB file belongs to one process at a time, so wait for it.
 
-    `on_wait` is told once, in a sentence, when there is something to wait for.
+    `on_wait` is called with a sentence when there is something to wait for: the DuckDB file, or a
+    lock in PostgreSQL, then from another thread.
 
     Raises:
-        WarehouseError: It cannot be opened, or another process holds it for `lock_timeout` s.
+        WarehouseError: It cannot be opened, or somebody holds the file or a lock for
+            `lock_timeout` s. A PostgreSQL URL's own `options=-c lock_timeout=...` comes first.
 
     """
-    if urlsplit(url).scheme == "duckdb":
-        with _connect_duckdb(_duckdb_file(url), lock_timeout, on_wait) as duck:
+    where = _parse(url)
+    if isinstance(where, Path):
+        with _connect_duckdb(where, lock_timeout, on_wait) as duck:
             yield DuckDBWarehouse(duck)
     else:
-        with _connect_postgres(url) as postgres:
+        with _connect_postgres(where, lock_timeout, on_wait) as postgres:
             yield PostgresWarehouse(postgres)
 
 
@@ -333,21 +413,118 @@ def _lock_holder(message: str) -> str:
 
 
 @contextmanager
-def _connect_postgres(url: str) -> Iterator["psycopg.Connection[Any]"]:
+def _connect_postgres(
+    parameters: Mapping[str, str], lock_timeout: float, on_wait: Callable[[str], None] | None
+) -> Iterator["psycopg.Connection[Any]"]:
     import psycopg
+    from psycopg.conninfo import make_conninfo
 
+    address = _address(parameters)
+    conninfo = make_conninfo(**{**_CONNECTION_DEFAULTS, **parameters})
     try:
-        connection = psycopg.connect(
-            url,
-            connect_timeout=CONNECT_TIMEOUT,
-            application_name="prefect-hamilton",
-            autocommit=True,
-        )
+        connection = psycopg.connect(conninfo, autocommit=True)
     except psycopg.Error as error:
-        reason = " ".join(str(error).split())
-        raise WarehouseError(f"Cannot connect to {describe(url)}: {reason}") from None
-    with connection:
-        yield connection
+        raise WarehouseError(f"Cannot connect to {address}: {_reason(error, parameters)}") from None
+    interval = min(LOOK_SECONDS, lock_timeout / 4)
+    with connection, _LockWatch(connection, conninfo, address, interval, on_wait) as watch:
+        try:
+            _bound_waits(connection, lock_timeout)
+            yield connection
+        except psycopg.errors.LockNotAvailable:
+            raise WarehouseError(
+                f"Gave up waiting for a lock in {address}, held by {watch.holder}: let that "
+                "session end its transaction, or end it with pg_terminate_backend, and run again"
+            ) from None
+        except (
+            psycopg.OperationalError,
+            psycopg.errors.IdleInTransactionSessionTimeout,
+        ) as error:
+            raise WarehouseError(f"{address} failed: {_reason(error, parameters)}") from None
+
+
+def _reason(error: "psycopg.Error", parameters: Mapping[str, str]) -> str:
+    """Return what libpq or the server said, in one line, unless it holds the password."""
+    reason = " ".join(str(error).split())
+    if (password := parameters.get("password")) and password in reason:
+        return f"{type(error).__name__} (its text holds the password): check host, port and user"
+    return reason
+
+
+def _bound_waits(connection: "psycopg.Connection[Any]", lock_timeout: float) -> None:
+    """Bound what this session waits for, unless the URL or the server's settings do so already."""
+    # Not as `options` of the connection: PgBouncer refuses those.
+    connection.execute(
+        "SELECT set_config(name, wanted, false) FROM pg_settings JOIN (VALUES "
+        "('lock_timeout', %s), ('idle_in_transaction_session_timeout', %s)) AS ours (name, wanted) "
+        "USING (name) WHERE setting = '0' AND source <> 'client'",
+        (f"{max(1, round(lock_timeout * 1000))}ms", f"{round(IDLE_TIMEOUT * 1000)}ms"),
+    )
+
+
+class _LockWatch:
+    """Finds out whom a connection's statement waits for, by a connection of its own.
+
+    PostgreSQL itself names nobody when a lock is not given in time.
+    """
+
+    _HOLDERS = """
+        SELECT pid, concat_ws(
+            ', ', 'user ' || usename, 'application ' || nullif(application_name, ''), state
+        ) FROM pg_stat_activity WHERE pid = ANY(pg_blocking_pids(%s)) ORDER BY pid
+    """
+
+    def __init__(
+        self,
+        connection: "psycopg.Connection[Any]",
+        conninfo: str,
+        address: str,
+        interval: float,
+        on_wait: Callable[[str], None] | None,
+    ) -> None:
+        self.holder = "a session that is not known"
+        self._connection = connection
+        self._conninfo = conninfo
+        self._address = address
+        self._interval = interval
+        self._on_wait = on_wait
+        self._told: set[int] = set()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="lock-watch", daemon=True)
+
+    def __enter__(self) -> "_LockWatch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join(timeout=float(_CONNECTION_DEFAULTS["connect_timeout"]))
+
+    def _watch(self) -> None:
+        import psycopg
+        from psycopg.pq import TransactionStatus
+
+        with ExitStack() as stack:
+            own: psycopg.Connection[Any] | None = None
+            while not self._ended.wait(self._interval):
+                if self._connection.info.transaction_status != TransactionStatus.ACTIVE:
+                    continue
+                try:
+                    own = own or stack.enter_context(
+                        psycopg.connect(self._conninfo, autocommit=True)
+                    )
+                    self._look(own)
+                except psycopg.Error:
+                    return  # the statement's own error tells more
+
+    def _look(self, own: "psycopg.Connection[Any]") -> None:
+        pid = self._connection.info.backend_pid
+        found = dict(own.execute(self._HOLDERS, (pid,)).fetchall())
+        if not found:
+            return
+        self.holder = " and ".join(f"process {holder} ({what})" for holder, what in found.items())
+        if self._on_wait and found.keys() != self._told:
+            self._on_wait(f"Waiting for a lock in {self._address}, held by {self.holder}")
+        self._told = set(found)
 
 
 def _create_statements(target: Target, specs: Sequence[TableSpec]) -> list[str]:
@@ -477,11 +654,27 @@ class PostgresWarehouse:
         try:
             yield
         finally:
-            self._connection.execute("SELECT pg_advisory_unlock(hashtext(%s))", (purpose,))
+            if not self._connection.closed:  # its locks have ended with it
+                self._connection.execute("SELECT pg_advisory_unlock(hashtext(%s))", (purpose,))
+
+
+@contextmanager
+def _process_lock(purpose: str) -> Iterator[None]:
+    """Keep this process's other threads with the same purpose waiting until the block ends."""
+    lock = _thread_lock(purpose)
+    if not lock.acquire(timeout=LOCK_TIMEOUT):
+        raise WarehouseError(
+            f"Another thread of this process has kept the warehouse's lock for {purpose} for "
+            f"{LOCK_TIMEOUT:.0f} s: run again when it has ended"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @cache
-def _process_lock(purpose: str) -> threading.Lock:
+def _thread_lock(purpose: str) -> threading.Lock:
     return threading.Lock()
 
 

@@ -1,12 +1,17 @@
 """What breaks in the middle of a run, and the state that the run ends in."""
 
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
-from tests.cluster.conftest import RELEASE, Cluster, eventually
+from tests.cluster.conftest import NAMESPACE, RELEASE, Cluster, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 ETL = "Enterprise Data Pipeline/production-etl-k8s"
+POSTGRES = f"statefulset/{RELEASE}-postgres"
 
 
 def running(cluster: Cluster) -> str:
@@ -83,23 +88,102 @@ def test_a_flow_pod_that_is_gone_at_once_does_not_stay_running(cluster: Cluster)
 
 def test_the_pipeline_killed_in_the_middle_loads_every_row_once(cluster: Cluster) -> None:
     table = {"target_table": "warehouse.killed.metrics"}
-    run_id = cluster.start(ETL, batch_size=100, **table)
-    cluster.wait_for_log(run_id, "batch")
-    (pod,) = cluster.pods(run_id)
-    cluster.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
-    cluster.wait_for_state(run_id, "Completed")
-    whole = cluster.start(ETL, target_table="warehouse.whole.metrics")
-    cluster.wait_for_state(whole, "Completed")
-    assert rows(cluster, "killed") == rows(cluster, "whole") > 0
+    cluster.wait_for_state(cluster.start(ETL, **table), "Completed")
+    everything = rows(cluster, "killed")
+    assert everything > 0
+    last = psql(cluster, "SELECT metric, time FROM killed.metrics ORDER BY 2 DESC, 1 DESC LIMIT 1")
+    metric, time = last.split("|")
+    psql(cluster, "TRUNCATE killed.metrics, killed.metrics_monthly")
+
+    # Whoever writes the last row waits for this session: the load stops before its end.
+    statement = f"INSERT INTO killed.metrics (metric, time) VALUES ('{metric}', '{time}')"  # noqa: S608
+    with uncommitted(cluster, statement):
+        run_id = cluster.start(ETL, batch_size=100, **table)
+
+        @eventually
+        def waits_in_the_middle() -> None:
+            log = "SELECT status, rows_written FROM killed.metrics_loads WHERE flow_run_id = "
+            status, _, written = psql(cluster, f"{log}'{run_id}'").partition("|")
+            assert status == "loading"
+            assert 0 < int(written) < everything
+            assert psql(cluster, WAITS_FOR_HOLDER) == "1"
+
+        waits_in_the_middle()
+        (pod,) = cluster.pods(run_id)
+        cluster.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
+        # Its rows so far, and none of those that it was about to write.
+        assert 0 < rows(cluster, "killed") < everything
+
+    @eventually
+    def ends() -> str:
+        run = cluster.flow_run(run_id)
+        # Prefect starts it again, or, where its pod was gone too fast, says that it crashed.
+        assert run["state_name"] in ("Completed", "Crashed"), run["state_name"]
+        return str(run["state_name"])
+
+    if ends() == "Crashed":
+        cluster.wait_for_state(cluster.start(ETL, **table), "Completed")
+    else:
+        assert cluster.flow_run(run_id)["run_count"] == 2
+    assert rows(cluster, "killed") == everything
+
+
+HOLDER = "holder"
+WAITS_FOR_HOLDER = f"""
+SELECT count(*) FROM pg_stat_activity AS waiting, pg_stat_activity AS holder
+WHERE holder.application_name = '{HOLDER}'
+  AND holder.pid = ANY(pg_blocking_pids(waiting.pid))
+"""  # noqa: S608
+
+
+def psql(cluster: Cluster, query: str) -> str:
+    """What a query of the warehouse gives: columns separated by `|`."""
+    return cluster.kubectl("exec", POSTGRES, "--", *psql_command("test"), "-c", query).strip()
+
+
+def psql_command(application: str) -> list[str]:
+    where = f"dbname=warehouse user=postgres application_name={application}"
+    return ["psql", "--no-psqlrc", "--quiet", "-At", "--dbname", where]
+
+
+@contextmanager
+def uncommitted(cluster: Cluster, statement: str) -> Iterator[None]:
+    """A session that has executed a statement, and takes it back when the block ends."""
+    command = ["kubectl", "--namespace", NAMESPACE, "exec", "-i", POSTGRES, "--"]
+    session = subprocess.Popen(
+        [*command, *psql_command(HOLDER)],
+        env=cluster.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    assert session.stdin
+    try:
+        session.stdin.write(f"BEGIN;\n{statement};\n")
+        session.stdin.flush()
+
+        @eventually
+        def has_executed_it() -> None:
+            found = psql(
+                cluster,
+                "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' "  # noqa: S608
+                f"AND application_name = '{HOLDER}' AND query LIKE 'INSERT%'",
+            )
+            assert found == "1"
+
+        has_executed_it()
+        yield
+    finally:
+        session.stdin.close()  # psql ends, and its transaction with it
+        session.wait(timeout=60)
 
 
 def rows(cluster: Cluster, schema: str) -> int:
     """Rows of a schema's table `metrics`, each counted once for its key."""
-    query = f"SELECT count(*) || ' ' || count(DISTINCT (metric, time)) FROM {schema}.metrics"  # noqa: S608
-    psql = ["psql", "--username=postgres", "--dbname=warehouse", "-At", "-c", query]
-    found = cluster.kubectl("exec", f"statefulset/{RELEASE}-postgres", "--", *psql).split()
-    assert found[0] == found[1]
-    return int(found[0])
+    query = f"SELECT count(*), count(DISTINCT (metric, time)) FROM {schema}.metrics"  # noqa: S608
+    every, once = psql(cluster, query).split("|")
+    assert every == once
+    return int(every)
 
 
 def test_a_run_waits_for_a_git_server_that_is_down(cluster: Cluster) -> None:

@@ -1,0 +1,201 @@
+"""Every wait for a lock or a slot ends, is logged while it lasts, and names who is waited for."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from uuid import uuid4
+
+import psycopg
+import pytest
+from prefect import flow, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.concurrency.sync import concurrency
+from prefect.states import Running
+
+from flows import data_pipeline, warehouse
+from flows.warehouse import METRICS, WarehouseError
+from tests.flows.test_warehouse import TARGET, rows, stored
+
+UPDATE = "UPDATE prod.metrics SET value = 7"
+
+
+@pytest.fixture
+def loaded(postgres: str) -> str:
+    """A PostgreSQL warehouse with three rows; returns the URL."""
+    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS warehouse WITH (FORCE)")
+        connection.execute("CREATE DATABASE warehouse")
+    with warehouse.connect(f"{postgres}/warehouse") as opened:
+        opened.prepare(TARGET, [METRICS])
+        opened.upsert(TARGET, [(METRICS, rows(3))])
+    return f"{postgres}/warehouse"
+
+
+@pytest.fixture
+def holder(loaded: str) -> Iterator["psycopg.Connection[tuple[object, ...]]"]:
+    """A session that has changed all rows in a transaction that it does not end."""
+    connection = psycopg.connect(loaded, application_name="other program")
+    connection.execute(UPDATE)
+    yield connection
+    connection.close()
+
+
+def test_a_row_that_stays_locked_ends_the_wait_with_who_holds_it(
+    loaded: str, holder: "psycopg.Connection[tuple[object, ...]]"
+) -> None:
+    told: list[str] = []
+    with (
+        pytest.raises(WarehouseError) as error,
+        warehouse.connect(loaded, lock_timeout=4, on_wait=told.append) as connection,
+    ):
+        connection.upsert(TARGET, [(METRICS, rows(3, 2.0))])
+    who = (
+        f"held by process {holder.info.backend_pid} "
+        "(user loader, application other program, idle in transaction)"
+    )
+    address = warehouse.describe(loaded)
+    assert told == [f"Waiting for a lock in {address}, {who}"]
+    assert str(error.value).startswith(f"Gave up waiting for a lock in {address}, {who}: let ")
+    holder.rollback()
+    assert {value for _, value in stored(loaded)} == {1.0}
+
+
+def test_a_row_that_is_unlocked_while_a_run_waits_is_written(
+    loaded: str, holder: "psycopg.Connection[tuple[object, ...]]"
+) -> None:
+    with warehouse.connect(loaded, on_wait=lambda _: holder.rollback()) as connection:
+        connection.upsert(TARGET, [(METRICS, rows(3, 2.0))])
+    assert {value for _, value in stored(loaded)} == {2.0}
+
+
+def test_a_report_that_another_session_makes_is_waited_for_as_long(loaded: str) -> None:
+    with warehouse.connect(loaded) as first, first.exclusively("report"):
+        told: list[str] = []
+        with (
+            pytest.raises(WarehouseError, match=r"held by process \d+ .*prefect-hamilton"),
+            warehouse.connect(loaded, lock_timeout=4, on_wait=told.append) as second,
+            second.exclusively("report"),
+        ):
+            pass
+        assert len(told) == 1
+    with warehouse.connect(loaded) as third, third.exclusively("report"):
+        pass
+
+
+def test_two_threads_with_a_duckdb_file_wait_as_long(
+    duckdb_warehouse: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warehouse, "LOCK_TIMEOUT", 0.1)
+    errors: list[str] = []
+
+    def report() -> None:
+        try:
+            with warehouse.connect(duckdb_warehouse) as second, second.exclusively("report"):
+                pass
+        except WarehouseError as error:
+            errors.append(str(error))
+
+    with warehouse.connect(duckdb_warehouse) as first, first.exclusively("report"):
+        thread = threading.Thread(target=report)
+        thread.start()
+        thread.join()
+    assert len(errors) == 1
+    assert "Another thread of this process" in errors[0]
+    report()
+    assert len(errors) == 1
+
+
+def test_a_session_that_the_server_ends_is_one_sentence(loaded: str) -> None:
+    with (
+        pytest.raises(WarehouseError, match=r"/warehouse failed: .*terminating connection") as told,
+        warehouse.connect(loaded) as connection,
+        connection.exclusively("report"),
+        psycopg.connect(loaded, autocommit=True) as other,
+    ):
+        pid = connection.read("SELECT pg_backend_pid() AS pid")["pid"][0]
+        other.execute("SELECT pg_terminate_backend(%s)", (int(pid),))
+        connection.upsert(TARGET, [(METRICS, rows(3))])
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("query", "lock", "idle"),
+    [
+        ("", "2min", "1min"),
+        ("?options=-c%20lock_timeout%3D7s", "7s", "1min"),
+        ("?options=-c%20idle_in_transaction_session_timeout%3D0", "2min", "0"),
+    ],
+)
+def test_a_session_is_bounded_unless_the_url_says_otherwise(
+    loaded: str, query: str, lock: str, idle: str
+) -> None:
+    with warehouse.connect(loaded + query) as connection:
+        shown = connection.read(
+            "SELECT current_setting('lock_timeout') AS lock, "
+            "current_setting('idle_in_transaction_session_timeout') AS idle"
+        )
+    assert shown.to_dict("records") == [{"lock": lock, "idle": idle}]
+
+
+@flow(validate_parameters=False)
+def writes(told: list[str], on_wait: ExitStack | None) -> None:
+    """Open the warehouse for writing as the pipeline does; when told to wait, close `on_wait`."""
+
+    def tell(message: str) -> None:
+        told.append(message)
+        if on_wait:
+            on_wait.close()
+
+    with data_pipeline._writing(tell) as connection:
+        connection.prepare(TARGET, [METRICS])
+
+
+@pytest.fixture
+def slot(prefect_api: str) -> Iterator[ExitStack]:
+    """The only slot to write, held until the stack is closed."""
+    name = data_pipeline.WRITE_LIMIT
+    with get_client(sync_client=True) as client:
+        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+        try:
+            with ExitStack() as held:
+                held.enter_context(concurrency(name, strict=True, lease_duration=600))
+                yield held
+        finally:
+            client.delete_global_concurrency_limit_by_name(name)
+
+
+@pytest.mark.services
+def test_a_slot_that_stays_taken_ends_the_wait_with_the_runs_that_may_hold_it(
+    slot: ExitStack, duckdb_warehouse: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_pipeline, "SLOT_NOTICE", 0.1)
+    monkeypatch.setattr(data_pipeline, "SLOT_TIMEOUT", 5)
+    name = f"writer-{uuid4()}"
+    with get_client(sync_client=True) as client:
+        other = client.create_flow_run(
+            data_pipeline.enterprise_data_pipeline, name=name, state=Running()
+        )
+        try:
+            told: list[str] = []
+            with pytest.raises(WarehouseError) as error:
+                writes(told, None)
+        finally:
+            client.delete_flow_run(other.id)
+    limit = "a slot of the global concurrency limit warehouse-writes"
+    assert len(told) == 1
+    assert told[0].startswith(f"Waiting for {limit}; other runs of this flow are running: ")
+    assert str(error.value).startswith(f"Waited 5 s for {limit}; other runs")
+    assert name in told[0]
+    assert name in str(error.value)
+
+
+@pytest.mark.services
+def test_a_slot_that_becomes_free_is_taken(
+    slot: ExitStack, duckdb_warehouse: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_pipeline, "SLOT_NOTICE", 0.1)
+    told: list[str] = []
+    writes(told, slot)
+    assert len(told) == 1
+    with warehouse.connect(duckdb_warehouse) as connection:
+        assert connection.has_table(TARGET, METRICS)
