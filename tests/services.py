@@ -139,17 +139,27 @@ def hamilton_ui(state: Path, global_key: str | None = None) -> Iterator[Service]
 
 
 @contextmanager
-def prefect_server(home: Path) -> Iterator[Service]:
-    """A Prefect server without background services, with its database in `home`."""
+def prefect_server(
+    home: Path,
+    *,
+    python: Path | str = sys.executable,
+    port: int | None = None,
+    background_services: bool = False,
+    **settings: str,
+) -> Iterator[Service]:
+    """A Prefect server, its database in `home` unless the settings name another."""
     home.mkdir(parents=True, exist_ok=True)
-    port = free_port()
-    command = [sys.executable, "-m", "prefect", "server", "start", "--no-services"]
+    port = port or free_port()
+    command = [str(python), "-m", "prefect", "server", "start"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
+    if not background_services:
+        command.append("--no-services")
     env = {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_API_URL": "",
         "DO_NOT_TRACK": "1",
+        **settings,
     }
     with _running(command, port, "/api/health", home / "server.log", env) as service:
         yield service

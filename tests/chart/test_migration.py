@@ -53,8 +53,9 @@ class Database:
         with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start Python with the settings of a server of this database."""
+    @property
+    def settings(self) -> dict[str, str]:
+        """What makes it the database of a Prefect server."""
         url = urlsplit(self.url)
         settings = {
             "DRIVER": "postgresql+asyncpg",
@@ -63,9 +64,13 @@ class Database:
             "NAME": self.name,
             "USER": str(url.username),
         }
+        return {f"PREFECT_SERVER_DATABASE_{name}": value for name, value in settings.items()}
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start Python with the settings of a server of this database."""
         return subprocess.Popen(
             [sys.executable, *arguments],
-            env=os.environ | {f"PREFECT_SERVER_DATABASE_{k}": v for k, v in settings.items()},
+            env=os.environ | self.settings,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -34,6 +34,16 @@ def test_the_default_is_a_whole_installation(default: Release) -> None:
     assert jobs == {"bootstrap", "secrets"}
 
 
+def test_prefect_yaml_may_end_the_schedules_of_a_deployment(default: Release) -> None:
+    (bootstrap,) = [job for job in default.of("Job") if labels(job)[COMPONENT] == "bootstrap"]
+    template = pod_template(bootstrap)
+    assert template is not None
+    registers = [c for c in containers(template) if "PREFECT_API_URL" in env(c)]
+    assert registers
+    for container in registers:
+        assert env(container)["PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY"] == "true"
+
+
 def test_the_default_fits_a_small_node(default: Release) -> None:
     """2 CPUs and 4 GiB, of which a kind control plane takes 950m and about 300 MiB."""
 

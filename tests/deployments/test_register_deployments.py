@@ -158,3 +158,33 @@ def test_outside_of_its_image_it_says_what_to_do() -> None:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "use `prefect deploy`" in done.stderr
+
+
+def test_schedules_that_prefect_yaml_ends_are_ended(
+    prefect_api: str, git_server: GitServer, flow_repository: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    git("clone", "--quiet", str(flow_repository), str(repository))
+    text = (repository / "prefect.yaml").read_text()
+    tags = "tags: [walkthrough]\n"
+
+    def schedules_after(written: str, name: str) -> int:
+        changed = text.replace(tags, f"{tags}      schedules: {written}\n")
+        (repository / "prefect.yaml").write_text(changed)
+        git("commit", "--quiet", "--all", "--message", name, cwd=repository)
+        code, output = register_walkthrough(
+            prefect_api,
+            git_server,
+            tmp_path,
+            FLOWS_REPOSITORY=git_server.publish(repository, name),
+            FLOWS_REF=git("branch", "--show-current", cwd=repository),
+            # As the chart sets it for the bootstrap.
+            PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY="true",
+        )
+        assert code == 0, output
+        with get_client(sync_client=True) as client:
+            deployment = client.read_deployment_by_name("ui-walkthrough-retries/walkthrough-k8s")
+        return len(deployment.schedules)
+
+    assert schedules_after("[{interval: 3600}]", "schedules-one") == 1
+    assert schedules_after("[]", "schedules-none") == 0

@@ -49,3 +49,11 @@ def probe(end: str = "return") -> None:
 @flow
 async def asynchronous() -> None:
     get_run_logger().info("in an event loop")
+
+
+@flow
+def importing() -> None:
+    # What a pull step has installed.
+    import library
+
+    get_run_logger().info("found the %s", library.VERSION)

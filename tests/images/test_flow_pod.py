@@ -5,13 +5,13 @@ Each test executes a flow run as a pod does: the run's id and the API's address 
 
 import os
 import re
+import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 import tenacity
@@ -22,6 +22,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.flows import load_flow_from_entrypoint
 from prefect.states import Cancelling, Crashed
 
+from tests.deployments.git_server import git
 from tests.services import ROOT, Service
 
 pytestmark = pytest.mark.services
@@ -40,10 +41,23 @@ def client(prefect_api: str) -> Iterator[SyncPrefectClient]:
         yield client
 
 
-class Pods:
-    """Deployments and their pods: processes with the environment that a worker would give them."""
+Step = dict[str, dict[str, object]]
 
-    def __init__(self, client: SyncPrefectClient, server: Service, folder: Path) -> None:
+
+def go_to(folder: Path) -> Step:
+    return {"prefect.deployments.steps.set_working_directory": {"directory": str(folder)}}
+
+
+class Pods:
+    """Deployments and their pods: processes with the environment that a worker would give them.
+
+    They have Prefect's client and nothing else of Prefect, as in the image.
+    """
+
+    def __init__(
+        self, client: SyncPrefectClient, server: Service, python: Path, folder: Path
+    ) -> None:
+        self.python = python
         self._client = client
         self._api = f"{server.url}/api"
         self.notes = folder / "notes"
@@ -51,20 +65,20 @@ class Pods:
         self._home = folder / "home"
 
     def flow_run(
-        self, flow_name: str = "probe", pull: Path = FLOWS, **parameters: object
+        self, flow_name: str = "probe", pull: Path | list[Step] = FLOWS, **parameters: object
     ) -> FlowRun:
-        """A flow run of a deployment whose pull step goes to the folder `pull`."""
+        """A flow run of a deployment with the pull steps, or with one that goes to the folder."""
         entrypoint = f"probes.py:{flow_name}"
         flow_id = self._client.create_flow(load_flow_from_entrypoint(f"{FLOWS}/{entrypoint}"))
-        step = {"prefect.deployments.steps.set_working_directory": {"directory": str(pull)}}
+        steps = pull if isinstance(pull, list) else [go_to(pull)]
         deployment = self._client.request(
             "POST",
             "/deployments/",
             json=DeploymentCreate(
                 flow_id=flow_id,
-                name=pull.name,
+                name=str(uuid4()),
                 entrypoint=entrypoint,
-                pull_steps=[step],
+                pull_steps=steps,
                 enforce_parameter_schema=False,
             ).model_dump(mode="json", exclude_unset=True),
         ).json()
@@ -76,7 +90,7 @@ class Pods:
     def executing(self, flow_run: FlowRun, **env: str) -> Iterator[subprocess.Popen[str]]:
         """The pod's process; killed if it has not ended when the block does."""
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "flow_pod"],
+            [self.python, "-P", "-m", "flow_pod"],
             env={
                 "PATH": os.environ["PATH"],
                 "PYTHONPATH": str(PACKAGE),
@@ -132,14 +146,24 @@ class Pods:
 
 
 @pytest.fixture
-def pods(client: SyncPrefectClient, prefect_server: Service, tmp_path: Path) -> Pods:
-    return Pods(client, prefect_server, tmp_path)
+def pods(
+    client: SyncPrefectClient, prefect_server: Service, prefect_client_python: Path, tmp_path: Path
+) -> Pods:
+    return Pods(client, prefect_server, prefect_client_python, tmp_path)
 
 
 def engine_pid(messages: list[str]) -> int:
     """The process that ran the flow, by the flow's own word."""
     (pid,) = [m[1] for line in messages if (m := re.match(r"pid (\d+),", line))]
     return int(pid)
+
+
+@eventually
+def wait_until_sigterm_is(pod: subprocess.Popen[str], mask: str) -> None:
+    """Return when SIGTERM is in the process's mask: `SigBlk` of held, `SigCgt` of caught ones."""
+    status = Path(f"/proc/{pod.pid}/status").read_text()
+    signals = int(re.findall(rf"{mask}:\s+(\w+)", status)[0], 16)
+    assert signals & 1 << (signal.SIGTERM - 1)
 
 
 def is_running(pid: int) -> bool:
@@ -171,19 +195,62 @@ def test_an_asynchronous_flow_completes(pods: Pods) -> None:
     pods.wait_for_log(run, "in an event loop")
 
 
+def at_each_start(folder: Path, code: str) -> str:
+    """The PYTHONPATH with which each start of Python first runs the code."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(code)
+    return f"{PACKAGE}:{folder}"
+
+
 def test_prefect_is_imported_by_one_start_of_python(pods: Pods, tmp_path: Path) -> None:
-    starts = tmp_path / "starts"
-    starts.mkdir()
-    (starts / "sitecustomize.py").write_text(
+    count = (
         "import os, pathlib\n"
         "pathlib.Path(os.environ['PROBE_NOTES'], f'python-{os.getpid()}').touch()\n"
     )
-    run = pods.flow_run()
+    repository = tmp_path / "repository"
+    shutil.copytree(FLOWS, repository)
+    git("init", "--quiet", cwd=repository)
+    git("add", "--all", cwd=repository)
+    git("commit", "--quiet", "--message", "Flows", cwd=repository)
+    clone: Step = {"prefect.deployments.steps.git_clone": {"repository": f"file://{repository}"}}
+    run = pods.flow_run(pull=[clone])
 
-    assert pods.execute(run, PYTHONPATH=f"{PACKAGE}:{starts}")[0] == 0
+    code, output = pods.execute(run, PYTHONPATH=at_each_start(tmp_path / "start", count))
+    assert code == 0, output
 
     assert pods.state(run).type == StateType.COMPLETED
     assert len(list(pods.notes.glob("python-*"))) == 1
+
+
+def test_a_flow_imports_what_a_pull_step_has_installed(pods: Pods, tmp_path: Path) -> None:
+    (tmp_path / "installing.py").write_text(
+        "import pathlib, library\n"
+        "def install() -> None:\n"
+        "    pathlib.Path(library.__file__).write_text('VERSION = \"new version\"')\n"
+    )
+    (tmp_path / "library.py").write_text("VERSION = 'old'")
+    run = pods.flow_run("importing", pull=[{"installing.install": {}}, go_to(FLOWS)])
+
+    assert pods.execute(run, PYTHONPATH=f"{PACKAGE}:{tmp_path}")[0] == 0
+
+    assert pods.state(run).type == StateType.COMPLETED
+    pods.wait_for_log(run, "found the new version")
+
+
+def test_a_pull_step_that_needs_pip_says_that_there_is_none(pods: Pods) -> None:
+    step: Step = {
+        "prefect.deployments.steps.pip_install_requirements": {
+            "directory": str(FLOWS),
+            "requirements_file": "requirements.txt",
+        }
+    }
+    run = pods.flow_run(pull=[step])
+
+    pods.execute(run)
+
+    state = pods.state(run)
+    assert state.type == StateType.CRASHED
+    assert "No module named pip" in str(state.message)
 
 
 def test_settings_of_the_workspace_count(
@@ -255,18 +322,68 @@ def test_a_pod_told_to_end_before_the_flow_runs_reschedules_its_run(pods: Pods) 
     run = pods.flow_run(end="wait")
     with pods.executing(run) as pod:
         # As early as can be: Prefect is being imported.
-        @eventually
-        def wait_until_signals_are_held() -> None:
-            status = Path(f"/proc/{pod.pid}/status").read_text()
-            held = int(re.findall(r"SigBlk:\s+(\w+)", status)[0], 16)
-            assert held & 1 << (signal.SIGTERM - 1)
-
-        wait_until_signals_are_held()
+        wait_until_sigterm_is(pod, "SigBlk")
         pod.send_signal(signal.SIGTERM)
         assert pod.wait(timeout=60) == 0
 
     state = pods.state(run)
     assert (state.type, state.name) == (StateType.SCHEDULED, "AwaitingRetry")
+
+
+def test_a_pod_told_to_end_ends_while_the_api_does_not_answer(
+    pods: Pods, prefect_server: Service
+) -> None:
+    run = pods.flow_run()
+    prefect_server.freeze()
+    try:
+        with pods.executing(run) as pod:
+            wait_until_sigterm_is(pod, "SigCgt")
+            pod.send_signal(signal.SIGTERM)
+            output, _ = pod.communicate(timeout=60)
+    finally:
+        prefect_server.thaw()
+
+    # Not 0: the worker marks the run as crashed once it reaches the API.
+    assert pod.returncode == 1, output
+    assert "the flow run is not rescheduled" in output
+    assert pods.state(run).type == StateType.SCHEDULED
+
+
+def test_where_nothing_can_listen_on_loopback_a_run_is_rescheduled_all_the_same(
+    pods: Pods, tmp_path: Path
+) -> None:
+    refuse = (
+        "import asyncio\n"
+        "async def start_server(*args, **kwargs):\n"
+        "    raise OSError('no loopback')\n"
+        "asyncio.start_server = start_server\n"
+    )
+    run = pods.flow_run(end="wait")
+    with pods.executing(run, PYTHONPATH=at_each_start(tmp_path / "start", refuse)) as pod:
+        pods.wait_for_log(run, "about to wait")
+        pod.send_signal(signal.SIGTERM)
+        assert pod.wait(timeout=60) == 0
+
+    assert pods.state(run).name == "AwaitingRetry"
+
+
+def test_a_crash_that_cannot_be_reported_is_told_by_the_exit_code(
+    pods: Pods, prefect_server: Service
+) -> None:
+    run = pods.flow_run(end="wait")
+    quickly = {"PREFECT_API_REQUEST_TIMEOUT": "1", "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    with pods.executing(run, **quickly) as pod:
+        pods.wait_for_log(run, "about to wait")
+        pid = engine_pid(pods.log(run))
+        prefect_server.freeze()
+        try:
+            os.kill(pid, signal.SIGKILL)
+            output, _ = pod.communicate(timeout=120)
+        finally:
+            prefect_server.thaw()
+
+    assert pod.returncode == 128 + signal.SIGKILL, output
+    assert pods.state(run).type == StateType.RUNNING
 
 
 def test_a_run_stays_rescheduled_when_the_worker_marks_it_crashed_too_late(
@@ -320,14 +437,48 @@ def test_a_run_that_was_cancelled_before_does_not_start(
     assert not any("about to" in line for line in pods.log(run))
 
 
-def test_without_a_flow_run_the_command_says_what_is_missing(pods: Pods) -> None:
-    result = subprocess.run(
-        [sys.executable, "-P", "-m", "flow_pod"],
-        env={"PYTHONPATH": str(PACKAGE)},
+def start(pods: Pods, *arguments: str, **env: str) -> tuple[int, str]:
+    """Exit code and errors of a pod's command without an API."""
+    done = subprocess.run(
+        [pods.python, "-P", "-m", "flow_pod", *arguments],
+        env={"PYTHONPATH": str(PACKAGE), **env},
         capture_output=True,
         text=True,
         check=False,
     )
+    return done.returncode, done.stderr
 
-    assert result.returncode == 2
-    assert result.stderr == "flow_pod: '' is not the id of a flow run; set PREFECT__FLOW_RUN_ID\n"
+
+def test_without_a_flow_run_the_command_says_what_is_missing(pods: Pods) -> None:
+    assert start(pods) == (
+        2,
+        "flow_pod: '' is not the id of a flow run; set PREFECT__FLOW_RUN_ID\n",
+    )
+
+
+def test_another_prefect_is_told_in_a_sentence(pods: Pods, tmp_path: Path) -> None:
+    package = tmp_path / "prefect"
+    package.mkdir()
+    (package / "__init__.py").write_text("__version__ = '4.0.1'")
+
+    found = start(pods, str(uuid4()), PYTHONPATH=f"{PACKAGE}:{tmp_path}")
+
+    assert found == (1, "flow_pod: this image supports Prefect 3.9.x; found 4.0.1\n")
+
+
+def test_a_name_that_prefect_no_longer_has_is_told_in_a_sentence(
+    pods: Pods, tmp_path: Path
+) -> None:
+    rename = (
+        "from prefect.runner import _workspace_supervisor as module\n"
+        "module._launch = module.__dict__.pop('_launch_engine')\n"
+    )
+
+    code, said = start(pods, str(uuid4()), PYTHONPATH=at_each_start(tmp_path / "start", rename))
+
+    assert code == 1
+    assert re.fullmatch(
+        r"flow_pod: this image supports Prefect 3\.9\.x; found 3\.9\.\d+, "
+        r"where cannot import name '_launch_engine' from .*\n",
+        said,
+    )

@@ -88,6 +88,7 @@ def test_renovate_finds_what_its_own_managers_are_for() -> None:
         "postgres",
         "valkey/valkey",
         "kindest/node",
+        "prefect",
         "python",
         "helm",
         "kubectl",

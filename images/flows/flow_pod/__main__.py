@@ -27,6 +27,8 @@ if __name__ == "__main__":
     # What Prefect's modules make stays: no search for garbage meanwhile, and none among it later,
     # which would also copy the pages that the fork shares.
     gc.disable()
+    # First: it ends a pod in whose image Prefect does not fit.
+    from flow_pod import _prefect  # noqa: F401, I001
     from flow_pod import launcher
 
     gc.freeze()

@@ -1,37 +1,55 @@
 """The supervisor: forks the engine and answers for the flow run until it ends.
 
-Follows `execute` in `prefect/cli/flow_run.py` of Prefect 3.8.8, which Prefect's client lacks.
+Follows `execute` in `prefect/cli/flow_run.py` of Prefect 3.9.1, which Prefect's client lacks. It
+differs where a pod does better: a pod that is told to end before it has reached the API ends, with
+its run rescheduled where that can be done within some seconds.
 """
 
 import asyncio
+import functools
+import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 from uuid import UUID
 
 import anyio
 import anyio.abc
 import anyio.to_thread
-from prefect._internal.attempt_control import Intent
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort, Pause
 from prefect.logging import get_logger
-from prefect.runner._control_channel import ControlChannel, ControlSignalStatus
-from prefect.runner._flow_run_executor import FlowRunExecutor, FlowRunExecutorContext
-from prefect.runner._process_manager import ProcessHandle, create_isolated_termination_scope
-from prefect.runner._workspace_hook_runner import WorkspaceHookRunner
-from prefect.runner._workspace_runtime import WorkspaceSupervisorConfig, write_private_model
 from prefect.states import AwaitingRetry
-from prefect.utilities.engine import propose_state
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_fixed
 
 from flow_pod import engine
+from flow_pod._prefect import (
+    ControlChannel,
+    ControlSignalStatus,
+    FlowRunExecutionResult,
+    FlowRunExecutor,
+    FlowRunExecutorContext,
+    Intent,
+    ProcessHandle,
+    WorkspaceHookRunner,
+    WorkspaceSupervisorConfig,
+    create_isolated_termination_scope,
+    propose_state,
+    write_private_model,
+)
 
 logger = get_logger("flow_pod")
+
+ANSWER_SECONDS = 8
+"""How long the API may take to answer when the pod ends, of the 30 s that Kubernetes gives it."""
+
+T = TypeVar("T")
 
 
 class EngineProcess:
@@ -42,10 +60,16 @@ class EngineProcess:
         self.returncode: int | None = None
         self._go = go
 
-    def let_go(self, port: int, token: str) -> None:
-        """Tell the engine to run the flow, and the control channel that it reports to."""
-        with os.fdopen(self._go, "w", encoding="ascii") as words:
-            words.write(f"{port} {token}")
+    def let_go(self, channel: dict[str, str]) -> None:
+        """Tell the engine to run the flow, and the variables of its control channel."""
+        with os.fdopen(self._go, "w", encoding="utf-8") as words:
+            json.dump(channel, words)
+
+    def kill(self) -> None:
+        """End the process, and what it has started, at once."""
+        if self.returncode is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            self.wait()
 
     def wait(self) -> int:
         """Wait until the process has ended; returns its exit code, negative for a signal."""
@@ -67,7 +91,7 @@ class ForkedEngineStarter:
         task_status: anyio.abc.TaskStatus[ProcessHandle] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
         """Let the engine run and wait for its end; `task_status` gets its handle at once."""
-        self._process.let_go(*self._control_channel.register(flow_run.id))
+        self._process.let_go(self._channel(flow_run.id))
         task_status.started(
             ProcessHandle(
                 self._process,  # type: ignore[arg-type]  # has what a handle uses of a process
@@ -75,6 +99,17 @@ class ForkedEngineStarter:
             )
         )
         await anyio.to_thread.run_sync(self._process.wait)
+
+    def _channel(self, flow_run_id: UUID) -> dict[str, str]:
+        """Return the control channel's variables; none where nothing can listen on loopback.
+
+        As in Prefect, such a run can still be ended, only not told why.
+        """
+        try:
+            port, token = self._control_channel.register(flow_run_id)
+        except RuntimeError:
+            return {}
+        return {"PREFECT__CONTROL_PORT": str(port), "PREFECT__CONTROL_TOKEN": token}
 
 
 def fork_engine(config_path: Path) -> EngineProcess:
@@ -101,29 +136,37 @@ def termination_intent() -> Intent | None:
     return cast(Intent, behavior) if behavior in ("reschedule", "relinquish") else None
 
 
-async def reschedule(supervised: FlowRunExecutorContext, flow_run_id: UUID) -> None:
+async def reschedule(client: PrefectClient, flow_run_id: UUID) -> bool:
     """Propose `AwaitingRetry`, unless the run has ended otherwise than by a crash.
 
     A run that was marked Crashed is rescheduled: whoever watches the pods may have seen its end
-    before this did.
+    before this did. Returns False if the API could not be asked.
     """
-    try:
-        state = (await supervised.client.read_flow_run(flow_run_id)).state
-        if state is not None and state.is_final() and not state.is_crashed():
-            logger.info("Flow run is already in final state %r; not rescheduling.", state.name)
-            return
-    except Exception:
-        logger.warning("Failed to read flow run state; rescheduling anyway.", exc_info=True)
-    try:
-        await propose_state(supervised.client, AwaitingRetry(), flow_run_id=flow_run_id)
-        logger.info("Flow run rescheduled.")
-    except (Abort, Pause):
-        logger.info("Flow run was not rescheduled.")
-    except Exception:
-        logger.exception("Failed to reschedule flow run")
+    with anyio.move_on_after(ANSWER_SECONDS):
+        try:
+            state = (await client.read_flow_run(flow_run_id)).state
+            if state is not None and state.is_final() and not state.is_crashed():
+                logger.info("Flow run is already in final state %r; not rescheduling.", state.name)
+                return True
+        except Exception:
+            logger.warning("Failed to read flow run state; rescheduling anyway.", exc_info=True)
+        try:
+            await propose_state(client, AwaitingRetry(), flow_run_id=flow_run_id)
+            logger.info("Flow run rescheduled.")
+        except (Abort, Pause):
+            logger.info("Flow run was not rescheduled.")
+        except Exception:
+            logger.exception("Failed to reschedule flow run")
+            return False
+        return True
+    logger.error(
+        "The Prefect API did not answer within %s s: the flow run is not rescheduled.",
+        ANSWER_SECONDS,
+    )
+    return False
 
 
-async def stay_rescheduled(supervised: FlowRunExecutorContext, flow_run_id: UUID) -> None:
+async def stay_rescheduled(client: PrefectClient, flow_run_id: UUID) -> None:
     """Reschedule the run once more if it is marked Crashed after all.
 
     Whoever watches the pods reads the state before it sets Crashed, and may have read it before
@@ -131,9 +174,9 @@ async def stay_rescheduled(supervised: FlowRunExecutorContext, flow_run_id: UUID
     """
 
     async def is_scheduled() -> bool:
-        state = (await supervised.client.read_flow_run(flow_run_id)).state
+        state = (await client.read_flow_run(flow_run_id)).state
         if state is not None and state.is_crashed():
-            await reschedule(supervised, flow_run_id)
+            await reschedule(client, flow_run_id)
             return False
         return state is not None and state.is_scheduled()
 
@@ -147,23 +190,67 @@ async def stay_rescheduled(supervised: FlowRunExecutorContext, flow_run_id: UUID
         logger.warning("Failed to see whether the flow run stays rescheduled.", exc_info=True)
 
 
+class Termination:
+    """What SIGTERM means for the run. From now on the signal is handled, not held back.
+
+    Without an intent the signal ends this process, as Prefect does it.
+    """
+
+    def __init__(self) -> None:
+        behavior = os.environ.get("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR", "").lower()
+        known = behavior in ("reschedule", "relinquish")
+        self.intent = cast(Intent, behavior) if known else None
+        self.asked = anyio.Event()
+        if known:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.asked.set)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    async def decide(self, client: PrefectClient, flow_run_id: UUID) -> bool:
+        """Bring about the run's next state; False if that could not be done."""
+        return self.intent != "reschedule" or await reschedule(client, flow_run_id)
+
+    async def exit_code(self, client: PrefectClient, flow_run_id: UUID, *, decided: bool) -> int:
+        """Return the code of a pod that was ended by the signal.
+
+        Not 0 tells Kubernetes, which retries the pod where it may, and the worker, which marks a
+        run as crashed that was not rescheduled.
+        """
+        if self.intent == "relinquish" or not decided:
+            return 1
+        await stay_rescheduled(client, flow_run_id)
+        return 0
+
+
+async def unless(asked: anyio.Event, ask: Callable[[], Awaitable[T]]) -> T | None:
+    """Return what `ask` returns, or None when the event comes first."""
+    answers: list[T] = []
+    async with anyio.create_task_group() as tasks:
+
+        async def give_up() -> None:
+            await asked.wait()
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(give_up)
+        answers.append(await ask())
+        tasks.cancel_scope.cancel()
+    return answers[0] if answers else None
+
+
 async def run_until_terminated(
     supervised: FlowRunExecutorContext,
     executor: FlowRunExecutor,
     flow_run_id: UUID,
-    intent: Intent,
-) -> bool:
-    """Run the flow; True if SIGTERM ended it, with its next state decided here."""
-    terminating = anyio.Event()
-    terminated = False
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminating.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    termination: Termination,
+) -> int:
+    """Run the flow to its end, or until SIGTERM; returns the exit code of the pod."""
+    result: FlowRunExecutionResult | None = None
+    decided: bool | None = None
 
     async with anyio.create_task_group() as tasks:
 
-        async def terminate_on_signal() -> None:
-            nonlocal terminated
-            await terminating.wait()
+        async def terminate_on_signal(intent: Intent) -> None:
+            nonlocal decided
+            await termination.asked.wait()
             logger.info("SIGTERM received, initiating graceful shutdown...")
             # The engine learns the intent before it sees a signal, so that it ends without
             # proposing a state; one that does not answer gets no chance to propose any.
@@ -171,44 +258,68 @@ async def run_until_terminated(
             if status is ControlSignalStatus.ALREADY_CONCLUDED:
                 logger.info("Engine already reported a final state; leaving it unchanged.")
                 return
-            if intent == "reschedule":
-                await reschedule(supervised, flow_run_id)
+            is_decided = await termination.decide(supervised.client, flow_run_id)
             await supervised.process_manager.kill(
                 flow_run_id, force=status is not ControlSignalStatus.ACKNOWLEDGED
             )
-            terminated = True
+            decided = is_decided
             # Nothing may be awaited between the kill and this, or the executor would see the
             # exit code and propose Crashed.
             tasks.cancel_scope.cancel()
 
-        tasks.start_soon(terminate_on_signal)
-        await executor.submit()
-        if not terminating.is_set():
+        if termination.intent is not None:
+            tasks.start_soon(terminate_on_signal, termination.intent)
+        result = await executor.submit()
+        if not termination.asked.is_set():
             tasks.cancel_scope.cancel()
-    return terminated
+    if decided is None:
+        return await exit_code(supervised.client, flow_run_id, result)
+    return await termination.exit_code(supervised.client, flow_run_id, decided=decided)
+
+
+async def exit_code(
+    client: PrefectClient, flow_run_id: UUID, result: FlowRunExecutionResult | None
+) -> int:
+    """Return the pod's code after the engine's end: not 0 for a crash that nobody could report.
+
+    Whoever watches the pods then marks the run as crashed. The server is asked, because the result
+    tells only from Prefect 3.9.1 on, and there takes a run that is final already for unreported.
+    """
+    if result is not None and result.status_code == 0:
+        return 0
+    try:
+        with anyio.fail_after(ANSWER_SECONDS):
+            state = (await client.read_flow_run(flow_run_id)).state
+    except Exception:
+        state = None
+    if state is not None and (state.is_final() or state.is_scheduled()):
+        return 0
+    status = (result and result.status_code) or 1
+    logger.error("Flow run process crashed (status code %s), which cannot be reported.", status)
+    # A signal's number is negative; told as a shell does.
+    return 128 - status if status < 0 else status
 
 
 async def supervise(flow_run_id: UUID, process: EngineProcess, manifest_path: Path) -> int:
     """Answer for the flow run until it ends; returns the exit code of the pod."""
-    intent = termination_intent()
-    terminated = False
+    termination = Termination()
+    async with get_client() as client:
+        flow_run = await unless(
+            termination.asked, functools.partial(client.read_flow_run, flow_run_id)
+        )
+        if flow_run is None:
+            logger.info("SIGTERM received before the flow could start.")
+            process.kill()
+            decided = await termination.decide(client, flow_run_id)
+            return await termination.exit_code(client, flow_run_id, decided=decided)
     async with FlowRunExecutorContext() as supervised:
-        flow_run = await supervised.client.read_flow_run(flow_run_id)
         executor = supervised.create_executor(
             flow_run,
             ForkedEngineStarter(process, supervised.control_channel),
             propose_submitting=False,
             hook_runner=WorkspaceHookRunner(manifest_path=manifest_path, stream_output=True),
         )
-        if intent is None:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-            await executor.submit()
-        else:
-            terminated = await run_until_terminated(supervised, executor, flow_run_id, intent)
-        if terminated and intent == "reschedule":
-            await stay_rescheduled(supervised, flow_run_id)
-    # Not 0 tells Kubernetes to retry the pod, which then takes the run up again.
-    return 1 if terminated and intent == "relinquish" else 0
+        return await run_until_terminated(supervised, executor, flow_run_id, termination)
 
 
 def execute(flow_run_id: UUID) -> int:
@@ -226,7 +337,5 @@ def execute(flow_run_id: UUID) -> int:
     try:
         return anyio.run(supervise, flow_run_id, process, config.manifest_path)
     finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.kill()
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,25 +1,49 @@
-"""Whether the background services of this pod are alive: they leave a heartbeat in Valkey."""
+"""Whether the background services of this pod are alive: they leave a heartbeat in Valkey.
+
+Key and form of the heartbeats are Prefect's own affair. Where they are not as they were in Prefect
+3.9.1, which is also so before the first heartbeat, nobody can tell, and no pod is ended for it.
+"""
 
 import os
 import socket
 import sys
 import time
+from collections.abc import Mapping
 
 import redis
 
+WORKERS = "prefect:workers"
+"""The sorted set with the time of each worker's last heartbeat; they are named `host#pid`."""
 MAX_AGE_SECONDS = 60
 
 
 def main() -> None:
-    """Exit 0 when a worker of this host has left a heartbeat lately."""
+    """Exit 0 unless the heartbeats say that no worker of this host is alive."""
     server = redis.from_url(os.environ["PREFECT_SERVER_DOCKET_URL"], socket_timeout=5)
     try:
-        alive = server.zrangebyscore("prefect:workers", time.time() - MAX_AGE_SECONDS, "+inf")
+        found = server.zrange(WORKERS, 0, -1, withscores=True)
+    except redis.ResponseError as error:
+        print(f"Taken for alive: {WORKERS} is of another form ({error}).")
+        return
     except redis.RedisError as error:
         sys.exit(f"Valkey does not answer: {error}")
-    host = socket.gethostname()
-    if not any(name.decode().split("#")[0] == host for name in alive):
-        sys.exit(f"No heartbeat of {host} in the last {MAX_AGE_SECONDS} s.")
+    heartbeats = {name.decode(errors="replace"): seconds for name, seconds in found}
+    alive, reason = judge(heartbeats, socket.gethostname(), time.time())
+    if not alive:
+        sys.exit(reason)
+    if reason:
+        print(reason)
+
+
+def judge(heartbeats: Mapping[str, float], host: str, now: float) -> tuple[bool, str]:
+    """Whether the host is alive, and what there is to say, from when each worker last was."""
+    known = {name: seconds for name, seconds in heartbeats.items() if "#" in name}
+    if not known:
+        return True, f"Taken for alive: {WORKERS} holds no heartbeat of the form host#pid."
+    newest = max((at for name, at in known.items() if name.split("#")[0] == host), default=0.0)
+    if newest < now - MAX_AGE_SECONDS:
+        return False, f"No heartbeat of {host} in the last {MAX_AGE_SECONDS} s."
+    return True, ""
 
 
 if __name__ == "__main__":

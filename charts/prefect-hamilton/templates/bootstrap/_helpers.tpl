@@ -61,6 +61,8 @@ base-job-template-{{ include "prefect-hamilton.worker.slug" $pool }}.yaml: |
 {{- $credential := .Values.flows.gitCredential -}}
 {{ include "prefect-hamilton.api.env" . }}
 PREFECT_HOME: /tmp/prefect
+{{- /* What prefect.yaml says counts: `schedules: []` ends the schedules that were there. */}}
+PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY: true
 {{- if include "prefect-hamilton.hasWorkers" . }}
 FLOWS_NAMESPACE:
   {{- include "prefect-hamilton.flows.namespaceValue" . | nindent 2 }}

@@ -1,0 +1,94 @@
+"""The names inside Prefect on which a flow pod rests, and the version that has them.
+
+Prefect promises none of them: `tests/images/test_prefect_contract.py` compares them, their
+signatures and the order of their calls with the installed packages. No other module here imports a
+private name, but for the one in `pull_errors`, which the server's image has without the rest.
+"""
+
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import prefect
+
+SUPPORTED = "3.9"
+
+
+def exit_unsupported(missing: str = "") -> None:
+    """End the process with one sentence: which Prefect it needs and what it found."""
+    lacks = f", where {missing}" if missing else ""
+    sys.exit(
+        f"flow_pod: this image supports Prefect {SUPPORTED}.x; found {prefect.__version__}{lacks}"
+    )
+
+
+if prefect.__version__.split(".")[:2] != SUPPORTED.split("."):
+    exit_unsupported()
+
+try:
+    from prefect._internal.attempt_control import Intent
+    from prefect.context import refresh_global_settings_context
+    from prefect.flow_engine import _main as run_engine
+    from prefect.logging.handlers import APILogHandler
+    from prefect.logging.loggers import flow_run_logger
+    from prefect.runner import _workspace_supervisor
+    from prefect.runner._control_channel import ControlChannel, ControlSignalStatus
+    from prefect.runner._flow_run_executor import (
+        FlowRunExecutionResult,
+        FlowRunExecutor,
+        FlowRunExecutorContext,
+    )
+    from prefect.runner._process_manager import ProcessHandle, create_isolated_termination_scope
+    from prefect.runner._state_proposer import StateProposer
+    from prefect.runner._workspace_hook_runner import WorkspaceHookRunner
+    from prefect.runner._workspace_runtime import (
+        WorkspaceSupervisorConfig,
+        read_model,
+        write_private_model,
+    )
+
+    # Replaced below: an assignment alone would make a new name in silence.
+    from prefect.runner._workspace_supervisor import _launch_engine  # noqa: F401
+    from prefect.utilities.engine import propose_state
+    from prefect.utilities.processutils import get_sys_executable
+except ImportError as error:
+    exit_unsupported(str(error))
+
+__all__ = [
+    "APILogHandler",
+    "ControlChannel",
+    "ControlSignalStatus",
+    "FlowRunExecutionResult",
+    "FlowRunExecutor",
+    "FlowRunExecutorContext",
+    "Intent",
+    "ProcessHandle",
+    "StateProposer",
+    "WorkspaceHookRunner",
+    "WorkspaceSupervisorConfig",
+    "create_isolated_termination_scope",
+    "flow_run_logger",
+    "get_sys_executable",
+    "prepare_workspace",
+    "propose_state",
+    "read_model",
+    "refresh_global_settings_context",
+    "run_engine",
+    "write_private_model",
+]
+
+PULL_STEP_LOGGER = "prefect._internal"
+"""Logs the traceback of a pull step that fails."""
+
+Launch = Callable[..., Coroutine[Any, Any, int]]
+"""As `_launch_engine`: the engine's command, and by name its `cwd` and `environment`."""
+
+
+async def prepare_workspace(config: WorkspaceSupervisorConfig, launch: Launch) -> None:
+    """Run the pull steps, write the manifest, and call `launch` instead of starting the engine.
+
+    This is Prefect's own `python -m prefect.runner._workspace_supervisor`, stopped before its last
+    act. Raises what a step raises.
+    """
+    _workspace_supervisor._launch_engine = launch
+    await _workspace_supervisor.supervise(config)

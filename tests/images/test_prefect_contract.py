@@ -1,0 +1,185 @@
+"""What this project uses inside Prefect and Prefect does not promise: names, signatures, order.
+
+A test that fails here names what has to be looked at before a newer Prefect is used. What flow pods
+use is compared in both packages: `prefect`, with which other tests run, and `prefect-client`.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from prefect.server.schemas.schedules import CronSchedule
+
+SUPERVISOR = "prefect.runner._workspace_supervisor"
+EXECUTOR = "prefect.runner._flow_run_executor"
+
+POD_SIGNATURES = {
+    "prefect._internal.urls:strip_auth_from_urls_in_text": "(text, extra_secrets=None)",
+    "prefect.context:refresh_global_settings_context": "()",
+    "prefect.flow_engine:_main": "(argv=None)",
+    "prefect.logging.handlers:APILogHandler.aflush": "()",
+    "prefect.logging.loggers:flow_run_logger": (
+        "(flow_run=None, flow=None, flow_run_id=None, **kwargs)"
+    ),
+    "prefect.runner._control_channel:ControlChannel.register": "(self, flow_run_id)",
+    "prefect.runner._control_channel:ControlChannel.signal": "(self, flow_run_id, intent)",
+    f"{EXECUTOR}:FlowRunExecutor.submit": "(self, task_status=<object>)",
+    f"{EXECUTOR}:FlowRunExecutorContext.create_executor": (
+        "(self, flow_run, starter, resolve_flow=None, propose_submitting=True, hook_runner=None)"
+    ),
+    "prefect.runner._process_manager:ProcessHandle": "(_process, termination_scope=<object>)",
+    "prefect.runner._process_manager:ProcessManager.kill": (
+        "(self, flow_run_id, grace_seconds=30, *, force=False)"
+    ),
+    "prefect.runner._process_manager:create_isolated_termination_scope": "(pid)",
+    "prefect.runner._state_proposer:StateProposer": "(*, client)",
+    "prefect.runner._state_proposer:StateProposer.propose_crashed": "(self, flow_run, message)",
+    "prefect.runner._workspace_hook_runner:WorkspaceHookRunner": (
+        "(*, manifest_path, stream_output)"
+    ),
+    "prefect.runner._workspace_runtime:WorkspaceSupervisorConfig": (
+        "(*, flow_run_id, workspace_root, manifest_path, command=None)"
+    ),
+    "prefect.runner._workspace_runtime:read_model": "(path, model)",
+    "prefect.runner._workspace_runtime:write_private_model": "(path, model)",
+    f"{SUPERVISOR}:_launch_engine": "(command, *, cwd, environment)",
+    f"{SUPERVISOR}:supervise": "(config)",
+    "prefect.utilities.engine:propose_state": "(client, state, flow_run_id, force=False)",
+    "prefect.utilities.processutils:get_sys_executable": "()",
+}
+POD_CALLS = {
+    # The engine is the last act: the manifest is written and the log sent before it.
+    f"{SUPERVISOR}:supervise": [
+        "prepare_workspace_for_flow_run",
+        "workspace_environment",
+        "_workspace_command",
+        "write_private_model",
+        "aflush",
+        "_launch_engine",
+    ],
+    "prefect.runner._workspace_resolver:prepare_workspace_for_flow_run": [
+        "read_flow_run",
+        "read_deployment",
+        "prepare_workspace",
+    ],
+    # The process is known while it lives, and its conclusion read before it is forgotten.
+    f"{EXECUTOR}:FlowRunExecutor.submit": [
+        "is_cancelling",
+        "is_cancelled",
+        "_start_process",
+        "propose_crashed",
+        "_get_attempt_conclusion",
+        "remove",
+        "propose_crashed",
+        "run_crashed_hooks",
+    ],
+    f"{EXECUTOR}:FlowRunExecutor._start_process": ["start", "start", "add", "started"],
+}
+POD_MEMBERS = (
+    "from prefect._internal.attempt_control import Intent\n"
+    "from prefect.runner._control_channel import ControlSignalStatus\n"
+    "from prefect.runner._flow_run_executor import FlowRunExecutionResult\n"
+    "from typing import get_args\n"
+    "assert {'reschedule', 'relinquish'} <= set(get_args(Intent))\n"
+    "assert {'ACKNOWLEDGED', 'ALREADY_CONCLUDED'} <= set(ControlSignalStatus.__members__)\n"
+    "assert {'handle', 'status_code'} <= set(FlowRunExecutionResult.__dataclass_fields__)\n"
+)
+SERVER_SIGNATURES = {
+    # charts/prefect-hamilton/files/scripts/migrate.py
+    "prefect.plugins:load_prefect_collections": "(reload=False)",
+    "prefect.server.database:provide_database_interface": "()",
+    "prefect.server.database.alembic_commands:alembic_upgrade": "(revision='head', dry_run=False)",
+    "prefect.server.models.block_registration:run_block_auto_registration": "(session)",
+    "prefect.utilities.asyncutils:run_sync_in_worker_thread": "(__fn, *args, **kwargs)",
+    # scripts/prefect_ui.py
+    "prefect.server.api.server:create_ui_app": "(ephemeral)",
+    # bootstrap
+    "prefect.runner.storage:GitRepository": (
+        "(url, credentials=None, name=None, branch=None, commit_sha=None, "
+        "include_submodules=False, pull_interval=60, directories=None)"
+    ),
+    "prefect.runner.storage:GitRepository.pull_code": "(self)",
+    "prefect.runner.storage:GitRepository.set_base_path": "(self, path)",
+    "prefect.workers.base:BaseWorker.get_worker_class_from_type": "(type)",
+}
+# What flow_pod.launcher follows: the client has no command line to compare with.
+COMMAND_CALLS = {
+    "prefect.cli.flow_run:execute": [
+        "_termination_intent",
+        "FlowRunExecutorContext",
+        "read_flow_run",
+        "create_executor",
+        "submit",
+        "signal",
+        "_final_state_blocking_reschedule",
+        "propose_state",
+        "kill",
+        "cancel",
+        "start_soon",
+        "submit",
+        "cancel",
+    ]
+}
+
+
+def of_installed(
+    python: Path | str, signatures: dict[str, str], calls: dict[str, list[str]]
+) -> dict[str, Any]:
+    asked = {"signatures": list(signatures), "calls": calls}
+    done = subprocess.run(
+        [python, Path(__file__).with_name("prefect_names.py")],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.fixture(params=["prefect", "prefect-client"])
+def python(request: pytest.FixtureRequest) -> Path:
+    if request.param == "prefect":
+        return Path(sys.executable)
+    found: Path = request.getfixturevalue("prefect_client_python")
+    return found
+
+
+def test_what_flow_pods_use_is_as_it_was(python: Path) -> None:
+    found = of_installed(python, POD_SIGNATURES, POD_CALLS)
+
+    assert found["signatures"] == POD_SIGNATURES
+    assert found["calls"] == POD_CALLS
+
+
+def test_members_that_flow_pods_use_are_there(python: Path) -> None:
+    done = subprocess.run([python, "-c", POD_MEMBERS], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_server_makes_dates_of_a_cron_schedule() -> None:
+    """Not with each version of its dependencies on each Python that they allow."""
+    schedule = CronSchedule(cron="0 9 * * *", timezone="America/Chicago")
+    start = datetime(2026, 1, 1, tzinfo=ZoneInfo("America/Chicago"))
+
+    dates = asyncio.run(schedule.get_dates(2, start=start))
+
+    assert [date.isoformat() for date in dates] == [
+        "2026-01-01T09:00:00-06:00",
+        "2026-01-02T09:00:00-06:00",
+    ]
+
+
+def test_what_server_and_bootstrap_use_is_as_it_was() -> None:
+    found = of_installed(sys.executable, SERVER_SIGNATURES, COMMAND_CALLS)
+
+    assert found["signatures"] == SERVER_SIGNATURES
+    assert found["calls"] == COMMAND_CALLS
