@@ -51,7 +51,7 @@ kind-down: .venv/run.stamp ## Delete the kind cluster and its data
 
 test: .venv/dev.stamp ## Lint, types, lock file and all tests; some tests: OPTIONS='tests/local -k down'
 	@$(MAKE) --no-print-directory lint
-	@.venv/bin/pytest -n 2 --dist loadfile $(OPTIONS) && echo 'All checks and tests passed.'
+	@.venv/bin/pytest -n 2 --dist loadfile $(OPTIONS)
 
 test-cluster: .venv/dev.stamp ## Build the images, test them, test the chart on kind; elsewhere: KUBECONFIG=file VALUES=file
 ifeq ($(origin KUBECONFIG),command line)
