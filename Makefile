@@ -1,7 +1,7 @@
 # Thin: each target calls one well-known program or a script with its own --help.
 # A fresh machine needs Python 3.11, 3.12 or 3.13 and make; uv is fetched when it is not there.
 .DEFAULT_GOAL := help
-.PHONY: help up down status logs env demo kind kind-push kind-demo kind-down test test-cluster test-gitops render lint clean
+.PHONY: help up down status login logs env demo kind kind-push kind-demo kind-down test test-cluster test-gitops render lint clean
 
 # Never fetches a Python: the newest of these that the machine has.
 PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
@@ -24,6 +24,9 @@ down: .venv/run.stamp ## End them; what they stored stays
 
 status: .venv/run.stamp ## Say what runs and where
 	@$(RUN) scripts.local status
+
+login: .venv/run.stamp ## Print the password of Prefect's UI
+	@$(RUN) scripts.local login
 
 logs: .venv/run.stamp ## Follow their output (Ctrl-C ends it); one of them: OPTIONS=worker
 	@$(RUN) scripts.local logs --follow $(OPTIONS)
@@ -48,7 +51,7 @@ kind-down: .venv/run.stamp ## Delete the kind cluster and its data
 
 test: .venv/dev.stamp ## Lint, types, lock file and all tests; some tests: OPTIONS='tests/local -k down'
 	@$(MAKE) --no-print-directory lint
-	@.venv/bin/pytest -n 2 --dist loadfile $(OPTIONS) && echo 'All checks and tests passed.'
+	@.venv/bin/pytest -n 2 --dist loadfile $(OPTIONS)
 
 test-cluster: .venv/dev.stamp ## Build the images, test them, test the chart on kind; elsewhere: KUBECONFIG=file VALUES=file
 ifeq ($(origin KUBECONFIG),command line)

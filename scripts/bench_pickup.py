@@ -74,7 +74,10 @@ def _client(kind_name: str) -> Iterator[SyncPrefectClient]:
             if noted is None:
                 typer.echo("The local profile is not running: make up", err=True)
                 raise typer.Exit(1)
-            settings = {PREFECT_API_URL: noted.profile.api_url}
+            settings = {
+                PREFECT_API_URL: noted.profile.api_url,
+                PREFECT_API_AUTH_STRING: noted.profile.auth_string,
+            }
         with temporary_settings(settings), get_client(sync_client=True) as client:
             yield client
 

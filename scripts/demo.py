@@ -166,7 +166,7 @@ def main(
     try:
         profile = local.bring_up(profile, timeout=180).profile
         console.print(f"Set up after {time.monotonic() - began:.0f} s\n")
-        server = Server(profile.api_url, profile.environment())
+        server = Server(profile.api_url, profile.environment(), profile.auth)
         runs = trigger(server, LOCAL)
         watch(server, runs, timeout)
         with outcomes.opened(warehouse_url(server)) as query:
@@ -298,6 +298,7 @@ def show_links(profile: Profile, runs: list[Run]) -> None:
     }
     for label, path in pages.items():
         console.print(f"{label:<23} {profile.page_url}{path}")
+    console.print(f"{'Password of Prefect':<23} make login")
     console.print(f"{'Hamilton UI':<23} {profile.hamilton_url}   user {HAMILTON_USER}")
 
 

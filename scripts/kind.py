@@ -218,15 +218,36 @@ def install(context: str, *settings: str, reuse: bool = False) -> None:
     run(*command)
 
 
-def snapshot() -> tuple[str, str]:
-    """Commit the working tree beside the branch and index; returns commit and tree."""
+def snapshot(repository: Path = ROOT) -> tuple[str, str]:
+    """Commit the working tree beside the branch and index; returns commit and tree.
+
+    Anybody in the cluster can read it. So of what Git does not track only flows are in it: a file
+    of passwords that lies beside them is left out, and said to be.
+    """
+    untracked = run(
+        "git", "ls-files", "-z", "--others", "--exclude-standard", cwd=repository
+    ).split("\0")
+    flows = [name for name in untracked if is_flow(name)]
     with tempfile.TemporaryDirectory() as folder:
-        env = {"GIT_INDEX_FILE": f"{folder}/index"}
-        run("git", "add", "--all", ".", cwd=ROOT, env=env)
-        tree = run("git", "write-tree", cwd=ROOT, env=env)
+        index = run(
+            "git", "rev-parse", "--path-format=absolute", "--git-path", "index", cwd=repository
+        )
+        env = {"GIT_INDEX_FILE": shutil.copy(index, f"{folder}/index")}
+        run("git", "add", "--update", ".", cwd=repository, env=env)
+        add = ["git", "--literal-pathspecs", "add", "--pathspec-from-file=-", "--pathspec-file-nul"]
+        run(*add, cwd=repository, env=env, text="\0".join(flows))
+        tree = run("git", "write-tree", cwd=repository, env=env)
+    if others := sorted(set(untracked) - set(flows) - {""}):
+        say(f"Not pushed, for Git does not track it (git add it to push it): {', '.join(others)}")
     identity = ["-c", "user.name=prefect-hamilton", "-c", "user.email=prefect-hamilton@localhost"]
-    commit = run("git", *identity, "commit-tree", "-m", "Working tree", tree, cwd=ROOT)
+    commit = run("git", *identity, "commit-tree", "-m", "Working tree", tree, cwd=repository)
     return commit, tree
+
+
+def is_flow(name: str) -> bool:
+    """Whether an untracked file is a new flow or its data: below flows/, and not hidden."""
+    folder, *parts = name.split("/")
+    return folder == "flows" and bool(parts) and not any(part.startswith(".") for part in parts)
 
 
 def publish(context: str, commit: str, timeout: int) -> None:

@@ -6,7 +6,7 @@ import subprocess
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import httpx
 import typer
@@ -33,6 +33,10 @@ ApiPort = Annotated[
 ]
 HamiltonPort = Annotated[int, typer.Option(min=1, max=65535, help="Port of the Hamilton UI.")]
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait until everything answers.")]
+
+
+PAGE = 200
+"""How many flow runs the server returns at once, at most."""
 
 
 class _NotYet(Exception):  # noqa: N818  # a step of waiting, not an error
@@ -102,6 +106,8 @@ def status() -> None:
         except _NotYet as reason:
             answers = False
             console.print(f"[red]down[/]  {name:<15} {place} ({reason})")
+        except ProfileError as error:
+            fail(error)
     if not answers:
         console.print(f"Its log: {_short(noted.profile.log)}")
         raise typer.Exit(1)
@@ -132,6 +138,21 @@ def logs(
 
 
 @app.command()
+def login() -> None:
+    """Print the password of Prefect's UI, which asks for it once per browser."""
+    state = local_profile.state_folder()
+    noted = local_profile.running(state)
+    profile = noted.profile if noted else Profile(state=state)
+    try:
+        local_profile.prepare(state)
+        auth_string = profile.auth_string
+    except ProfileError as error:
+        fail(error)
+    console.print(f"Prefect   {profile.page_url}")
+    console.print(f"Password  {auth_string}   (all of it, in the one field)", markup=False)
+
+
+@app.command()
 def env(port: Port = 4200, api_port: ApiPort = None, hamilton_port: HamiltonPort = 8241) -> None:
     """Print what to `eval` in a terminal, so that `prefect …` there means this profile."""
     state = local_profile.state_folder()
@@ -143,9 +164,9 @@ def env(port: Port = 4200, api_port: ApiPort = None, hamilton_port: HamiltonPort
     )
     try:
         local_profile.prepare(state)
+        settings = profile.settings() | (noted.hamilton if noted else {})
     except ProfileError as error:
         fail(error)
-    settings = profile.settings() | (noted.hamilton if noted else {})
     for name in local_profile.stray(os.environ):
         if name not in settings:
             print(f"unset {name}")
@@ -207,7 +228,9 @@ def bring_up(profile: Profile, timeout: float) -> Running:
 def links(profile: Profile) -> None:
     """Print where to look."""
     console.print(
-        f"\nPrefect  {profile.page_url}" + (f"   API {profile.api_url}" if profile.split else "")
+        f"\nPrefect  {profile.page_url}"
+        + (f"   API {profile.api_url}" if profile.split else "")
+        + "   what to log in with: make login"
     )
     console.print(f"Hamilton {profile.hamilton_url}   user prefect")
 
@@ -234,17 +257,9 @@ def restart_interrupted_runs(profile: Profile, before: datetime) -> int:
     Their processes are gone, and nothing else would ever change their state. Loads are idempotent,
     so a second start neither loses nor doubles a row. A run that was being cancelled is cancelled.
     """
-    with httpx.Client(base_url=profile.api_url, timeout=30, trust_env=False) as http:
-        found = http.post(
-            "/flow_runs/filter",
-            json={
-                "work_pools": {"name": {"any_": [WORK_POOL]}},
-                "flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}},
-            },
-        )
-        found.raise_for_status()
+    with profile.client() as http:
         count = 0
-        for run in found.json():
+        for run in _runs_under_way(http):
             if datetime.fromisoformat(run["state"]["timestamp"]) >= before:
                 continue
             cancelled = run["state"]["type"] == "CANCELLING"
@@ -265,7 +280,24 @@ def restart_interrupted_runs(profile: Profile, before: datetime) -> int:
     return count
 
 
-def fail(error: ProfileError) -> None:
+def _runs_under_way(http: httpx.Client) -> list[dict[str, Any]]:
+    """Return all of them before any is changed: a change would shift the pages that follow."""
+    query: dict[str, Any] = {
+        "work_pools": {"name": {"any_": [WORK_POOL]}},
+        "flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}},
+        "sort": "ID_DESC",
+        "limit": PAGE,
+    }
+    found: list[dict[str, Any]] = []
+    while True:
+        answer = http.post("/flow_runs/filter", json={**query, "offset": len(found)})
+        page = answer.raise_for_status().json()
+        found += page
+        if len(page) < PAGE:
+            return found
+
+
+def fail(error: ProfileError) -> NoReturn:
     """Print the error in one line and exit with status 1."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{escape(str(error))}[/]")
     raise typer.Exit(1)
@@ -317,9 +349,12 @@ def _hamilton(profile: Profile) -> None:
 
 
 def _pool(profile: Profile) -> dict[str, Any]:
-    pool: dict[str, Any] = _get(
-        f"{profile.api_url}/work_pools/{WORK_POOL}", f"the work pool {WORK_POOL}"
-    ).json()
+    try:
+        with profile.client(timeout=5) as http:
+            answer = http.get(f"/work_pools/{WORK_POOL}").raise_for_status()
+    except httpx.HTTPError as error:
+        raise _NotYet(f"the work pool {WORK_POOL} does not answer") from error
+    pool: dict[str, Any] = answer.json()
     return pool
 
 

@@ -7,15 +7,18 @@ value: that is how `end` finds all of them, whatever died before.
 
 import errno
 import os
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+import httpx
 import psutil
 from packaging.version import Version
 from pydantic import BaseModel, ValidationError
@@ -66,8 +69,37 @@ class Profile(BaseModel, frozen=True):
         """The output of all processes, each line labelled."""
         return self.state / "logs" / "profile.log"
 
+    @property
+    def auth_string(self) -> str:
+        """User and password of Prefect, `user:password`. Raises ProfileError."""
+        path = _auth_path(self.state)
+        try:
+            text = path.read_text().strip()
+        except OSError as error:
+            raise ProfileError(f"{path} cannot be read: {error.strerror}.") from error
+        user, colon, password = text.partition(":")
+        if not (user and colon and password and text.isascii() and text.isprintable()):
+            raise ProfileError(
+                f"{path} holds no user:password: remove it, and the next make up writes a new one."
+            )
+        return text
+
+    @property
+    def auth(self) -> tuple[str, str]:
+        """User and password of Prefect, apart. Raises ProfileError."""
+        user, _, password = self.auth_string.partition(":")
+        return user, password
+
+    def client(self, timeout: float = 30) -> httpx.Client:
+        """Return a client of Prefect's API, which knows the password."""
+        return httpx.Client(base_url=self.api_url, auth=self.auth, timeout=timeout, trust_env=False)
+
     def settings(self) -> dict[str, str]:
-        """Return what `make env` exports: enough for any command of Prefect in a terminal."""
+        """Return what `make env` exports: enough for any command of Prefect in a terminal.
+
+        Raises ProfileError when the state folder is not prepared.
+        """
+        auth_string = self.auth_string
         return {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
             "PREFECT_HAMILTON_STATE": str(self.state),
@@ -81,11 +113,20 @@ class Profile(BaseModel, frozen=True):
             "PREFECT_UI_PORT": str(self.port),
             "PREFECT_SERVER_API_HOST": HOST,
             "PREFECT_SERVER_API_PORT": str(self.api_port),
+            # Any website may send requests to this machine from its user's browser: without the
+            # password they are refused, and their answers are for the UI's own addresses only.
+            "PREFECT_SERVER_API_AUTH_STRING": auth_string,
+            "PREFECT_API_AUTH_STRING": auth_string,
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{self.page_url},http://localhost:{self.port}",
             # A command that misses the server says so, instead of starting one of its own.
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
             # Nothing reports home: the server's statistics, the client's.
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
+            # No offers of Prefect Cloud, no form that posts to a third party.
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            # A deployment whose schedules were taken out of prefect.yaml loses them.
+            "PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY": "true",
             # The worker looks for new runs every second; by default it would take up to 10.
             "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "1"),
             # Shorter than the default 30 s, so that a worker that died is soon shown as offline.
@@ -144,6 +185,7 @@ def prepare(state: Path) -> None:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in ("prefect", "results", "logs"):
             (state / name).mkdir(exist_ok=True)
+        _ensure_auth_string(state)
         if stamp.exists() and (made_by := Version(stamp.read_text().strip())) > current:
             raise ProfileError(
                 f"{state} was last used with Prefect {made_by}, and Prefect {current} cannot read "
@@ -183,21 +225,18 @@ def manager(state: Path) -> psutil.Process | None:
 
 
 def check_ports(profile: Profile) -> None:
-    """Raise ProfileError naming who uses a port that the profile needs."""
-    wanted = {profile.port: "--port", profile.api_port: "--api-port"}
-    for port, option in {**wanted, profile.hamilton_port: "--hamilton-port"}.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-                probe.listen(1)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise ProfileError(f"Port {port} cannot be used: {error.strerror}.") from error
-                raise ProfileError(
-                    f"Port {port} is in use by {_listener(port)}: end it, or choose another port "
-                    f"with {option}."
-                ) from error
+    """Raise ProfileError naming who uses the ports that the profile needs, and the way out."""
+    wanted = {profile.api_port: "--api-port", profile.port: "--port"}
+    wanted[profile.hamilton_port] = "--hamilton-port"
+    busy = {port: option for port, option in wanted.items() if _is_busy(port)}
+    if not busy:
+        return
+    users = ", ".join(f"port {port} is in use by {_listener(port)}" for port in busy)
+    options = " ".join(f"{option} {_another(port)}" for port, option in busy.items())
+    raise ProfileError(
+        f"{users[0].upper()}{users[1:]}: end what uses it, or choose another port by adding "
+        f"OPTIONS='{options}' to the make command."
+    )
 
 
 def start(profile: Profile) -> Running:
@@ -261,6 +300,45 @@ def last_lines(log: Path, count: int = 12) -> str:
 
 def _running_path(state: Path) -> Path:
     return state / "running.json"
+
+
+def _auth_path(state: Path) -> Path:
+    return state / "prefect-auth-string"
+
+
+def _ensure_auth_string(state: Path) -> None:
+    """Write a random password, once per state folder, readable by its owner only."""
+    path = _auth_path(state)
+    if path.exists():
+        return
+    descriptor, draft = tempfile.mkstemp(dir=state)  # for its owner only, as all such files are
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"prefect:{secrets.token_urlsafe(24)}\n")
+        # Whole or not at all, and never over one that another command has just written.
+        path.hardlink_to(draft)
+    except FileExistsError:
+        pass
+    finally:
+        Path(draft).unlink()
+
+
+def _is_busy(port: int) -> bool:
+    """Whether somebody listens there. Raises ProfileError when it cannot be used at all."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+            probe.listen(1)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise ProfileError(f"Port {port} cannot be used: {error.strerror}.") from error
+            return True
+    return False
+
+
+def _another(port: int) -> int:
+    return port + 100 if port + 100 <= 65535 else port - 100
 
 
 def _command(process: psutil.Process) -> str:

@@ -38,6 +38,14 @@ def page(browser: Browser) -> Iterator[Page]:
     context.close()
 
 
+def log_in(page: Page, address: str, auth_string: str) -> None:
+    """Log in to Prefect's UI as a person does, by typing into its one field."""
+    page.goto(address)
+    page.locator("input[type=password]").fill(auth_string)
+    page.get_by_role("button", name="Login").click()
+    expect(page.locator("input[type=password]")).to_have_count(0, timeout=PATIENCE)
+
+
 def opens(page: Page, address: str, *texts: str | re.Pattern[str]) -> None:
     """The address shows each of these texts; opened again once.
 

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[_HOME].cleanup()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which groups of tests were skipped: what passed says nothing about them."""
+    skipped = Counter(
+        report.nodeid.split("::")[0] for report in terminalreporter.getreports("skipped")
+    )
+    if skipped:
+        groups = ", ".join(f"{count} of {file}" for file, count in sorted(skipped.items()))
+        terminalreporter.write_line(
+            f"{skipped.total()} tests were skipped, for the reasons above: {groups}", yellow=True
+        )
 
 
 @dataclass

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psycopg
 import tenacity
+
+from scripts import local_profile
 
 ROOT = Path(__file__).parent.parent
 
@@ -206,3 +208,18 @@ def postgres(programs: Path) -> Iterator[str]:
         finally:
             server.send_signal(signal.SIGINT)  # fast shutdown
             server.wait(timeout=60)
+
+
+@contextmanager
+def local_prefect(profile: local_profile.Profile) -> Iterator[None]:
+    """The local profile's Prefect server, and its UI when that has a port of its own."""
+    local_profile.prepare(profile.state)
+    environment = profile.environment()
+    log = profile.state / "logs" / "server.log"
+    server = [sys.executable, "-m", "prefect", "server", "start", "--no-services"]
+    with ExitStack() as stack:
+        stack.enter_context(_running(server, profile.api_port, "/api/health", log, environment))
+        if profile.split:
+            ui = [sys.executable, "-m", "scripts.prefect_ui", "--port", str(profile.port)]
+            stack.enter_context(_running(ui, profile.port, "/ui-settings", log, environment))
+        yield

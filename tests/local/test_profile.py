@@ -1,12 +1,16 @@
 """The local profile as a person meets it: the real servers and worker, on free ports."""
 
 import asyncio
+import json
 import os
+import re
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -16,9 +20,12 @@ import psutil
 import pytest
 from prefect.server.schemas.schedules import CronSchedule
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect as websocket
+from websockets.typing import Origin, Subprotocol
 
 from flows import warehouse
-from scripts import local_profile
+from scripts import local, local_profile
 from tests import services
 
 # One profile for the module: these tests belong on one process, in this order.
@@ -55,6 +62,50 @@ class LocalProfile:
 
     def up(self) -> subprocess.CompletedProcess[str]:
         return self.run("up", "--port", str(self.port), "--hamilton-port", str(self.hamilton_port))
+
+    @property
+    def auth_string(self) -> str:
+        """User and password, as the file of the state folder holds them."""
+        return (self.state / "prefect-auth-string").read_text().strip()
+
+    def log_in(self) -> None:
+        """From now on `api` knows the password."""
+        user, _, password = self.auth_string.partition(":")
+        self.api.auth = (user, password)
+
+    def in_a_terminal(self, script: str) -> subprocess.CompletedProcess[str]:
+        """Run what a person types after `eval "$(make -s env)"`."""
+        options = f"--port {self.port} --hamilton-port {self.hamilton_port}"
+        settings = f'eval "$({sys.executable} -m scripts.local env {options})"'
+        return subprocess.run(
+            ["bash", "-c", f"set -e; {settings}; {script}"],
+            cwd=services.ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def start_in_a_terminal(self, command: str) -> subprocess.Popen[bytes]:
+        options = f"--port {self.port} --hamilton-port {self.hamilton_port}"
+        settings = f'eval "$({sys.executable} -m scripts.local env {options})"'
+        with (self.state / "terminal.log").open("ab") as log:
+            return subprocess.Popen(
+                ["bash", "-c", f"{settings}; exec {command}"],
+                cwd=services.ROOT,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    @staticmethod
+    def end(process: subprocess.Popen[bytes]) -> None:
+        process.terminate()
+        process.wait(timeout=60)
+
+    @property
+    def log(self) -> Path:
+        return self.state / "logs" / "profile.log"
 
     def prefect(self, *arguments: str) -> str:
         noted = local_profile.running(self.state)
@@ -128,6 +179,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalProfile]:
         started = profile.up()
         assert started.returncode == 0, started.stdout + started.stderr
         assert "5 deployments in local-process-pool" in started.stdout
+        profile.log_in()
         yield profile
     finally:
         profile.run("down")
@@ -154,6 +206,121 @@ def test_everything_listens_on_the_loopback_address_only(profile: LocalProfile) 
         if connection.status == psutil.CONN_LISTEN
     }
     assert listening == {"127.0.0.1"}
+
+
+FOREIGN = [
+    pytest.param({"Origin": "https://evil.example"}, id="origin"),
+    pytest.param({"Host": "evil.example"}, id="host"),
+    # A browser asks no permission first for a form, which has this type.
+    pytest.param(
+        {"Origin": "https://evil.example", "Content-Type": "text/plain"}, id="without-preflight"
+    ),
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+def test_another_site_or_host_runs_no_command(
+    profile: LocalProfile, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    deployment = profile.api.get(f"/deployments/name/{WALKTHROUGH}").json()
+    path = f"/deployments/{deployment['id']}/create_flow_run"
+    ran = tmp_path / "ran"
+    order = json.dumps({"job_variables": {"command": f"touch {ran}"}})
+    headers = {"Content-Type": "application/json"} | headers
+    before = len(profile.runs(deployments={"id": {"any_": [deployment["id"]]}}))
+    with httpx.Client(base_url=profile.api.base_url, timeout=60) as stranger:
+        for auth in (None, ("prefect", "guessed")):
+            answer = stranger.post(path, content=order, headers=headers, auth=auth)
+            assert answer.status_code == 401
+            assert "access-control-allow-origin" not in answer.headers
+            secret = stranger.post(
+                "/block_documents/filter",
+                content='{"include_secrets": true}',
+                headers=headers,
+                auth=auth,
+            )
+            assert secret.status_code == 401
+            assert "warehouse" not in secret.text
+    assert len(profile.runs(deployments={"id": {"any_": [deployment["id"]]}})) == before
+    assert not ran.exists()
+
+
+def test_the_same_order_runs_for_who_knows_the_password(
+    profile: LocalProfile, tmp_path: Path
+) -> None:
+    deployment = profile.api.get(f"/deployments/name/{WALKTHROUGH}").json()
+    ran = tmp_path / "ran"
+    profile.api.post(
+        f"/deployments/{deployment['id']}/create_flow_run",
+        json={
+            "state": {"type": "SCHEDULED"},
+            "job_variables": {"command": f"touch {ran}"},
+        },
+    ).raise_for_status()
+    wait_until(ran.exists)
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [("http://127.0.0.1:{}", True), ("http://localhost:{}", True), ("https://evil.example", False)],
+)
+def test_a_browser_lets_only_the_ui_read_answers(
+    profile: LocalProfile, origin: str, allowed: bool
+) -> None:
+    origin = origin.format(profile.port)
+    preflight = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
+    for answer in (
+        profile.api.options("/flows/filter", headers=preflight),
+        profile.api.post("/flows/filter", json={}, headers={"Origin": origin}),
+    ):
+        assert answer.headers.get("access-control-allow-origin") == (origin if allowed else None)
+
+
+@pytest.mark.parametrize("path", ["events/in", "events/out", "logs/out"])
+@pytest.mark.parametrize("token", [None, "prefect:guessed"])
+def test_no_event_or_log_passes_without_the_password(
+    profile: LocalProfile, path: str, token: str | None
+) -> None:
+    address = f"ws://127.0.0.1:{profile.port}/api/{path}"
+    with (
+        pytest.raises((InvalidStatus, ConnectionClosed)),
+        websocket(
+            address, origin=Origin("https://evil.example"), subprotocols=[Subprotocol("prefect")]
+        ) as socket,
+    ):
+        socket.send(json.dumps({"type": "auth", "token": token}))
+        socket.recv(timeout=30)
+        socket.recv(timeout=30)
+
+
+def test_the_password_is_in_one_file_for_its_owner_and_in_no_command_line(
+    profile: LocalProfile,
+) -> None:
+    file = profile.state / "prefect-auth-string"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    user, _, password = profile.auth_string.partition(":")
+    assert user == "prefect"
+    assert len(password) >= 32
+    commands = [process.cmdline() for process in local_profile.processes(profile.state)]
+    assert not any(password in word for command in commands for word in command)
+    assert password not in (profile.state / "running.json").read_text()
+    assert f"Password  {profile.auth_string} " in profile.run("login").stdout
+
+
+def test_a_terminal_knows_the_password(profile: LocalProfile) -> None:
+    done = profile.in_a_terminal(
+        "prefect work-pool create a-pool --type process; "
+        f"prefect deployment run '{ETL}' --watch --param batch_size=1000; "
+        "python flows/data_pipeline.py"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert profile.api.get("/work_pools/a-pool").status_code == 200
+    password = profile.auth_string.partition(":")[2]
+    assert password not in done.stdout + done.stderr + profile.log.read_text()
 
 
 def test_a_second_up_says_so_and_starts_nothing(profile: LocalProfile) -> None:
@@ -279,15 +446,54 @@ def test_interrupted_runs_start_again_and_a_killed_manager_leaves_nothing(
     assert profile.ended(run) == "Completed"
 
 
-def test_a_busy_port_names_who_uses_it(tmp_path: Path) -> None:
+def test_busy_ports_name_who_uses_them_and_the_options_that_help(tmp_path: Path) -> None:
     other = LocalProfile(tmp_path / "state")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", other.port))
-        listener.listen()
+    with ExitStack() as stack:
+        for port in (other.port, other.hamilton_port):
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", port))
+            listener.listen()
         done = other.up()
     assert done.returncode == 1
     assert done.stderr.startswith(f"Port {other.port} is in use by process {os.getpid()}")
-    assert len(done.stderr.strip().splitlines()) == 1
+    (line,) = done.stderr.strip().splitlines()
+    advice = re.search("OPTIONS='(--port [0-9]+ --hamilton-port [0-9]+)' to the make command", line)
+    assert advice is not None
+    assert str(other.port) not in advice[1]
+    assert str(other.hamilton_port) not in advice[1]
+
+
+@pytest.mark.parametrize("content", ["", "no colon\n", "prefect:\n", "prefect:a\nb\n"])
+def test_a_damaged_password_file_is_one_sentence(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "prefect-auth-string"
+    file.write_text(content)
+    other = LocalProfile(tmp_path)
+    for command in (other.up(), other.run("env"), other.run("login")):
+        assert command.returncode == 1
+        assert command.stderr == (
+            f"{file} holds no user:password: remove it, and the next make up writes a new one.\n"
+        )
+
+
+def test_the_processes_started_one_by_one(tmp_path: Path) -> None:
+    alone = LocalProfile(tmp_path)
+    server = alone.start_in_a_terminal("prefect server start")
+    try:
+        wait_until(lambda: alone.api.get("/health").is_success)
+        assert alone.api.get("/work_pools/local-process-pool").status_code == 401
+        alone.log_in()
+        pool = "prefect work-pool create local-process-pool --type process"
+        done = alone.in_a_terminal(pool)
+        assert done.returncode == 0, done.stdout + done.stderr
+        worker = alone.start_in_a_terminal("prefect worker start --pool local-process-pool")
+        try:
+            wait_until(
+                lambda: alone.api.get("/work_pools/local-process-pool").json()["status"] == "READY"
+            )
+        finally:
+            alone.end(worker)
+    finally:
+        alone.end(server)
 
 
 def test_a_state_folder_of_a_newer_version_is_refused(tmp_path: Path) -> None:
@@ -307,3 +513,36 @@ def test_a_server_that_ends_at_once_shows_its_log(tmp_path: Path) -> None:
     assert "unable to open database file" in done.stderr
     assert str(tmp_path / "logs" / "profile.log") in done.stderr
     assert not local_profile.processes(tmp_path)
+
+
+def test_every_interrupted_run_starts_again_also_beyond_one_page_of_them(
+    prefect_server: services.Service, tmp_path: Path
+) -> None:
+    local_profile.prepare(tmp_path)
+    profile = local_profile.Profile(
+        state=tmp_path, port=prefect_server.port, api_port=prefect_server.port
+    )
+    count = local.PAGE + 5
+    with profile.client() as http:
+
+        def post(path: str, **body: Any) -> dict[str, Any]:
+            answer: dict[str, Any] = http.post(path, json=body).raise_for_status().json()
+            return answer
+
+        post("/work_pools/", name=local_profile.WORK_POOL, type="process")
+        flow = post("/flows/", name="interrupted")
+        deployment = post(
+            "/deployments/",
+            name="interrupted",
+            flow_id=flow["id"],
+            work_pool_name=local_profile.WORK_POOL,
+        )
+        for _ in range(count):
+            post(f"/deployments/{deployment['id']}/create_flow_run", state={"type": "RUNNING"})
+        assert local.restart_interrupted_runs(profile, datetime.now(UTC)) == count
+        left = post(
+            "/flow_runs/count",
+            deployments={"id": {"any_": [deployment["id"]]}},
+            flow_runs={"state": {"type": {"any_": ["RUNNING"]}}},
+        )
+    assert left == 0

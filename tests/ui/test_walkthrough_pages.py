@@ -12,8 +12,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from scripts import local_profile
 from tests import services
-from tests.browser import PATIENCE, opens, shows
+from tests.browser import PATIENCE, log_in, opens, shows
 
 pytestmark = [
     pytest.mark.browser,
@@ -30,9 +31,12 @@ class Demo:
     api_url: str
     hamilton: str
     printed: str
+    auth_string: str
 
     def api(self, path: str, **body: Any) -> Any:
-        return httpx.post(f"{self.api_url}{path}", json=body, timeout=30).raise_for_status().json()
+        user, _, password = self.auth_string.partition(":")
+        answer = httpx.post(f"{self.api_url}{path}", json=body, auth=(user, password), timeout=30)
+        return answer.raise_for_status().json()
 
     def run(self, deployment: str, state: str) -> dict[str, Any]:
         """The latest flow run of the deployment in this state."""
@@ -56,7 +60,8 @@ class Demo:
 @pytest.fixture(scope="module")
 def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """Run the demo as a person does, but on free ports and in a folder of its own."""
-    environment = os.environ | {"PREFECT_HAMILTON_STATE": str(tmp_path_factory.mktemp("state"))}
+    state = tmp_path_factory.mktemp("state")
+    environment = os.environ | {"PREFECT_HAMILTON_STATE": str(state)}
     port, api_port, hamilton_port = (services.free_port() for _ in range(3))
 
     def python(*words: str) -> subprocess.CompletedProcess[str]:
@@ -78,9 +83,15 @@ def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             api_url=f"http://127.0.0.1:{api_port}/api",
             hamilton=f"http://127.0.0.1:{hamilton_port}",
             printed=done.stdout,
+            auth_string=local_profile.Profile(state=state).auth_string,
         )
     finally:
         python("scripts.local", "down")
+
+
+@pytest.fixture(autouse=True)
+def logged_in(demo: Demo, page: Page) -> None:
+    log_in(page, demo.prefect, demo.auth_string)
 
 
 def test_the_demo_says_what_happened_and_where_to_look(demo: Demo) -> None:
