@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,8 @@ from pathlib import Path
 import psutil
 from packaging.version import Version
 from pydantic import BaseModel, ValidationError
+
+from scripts import prefect_ui_page
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = "127.0.0.1"
@@ -79,6 +82,7 @@ class Profile(BaseModel, frozen=True):
             "PREFECT_UI_URL": self.page_url,
             "PREFECT_UI_API_URL": self.api_url,
             "PREFECT_UI_PORT": str(self.port),
+            "PREFECT_UI_STATIC_DIRECTORY": str(_ui_path(self.state)),
             "PREFECT_SERVER_API_HOST": HOST,
             "PREFECT_SERVER_API_PORT": str(self.api_port),
             # A command that misses the server says so, instead of starting one of its own.
@@ -86,6 +90,8 @@ class Profile(BaseModel, frozen=True):
             # Nothing reports home: the server's statistics, the client's.
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
+            # No offers of Prefect Cloud, no form that posts to a third party.
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             # The worker looks for new runs every second; by default it would take up to 10.
             "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "1"),
             # Shorter than the default 30 s, so that a worker that died is soon shown as offline.
@@ -150,6 +156,7 @@ def prepare(state: Path) -> None:
                 "its database: install that version, or move the folder away."
             )
         stamp.write_text(f"{current}\n")
+        _prepare_ui(state)
     except OSError as error:
         raise ProfileError(f"{state} cannot be used: {error.strerror}.") from error
     except ValueError as error:
@@ -261,6 +268,39 @@ def last_lines(log: Path, count: int = 12) -> str:
 
 def _running_path(state: Path) -> Path:
     return state / "running.json"
+
+
+def _ui_path(state: Path) -> Path:
+    return state / "prefect-ui" / prefect_ui_page.key()
+
+
+def _prepare_ui(state: Path) -> None:
+    """Put into the state folder, once for each version, what Prefect serves as its UI."""
+    target = _ui_path(state)
+    if target.exists():
+        return
+    target.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="draft-", dir=target.parent) as draft:
+        done = subprocess.run(
+            [sys.executable, "-m", "scripts.prefect_ui_page", f"{draft}/ui"],
+            cwd=ROOT,
+            env=Profile(state=state).environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise ProfileError(done.stdout.strip())
+        try:
+            Path(draft, "ui").rename(target)
+        except OSError:
+            if not target.exists():  # as it does when `up` and `env` run at the same time
+                raise
+    for other in target.parent.iterdir():
+        if other != target and not other.name.startswith("draft-"):
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _command(process: psutil.Process) -> str:

@@ -16,6 +16,8 @@ import httpx
 import psycopg
 import tenacity
 
+from scripts import local_profile
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -135,6 +137,19 @@ def hamilton_ui(state: Path, global_key: str | None = None) -> Iterator[Service]
     command += ["--port", str(port), "--state", str(state)]
     env = {"HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY": global_key or ""}
     with _running(command, port, "/api/ping", state / "server.log", env) as service:
+        yield service
+
+
+@contextmanager
+def prefect_ui(state: Path) -> Iterator[Service]:
+    """Prefect's UI as the local profile with this state folder serves it, without an API."""
+    port = free_port()
+    profile = local_profile.Profile(state=state, port=port)
+    local_profile.prepare(state)
+    command = [sys.executable, "-m", "scripts.prefect_ui", "--port", str(port)]
+    with _running(
+        command, port, "/ui-settings", state / "logs" / "ui.log", profile.settings()
+    ) as service:
         yield service
 
 
