@@ -23,6 +23,8 @@ import psutil
 from packaging.version import Version
 from pydantic import BaseModel, ValidationError
 
+from scripts import prefect_ui_page
+
 ROOT = Path(__file__).resolve().parents[1]
 HOST = "127.0.0.1"
 WORK_POOL = "local-process-pool"
@@ -111,6 +113,7 @@ class Profile(BaseModel, frozen=True):
             "PREFECT_UI_URL": self.page_url,
             "PREFECT_UI_API_URL": self.api_url,
             "PREFECT_UI_PORT": str(self.port),
+            "PREFECT_UI_STATIC_DIRECTORY": str(_ui_path(self.state)),
             "PREFECT_SERVER_API_HOST": HOST,
             "PREFECT_SERVER_API_PORT": str(self.api_port),
             # Any website may send requests to this machine from its user's browser: without the
@@ -192,6 +195,7 @@ def prepare(state: Path) -> None:
                 "its database: install that version, or move the folder away."
             )
         stamp.write_text(f"{current}\n")
+        _prepare_ui(state)
     except OSError as error:
         raise ProfileError(f"{state} cannot be used: {error.strerror}.") from error
     except ValueError as error:
@@ -339,6 +343,39 @@ def _is_busy(port: int) -> bool:
 
 def _another(port: int) -> int:
     return port + 100 if port + 100 <= 65535 else port - 100
+
+
+def _ui_path(state: Path) -> Path:
+    return state / "prefect-ui" / prefect_ui_page.key()
+
+
+def _prepare_ui(state: Path) -> None:
+    """Put into the state folder, once for each version, what Prefect serves as its UI."""
+    target = _ui_path(state)
+    if target.exists():
+        return
+    target.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="draft-", dir=target.parent) as draft:
+        done = subprocess.run(
+            [sys.executable, "-m", "scripts.prefect_ui_page", f"{draft}/ui"],
+            cwd=ROOT,
+            env=Profile(state=state).environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise ProfileError(done.stdout.strip())
+        try:
+            Path(draft, "ui").rename(target)
+        except OSError:
+            if not target.exists():  # as it does when `up` and `env` run at the same time
+                raise
+    for other in target.parent.iterdir():
+        if other != target and not other.name.startswith("draft-"):
+            shutil.rmtree(other, ignore_errors=True)
 
 
 def _command(process: psutil.Process) -> str:

@@ -3,9 +3,10 @@
 import re
 import shutil
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 PATIENCE = 30_000
 """How long a page may take to show something, in milliseconds."""
@@ -44,6 +45,30 @@ def log_in(page: Page, address: str, auth_string: str) -> None:
     page.locator("input[type=password]").fill(auth_string)
     page.get_by_role("button", name="Login").click()
     expect(page.locator("input[type=password]")).to_have_count(0, timeout=PATIENCE)
+
+
+@pytest.fixture
+def requested(page: Page) -> set[str]:
+    """Hosts that the page has asked for something, as it goes on, whether it was let or not.
+
+    What its policy refuses is among them: a browser reports that as a violation instead.
+    """
+    hosts: set[str] = set()
+
+    def note(address: str) -> None:
+        parts = urlsplit(address)
+        if parts.scheme not in ("data", "blob"):
+            hosts.add(parts.netloc or address)
+
+    def request(request: Request) -> None:
+        note(request.url)
+
+    page.context.on("request", request)
+    page.context.expose_function("noteRefused", note)
+    page.add_init_script(
+        "addEventListener('securitypolicyviolation', event => noteRefused(event.blockedURI))"
+    )
+    return hosts
 
 
 def opens(page: Page, address: str, *texts: str | re.Pattern[str]) -> None:

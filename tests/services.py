@@ -141,6 +141,19 @@ def hamilton_ui(state: Path, global_key: str | None = None) -> Iterator[Service]
 
 
 @contextmanager
+def prefect_ui(state: Path) -> Iterator[Service]:
+    """Prefect's UI as the local profile with this state folder serves it, without an API."""
+    port = free_port()
+    profile = local_profile.Profile(state=state, port=port)
+    local_profile.prepare(state)
+    command = [sys.executable, "-m", "scripts.prefect_ui", "--port", str(port)]
+    with _running(
+        command, port, "/ui-settings", state / "logs" / "ui.log", profile.settings()
+    ) as service:
+        yield service
+
+
+@contextmanager
 def prefect_server(
     home: Path,
     *,

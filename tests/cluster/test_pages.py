@@ -5,8 +5,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Page, Request
+from playwright.sync_api import Page
 
+from tests import prefect_views
 from tests.browser import opens, shows
 from tests.cluster.conftest import Cluster
 
@@ -16,20 +17,6 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.usefixtures("demo"),
 ]
-
-
-@pytest.fixture
-def requested(page: Page) -> set[str]:
-    """Hosts that the page has asked for something, as it goes on."""
-    hosts: set[str] = set()
-
-    def note(request: Request) -> None:
-        address = urlsplit(request.url)
-        if address.scheme not in ("data", "blob"):
-            hosts.add(address.netloc)
-
-    page.on("request", note)
-    return hosts
 
 
 def log_in_to_prefect(cluster: Cluster, page: Page) -> None:
@@ -65,6 +52,7 @@ def test_prefect_asks_for_the_password_and_shows_the_runs(
     log_in_to_prefect(cluster, page)
     run = latest(cluster, "walkthrough-k8s", "Completed")
     prefect = f"http://localhost:{cluster.port}"
+    base = prefect_views.default_ui(prefect)
     for path, texts in {
         "/runs": ["Enterprise Data Pipeline", "demo-"],
         "/deployments": ["production-etl-k8s", "absenteeism-k8s", "At 09:00 AM"],
@@ -72,7 +60,20 @@ def test_prefect_asks_for_the_password_and_shows_the_runs(
         "/automations": ["report-failed-runs"],
         f"/runs/flow-run/{run['id']}": ["Completed", re.compile("flaky_transform")],
     }.items():
-        opens(page, prefect + path, *texts)
+        opens(page, prefect + base + path, *texts)
+    assert requested == {urlsplit(prefect).netloc}
+
+
+@pytest.mark.parametrize("base", prefect_views.UIS.values(), ids=prefect_views.UIS)
+def test_no_view_of_prefect_asks_a_third_party(
+    cluster: Cluster, page: Page, requested: set[str], base: str
+) -> None:
+    prefect = f"http://localhost:{cluster.port}"
+    found = prefect_views.objects(cluster.post, "absenteeism-k8s")
+    log_in_to_prefect(cluster, page)
+
+    prefect_views.walk(page, prefect, base, found)
+
     assert requested == {urlsplit(prefect).netloc}
 
 

@@ -6,14 +6,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from scripts import local_profile
-from tests import services
+from tests import prefect_views, services
 from tests.browser import PATIENCE, log_in, opens, shows
 
 pytestmark = [
@@ -32,6 +34,11 @@ class Demo:
     hamilton: str
     printed: str
     auth_string: str
+
+    @cached_property
+    def ui(self) -> str:
+        """Where the UI that opens by default has its views."""
+        return self.prefect + prefect_views.default_ui(self.prefect)
 
     def api(self, path: str, **body: Any) -> Any:
         user, _, password = self.auth_string.partition(":")
@@ -100,6 +107,44 @@ def test_the_demo_says_what_happened_and_where_to_look(demo: Demo) -> None:
     assert re.search(r"warehouse\.prod\.metrics\W+5,844", demo.printed)
 
 
+def test_the_address_alone_opens_the_default_ui(demo: Demo, page: Page) -> None:
+    opens(page, demo.prefect, "local-process-pool")
+    assert page.url.startswith(f"{demo.ui}/")
+
+
+@pytest.mark.parametrize("base", prefect_views.UIS.values(), ids=prefect_views.UIS)
+def test_no_view_of_prefect_asks_a_third_party(
+    demo: Demo, page: Page, requested: set[str], base: str
+) -> None:
+    found = prefect_views.objects(demo.api, "absenteeism-local")
+
+    prefect_views.walk(page, demo.prefect, base, found)
+
+    assert requested == {urlsplit(address).netloc for address in (demo.prefect, demo.api_url)}
+
+
+@pytest.mark.parametrize("base", prefect_views.UIS.values(), ids=prefect_views.UIS)
+def test_every_block_type_has_a_picture(demo: Demo, page: Page, base: str) -> None:
+    count = len(demo.api("/block_types/filter"))
+    opens(page, f"{demo.prefect}{base}/blocks/catalog", f"{count} Blocks")
+    pictures = page.locator("img[src^='data:image/svg']")
+    expect(pictures).to_have_count(count, timeout=PATIENCE)
+    for picture in pictures.all():
+        expect(picture).to_have_js_property("complete", True)
+        assert picture.evaluate("image => image.naturalWidth") > 0
+
+
+@pytest.mark.parametrize("base", prefect_views.UIS.values(), ids=prefect_views.UIS)
+def test_a_picture_from_another_host_is_named_but_not_loaded(
+    demo: Demo, page: Page, requested: set[str], base: str
+) -> None:
+    picture = "https://pictures.example.org/plot.png"
+    artifact = demo.api("/artifacts/", key="plot", type="image", data=picture)
+    page.goto(f"{demo.prefect}{base}/artifacts/artifact/{artifact['id']}")
+    expect(page.get_by_title("Not loaded from pictures.example.org")).to_be_visible()
+    assert "pictures.example.org" not in requested
+
+
 @pytest.mark.parametrize(
     ("path", "texts"),
     [
@@ -120,14 +165,12 @@ def test_the_demo_says_what_happened_and_where_to_look(demo: Demo) -> None:
 def test_the_pages_are_not_empty(
     demo: Demo, page: Page, path: str, texts: list[str | re.Pattern[str]]
 ) -> None:
-    opens(page, demo.prefect + path, *texts)
+    opens(page, demo.ui + path, *texts)
 
 
 def test_a_run_that_succeeded_after_a_retry(demo: Demo, page: Page) -> None:
     run = demo.run("walkthrough", "Completed")
-    opens(
-        page, f"{demo.prefect}/runs/flow-run/{run['id']}", "Completed", "2 Task runs", "walkthrough"
-    )
+    opens(page, f"{demo.ui}/runs/flow-run/{run['id']}", "Completed", "2 Task runs", "walkthrough")
     # The graph is a canvas: the retry is in the log, attempt by attempt.
     shows(page, re.compile(r"flaky_transform"), re.compile(r"[Rr]etry"))
 
@@ -136,7 +179,7 @@ def test_a_run_that_exhausted_its_retries(demo: Demo, page: Page) -> None:
     run = demo.run("walkthrough", "Failed")
     opens(
         page,
-        f"{demo.prefect}/runs/flow-run/{run['id']}",
+        f"{demo.ui}/runs/flow-run/{run['id']}",
         "Failed",
         re.compile("[Rr]etries exhausted"),
     )
@@ -148,7 +191,7 @@ def test_the_run_form_explains_its_parameters(demo: Demo, page: Page) -> None:
     )
     opens(
         page,
-        f"{demo.prefect}/deployments/deployment/{deployment['id']}/run",
+        f"{demo.ui}/deployments/deployment/{deployment['id']}/run",
         "source_url",
         "batch_size",
         "How many rows are written in one transaction",
@@ -161,7 +204,7 @@ def test_the_graph_of_a_dataflow_is_a_picture_in_prefect(demo: Demo, page: Page,
     artifact = demo.artifact(f"hamilton-dag-{task.replace('_', '-')}", run)
     opens(
         page,
-        f"{demo.prefect}/artifacts/artifact/{artifact['id']}",
+        f"{demo.ui}/artifacts/artifact/{artifact['id']}",
         f"Hamilton DAG: {task} execution",
     )
     picture = page.locator("img[src^='data:image/png']")
@@ -174,12 +217,12 @@ def test_the_scores_and_the_rows_are_in_the_artifacts(demo: Demo, page: Page) ->
     results = demo.artifact("absenteeism-results", demo.run("absenteeism-local", "Completed"))
     opens(
         page,
-        f"{demo.prefect}/artifacts/artifact/{results['id']}",
+        f"{demo.ui}/artifacts/artifact/{results['id']}",
         re.compile("[Bb]aseline"),
         re.compile("mean absolute error", re.I),
     )
     preview = demo.artifact("pipeline-preview", demo.run("production-etl", "Completed"))
-    opens(page, f"{demo.prefect}/artifacts/artifact/{preview['id']}", "metric", "value")
+    opens(page, f"{demo.ui}/artifacts/artifact/{preview['id']}", "metric", "value")
 
 
 def test_hamilton_ui_shows_the_run_that_prefect_links_to(demo: Demo, page: Page) -> None:

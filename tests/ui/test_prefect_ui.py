@@ -1,0 +1,157 @@
+"""Prefect's UI as it is prepared for the image and for the local profile: no third party."""
+
+import filecmp
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import prefect
+import pytest
+
+from scripts import local_profile, prefect_ui_page
+from scripts.prefect_ui_page import UiError
+from tests import prefect_views, services
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """The files of the package's UIs, copied to where a test may change them."""
+    folders = {}
+    for name in ("__ui_static_path__", "__ui_v2_static_path__"):
+        original = Path(getattr(prefect, name))
+        folders[name] = shutil.copytree(original, tmp_path / original.name)
+        monkeypatch.setattr(prefect, name, folders[name])
+    return folders
+
+
+@pytest.fixture
+def ui(package: dict[str, Path]) -> Path:
+    """The UI that opens by default."""
+    return package["__ui_v2_static_path__"]
+
+
+def text_of(ui: Path) -> str:
+    return "".join(script.read_text() for script in ui.rglob("*.js"))
+
+
+def test_the_analytics_client_has_no_key(package: dict[str, Path], ui: Path) -> None:
+    (client,) = (file for file in ui.rglob("*.js") if prefect_ui_page.ANALYTICS in file.read_text())
+    (key,) = (found[0] for found in prefect_ui_page.KEY.finditer(client.read_text()))
+
+    prefect_ui_page.main([])
+
+    assert key not in text_of(ui)
+    assert "return``" in client.read_text()
+
+
+def test_nothing_else_of_the_package_is_changed(package: dict[str, Path]) -> None:
+    prefect_ui_page.main([])
+
+    for name, folder in package.items():
+        original = Path(prefect.__file__).parent / "server" / folder.name
+        changed = {
+            path.relative_to(folder)
+            for path in folder.rglob("*")
+            if path.is_file()
+            and not (
+                (original / path.relative_to(folder)).exists()
+                and filecmp.cmp(path, original / path.relative_to(folder), shallow=False)
+            )
+        }
+        client = {path for path in changed if path.parent == Path("assets")}
+        assert len(client) == ("v2" in name)
+        assert changed - client == {Path("index.html"), Path("prefect_ui_pictures.js")}
+
+
+def test_policy_and_pictures_come_before_the_scripts_of_the_ui(package: dict[str, Path]) -> None:
+    prefect_ui_page.main([])
+
+    for folder in package.values():
+        html = (folder / "index.html").read_text()
+        policy, pictures, own = (
+            html.index(text)
+            for text in ("Content-Security-Policy", "prefect_ui_pictures.js", 'type="module"')
+        )
+        assert policy < pictures < own
+
+
+def test_an_unknown_form_of_the_key_ends_the_build(ui: Path) -> None:
+    (client,) = (file for file in ui.rglob("*.js") if prefect_ui_page.ANALYTICS in file.read_text())
+    client.write_text(prefect_ui_page.KEY.sub("return atob(`aGVsbG8=`)", client.read_text()))
+    page = (ui / "index.html").read_text()
+
+    with pytest.raises(SystemExit, match=r"cannot be prepared: .*0 keys of the analytics client"):
+        prefect_ui_page.main([])
+    assert (ui / "index.html").read_text() == page
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("</head>", '<script src="https://cdn.example.org/x.js"></script></head>', "a third party"),
+        ("</head>", '<link href="//fonts.example.org/css" /></head>', "a third party"),
+        ('<script type="module"', '<script type="text/javascript"', "does not begin"),
+        ('<meta charset="UTF-8" />', "", "does not begin"),
+    ],
+)
+def test_an_unknown_page_ends_the_build(ui: Path, old: str, new: str, reason: str) -> None:
+    page = ui / "index.html"
+    assert old in page.read_text()
+    page.write_text(page.read_text().replace(old, new))
+
+    with pytest.raises(UiError, match=reason):
+        prefect_ui_page.prepare(ui)
+
+
+def test_a_prepared_ui_is_not_prepared_again(ui: Path) -> None:
+    prefect_ui_page.prepare(ui)
+
+    with pytest.raises(UiError):
+        prefect_ui_page.prepare(ui)
+
+
+def test_the_walk_goes_to_every_view(ui: Path) -> None:
+    routes = {route.rstrip("/") for route in re.findall(r"path:`(/[^`]+)`", text_of(ui))}
+    aliases = {route for route in routes if route.startswith("/flow-runs/")}
+
+    assert routes - aliases - {"", "/login"} == set(prefect_views.VIEWS)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Service]:
+    with services.prefect_ui(tmp_path_factory.mktemp("state")) as service:
+        yield service
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("base", prefect_views.UIS.values(), ids=prefect_views.UIS)
+def test_the_local_profile_serves_the_prepared_files(served: services.Service, base: str) -> None:
+    page = httpx.get(f"{served.url}{base}/dashboard", headers={"Accept": "text/html"}).text
+    assert f'content="{prefect_ui_page.POLICY}"' in page
+    pictures = httpx.get(f"{served.url}{base}/prefect_ui_pictures.js")
+    assert pictures.text == prefect_ui_page.PICTURES.read_text()
+    for script in re.findall(r'src="([^"]+)"', page):
+        assert "javascript" in httpx.get(served.url + script).headers["content-type"]
+
+
+@pytest.mark.services
+def test_what_is_there_already_is_not_prepared_again(served: services.Service) -> None:
+    folder = Path(served.env["PREFECT_UI_STATIC_DIRECTORY"])
+    before = {path: path.stat().st_ino for path in folder.rglob("*")}
+
+    local_profile.prepare(folder.parents[1])
+
+    assert {path: path.stat().st_ino for path in folder.rglob("*")} == before
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.services
+def test_the_files_of_an_older_version_go(tmp_path: Path) -> None:
+    (tmp_path / "prefect-ui" / "3.0.0-abc" / "v1").mkdir(parents=True)
+
+    local_profile.prepare(tmp_path)
+
+    (left,) = (tmp_path / "prefect-ui").iterdir()
+    assert left.name == prefect_ui_page.key()
