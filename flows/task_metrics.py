@@ -2,7 +2,8 @@
 
 Each measurement becomes a Prefect event, `flows.task.measured`, that automations can react to. When
 `OTEL_EXPORTER_OTLP_ENDPOINT` is set it also goes there by OTLP over HTTP; nothing is imported or
-sent for OpenTelemetry otherwise. A collector that is down costs a warning, never the run.
+sent for OpenTelemetry otherwise. A collector that is down, or a setting of OpenTelemetry that makes
+no sense, costs a warning, never the run.
 """
 
 import os
@@ -15,6 +16,8 @@ from prefect.events import emit_event
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run, task_run
 from pydantic import BaseModel
+
+from flows.masking import mask
 
 EVENT = "flows.task.measured"
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
@@ -78,6 +81,9 @@ def _export(metrics: TaskMetrics) -> None:
         logger.warning(
             "Task metrics are not sent: OpenTelemetry is missing, install the dependency group otlp"
         )
+        return
+    except Exception as error:  # whatever OpenTelemetry makes of its environment variables
+        logger.warning("Task metrics are not sent: %s; the run goes on without", mask(repr(error)))
         return
     if not sent:
         logger.warning("Task metrics did not reach the OTLP endpoint; the run goes on without")

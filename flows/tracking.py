@@ -10,25 +10,30 @@ Tracking is on when `HAMILTON_UI_USERNAME` and `HAMILTON_UI_PROJECT_ID` are set.
 http://localhost:8241 by default, and `HAMILTON_API_KEY`, the server's shared key.
 
 It is best-effort: whatever the Hamilton UI does, the dataflow's result is the same as without
-tracking. All waiting for it in one flow run is bounded by `PATIENCE` seconds; after a failure the
-rest of the flow run (in this process) is not tracked, and one warning says why.
+tracking. It takes time: the first tracked task of a process imports the SDK (seconds), all waiting
+for the Hamilton UI in one flow run is bounded by `PATIENCE` (6 s), all summing up of inputs and
+results by `SUMMARY_TIME` (3 s, and what the last one takes above it). After a failure the rest of
+the flow run (in this process) is not tracked, and one warning says why.
 
 The UI stores a dataflow's source code, its config, its inputs (up to 10,000 characters each) and a
-summary of every node's result (for a data frame: statistics of each column; for a scalar or a
-text: the value). Never pass a secret as input or config; the password of a URL is masked.
-`HAMILTON_CAPTURE_DATA_STATISTICS=false` keeps every value here: of inputs only the type's name is
-sent, of results only the schema. `HAMILTON_MAX_LIST_LENGTH_CAPTURE` (50) and
+summary of every node's result (for a data frame of up to 200,000 cells: statistics of each column;
+for a scalar or a text: the value). Of what is larger, and of objects of unknown types, it stores
+what they are. `HAMILTON_CAPTURE_DATA_STATISTICS=false` keeps every value here: of inputs only the
+type's name is sent, of results only the schema. `HAMILTON_MAX_LIST_LENGTH_CAPTURE` (50) and
 `HAMILTON_MAX_DICT_LENGTH_CAPTURE` (100) bound how many items of a list or a dict a summary holds.
+
+Never pass a secret as input or config, nor return one from a node. What looks like one is masked:
+what stands before the @ of a URL or a word, the query of a URL, what follows `password=` and the
+like. Where an input holds such, the messages of the run's exceptions are kept here as well, for
+they may hold any piece of it.
 """
 
 import logging
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.exceptions import MissingContextError
@@ -36,90 +41,19 @@ from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
-# When a node raises, Hamilton logs a box with its traceback and input values. The same exception
-# reaches the task, and a value could be a URL with a password.
-logging.getLogger("hamilton").setLevel(logging.CRITICAL)
+from flows.tracking_settings import FlowRunTracking, Settings, TrackingError
 
-DEFAULT_URL = "http://localhost:8241"
+_quiet_lock = threading.Lock()
+_quiet_blocks = 0
+_level_before = logging.NOTSET
 
-PATIENCE = 6.0
-"""Seconds that one flow run may wait for the Hamilton UI, all its tasks together."""
-
-FREE_WAIT = 0.25
-"""Seconds of a single call that do not count: a healthy server's answers never use PATIENCE up."""
-
-
-class TrackingError(Exception):
-    """The Hamilton UI cannot be used; the message names the cause and the way out."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Where and as whom to track. Raises TrackingError when the environment makes no sense."""
-
-    username: str
-    project_id: int
-    api_url: str
-    ui_url: str
-    api_key: str | None = field(repr=False)
-
-    @classmethod
-    def from_env(cls, env: Mapping[str, str] = os.environ) -> "Settings | None":
-        """Read the environment; None when tracking is not asked for."""
-        username = env.get("HAMILTON_UI_USERNAME", "").strip()
-        project = env.get("HAMILTON_UI_PROJECT_ID", "").strip()
-        if not username and not project:
-            return None
-        if not username or not project:
-            missing = "HAMILTON_UI_PROJECT_ID" if username else "HAMILTON_UI_USERNAME"
-            raise TrackingError(f"{missing} is not set (both it and its counterpart are needed)")
-        if not project.isdecimal():
-            raise TrackingError(f"HAMILTON_UI_PROJECT_ID must be a number, not {project!r}")
-        api_url = env.get("HAMILTON_API_URL") or DEFAULT_URL
-        ui_url = env.get("HAMILTON_UI_URL") or DEFAULT_URL
-        for name, url in (("HAMILTON_API_URL", api_url), ("HAMILTON_UI_URL", ui_url)):
-            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-                raise TrackingError(f"{name} must be an http(s) URL, not {url!r}")
-        return cls(
-            username=username,
-            project_id=int(project),
-            api_url=api_url.rstrip("/"),
-            ui_url=ui_url.rstrip("/"),
-            api_key=env.get("HAMILTON_API_KEY") or None,
-        )
-
-
-class FlowRunTracking:
-    """What the tasks of one flow run share: the patience left and whether tracking was given up."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._patience = PATIENCE
-        self.given_up = False
-        self.project_checked = False
-
-    @property
-    def patience(self) -> float:
-        """Seconds that may still be waited."""
-        return self._patience
-
-    def waited(self, seconds: float) -> None:
-        """Count a wait of `seconds`."""
-        with self._lock:
-            self._patience = max(0.0, self._patience - max(0.0, seconds - FREE_WAIT))
-
-    def give_up(self) -> bool:
-        """Stop tracking; True for the first caller only, which is the one that warns."""
-        with self._lock:
-            first, self.given_up = not self.given_up, True
-            return first
-
-
-_flow_runs: dict[str | None, FlowRunTracking] = {}
+_flow_runs: dict[str, FlowRunTracking] = {}
 _flow_runs_lock = threading.Lock()
 
 
 def _of_flow_run(flow_run_id: str | None) -> FlowRunTracking:
+    if flow_run_id is None:
+        return FlowRunTracking()
     with _flow_runs_lock:
         return _flow_runs.setdefault(flow_run_id, FlowRunTracking())
 
@@ -145,6 +79,9 @@ def track(
     They show in the Hamilton UI as `prefect_<task_name>`, tagged with the Prefect task, flow and
     flow run, and with `dataflow=<dag_name>` when that is given. Exceptions of the block pass
     through; none comes from the tracking.
+
+    Hamilton's logger is silent meanwhile, also when tracking is off: when a node raises, it would
+    log its input values, which could be a URL with a password. The exception reaches the task.
     """
     logger = _run_logger()
     run_id = flow_run.get_id()
@@ -188,10 +125,30 @@ def track(
     except Exception as error:
         give_up(error)
     try:
-        yield tracked
+        with _quiet_hamilton():
+            yield tracked
     finally:
         if sender is not None:
             sender.close()
+
+
+@contextmanager
+def _quiet_hamilton() -> Iterator[None]:
+    """Silence Hamilton's logger for as long as there is such a block, in whatever thread."""
+    global _quiet_blocks, _level_before
+    hamilton = logging.getLogger("hamilton")
+    with _quiet_lock:
+        if _quiet_blocks == 0:
+            _level_before = hamilton.level
+            hamilton.setLevel(logging.CRITICAL)
+        _quiet_blocks += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_blocks -= 1
+            if _quiet_blocks == 0:
+                hamilton.setLevel(_level_before)
 
 
 def _run_logger() -> "logging.Logger | logging.LoggerAdapter[Any]":

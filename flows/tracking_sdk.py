@@ -11,11 +11,10 @@ import datetime
 import json
 import logging
 import queue
-import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -24,10 +23,11 @@ import tenacity
 from hamilton_sdk.adapters import HamiltonTracker
 from hamilton_sdk.api import clients
 from hamilton_sdk.api.projecttypes import GitInfo
-from hamilton_sdk.tracking import constants
 from hamilton_sdk.tracking.utils import make_json_safe
 
-from flows.tracking import FlowRunTracking, Settings, TrackingError
+from flows.masking import mask
+from flows.tracking_settings import FlowRunTracking, Settings, TrackingError
+from flows.tracking_summary import Shown, masked, without_message
 
 T = TypeVar("T")
 
@@ -37,11 +37,7 @@ TIMEOUT = httpx.Timeout(5.0, connect=3.0)
 FLUSH_INTERVAL = 2.0
 """Seconds between two sendings of node updates while a dataflow runs."""
 
-INPUT_LIMIT = 10_000
-"""Characters of JSON up to which an input is kept as it is."""
-
-URL_PASSWORD = re.compile(r"""(://[^/\s:@"]*):[^/\s@"]+@""")
-"""No input should hold a secret; the password of a URL is masked in all that is sent anyway."""
+NOT_SUMMED_UP = "not summed up: the time that this flow run may take for it is over"
 
 # Its warnings about Git and its tracebacks say nothing that our one warning does not.
 # A level that the user set stays.
@@ -107,7 +103,7 @@ class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no ty
         body = {
             "name": name,
             "template_type": "HAMILTON",
-            "config": make_json_safe(config),
+            "config": Shown().config(config),
             "dag_hash": dag_hash,
             # A DAG version outlives the flow run that happens to register it.
             "tags": {k: v for k, v in tags.items() if not k.startswith("prefect_flow_run")},
@@ -151,11 +147,11 @@ class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no ty
     def create_and_start_dag_run(
         self, dag_template_id: int, tags: dict[str, str], inputs: dict[str, Any], outputs: list[str]
     ) -> int:
-        """Open a run of the DAG and return its id."""
+        """Open a run of the DAG and return its id; the inputs are such as `Shown` returns."""
         body = {
             "run_start_time": _now(),
             "tags": tags,
-            "inputs": {name: _summary(value) for name, value in inputs.items()},
+            "inputs": inputs,
             "outputs": outputs,
             "run_status": "RUNNING",
         }
@@ -246,10 +242,9 @@ class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no ty
                 self._updates = batch + self._updates
 
     def _request(self, method: str, path: str, **content: Any) -> Any:
-        url = self._settings.api_url
+        url = mask(self._settings.api_url)
         if "json" in content:
-            body = json.dumps(content.pop("json"), allow_nan=False)
-            content["content"] = URL_PASSWORD.sub(r"\1:***@", body)
+            content["content"] = json.dumps(masked(content.pop("json")), allow_nan=False)
         try:
             response = self._http.request(method, path, **content)
         except httpx.TimeoutException as error:
@@ -287,14 +282,16 @@ class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no ty
             self._shared.waited(time.monotonic() - started)
 
     def _no_answer(self) -> TrackingError:
-        return TrackingError(f"{self._settings.api_url} does not answer; is the Hamilton UI well?")
+        return TrackingError(
+            f"{mask(self._settings.api_url)} does not answer; is the Hamilton UI well?"
+        )
 
     def _unknown_project(self) -> TrackingError:
         project, user = self._settings.project_id, self._settings.username
         return TrackingError(
-            f"project {project} does not exist at {self._settings.api_url} or user {user!r} may "
-            f"not write to it; create it at {self._settings.ui_url}/dashboard/projects or correct "
-            "HAMILTON_UI_PROJECT_ID"
+            f"project {project} does not exist at {mask(self._settings.api_url)} or user {user!r} "
+            f"may not write to it; create it at {self._settings.ui_url}/dashboard/projects or "
+            "correct HAMILTON_UI_PROJECT_ID"
         )
 
 
@@ -319,6 +316,7 @@ class BestEffortTracker(HamiltonTracker):  # type: ignore[misc]  # the SDK has n
         self._shared = shared
         self._on_started = on_started
         self._on_failure = on_failure
+        self._held_secret = False
         super().__init__(
             project_id=settings.project_id,
             username=settings.username,
@@ -335,7 +333,7 @@ class BestEffortTracker(HamiltonTracker):  # type: ignore[misc]  # the SDK has n
 
     def pre_graph_execute(self, **event: Any) -> None:
         """Open a run and report its permalink."""
-        hamilton_run_id = self._guard(super().pre_graph_execute, event)
+        hamilton_run_id = self._guard(self._open_run, event)
         if hamilton_run_id is not None:
             self._on_started(hamilton_run_id)
 
@@ -346,12 +344,41 @@ class BestEffortTracker(HamiltonTracker):  # type: ignore[misc]  # the SDK has n
     def post_node_execute(self, **event: Any) -> None:
         """Note the end of a node and a summary of its result."""
         event |= _interruption()
-        self._guard(super().post_node_execute, event)
+        self._guard(self._end_node, event)
 
     def post_graph_execute(self, **event: Any) -> None:
         """Send the last nodes and close the run."""
         event |= _interruption()
         self._guard(super().post_graph_execute, event)
+
+    def _open_run(self, **event: Any) -> int:
+        with self._summing_up() as shown:
+            inputs = shown.inputs(event["inputs"] or {})
+            for further in (event["overrides"], event["graph"].config):
+                shown.inputs(further or {})
+        return int(super().pre_graph_execute(**event | {"inputs": inputs}))
+
+    def _end_node(self, **event: Any) -> None:
+        if not event["success"]:
+            if self._held_secret:
+                event["error"] = without_message(event["error"])
+            super().post_node_execute(**event)
+        elif self._shared.may_sum_up:
+            with self._summing_up() as shown:
+                event["result"] = shown.result(event["node_"].name, event["result"])
+                super().post_node_execute(**event)
+        else:
+            super().post_node_execute(**event | {"result": NOT_SUMMED_UP})
+
+    @contextlib.contextmanager
+    def _summing_up(self) -> Iterator[Shown]:
+        shown = Shown()
+        started = time.monotonic()
+        try:
+            yield shown
+        finally:
+            self._shared.summed_up(time.monotonic() - started)
+            self._held_secret = self._held_secret or shown.held_secret
 
     def _guard(self, hook: Callable[..., T], event: dict[str, Any]) -> T | None:
         if self._shared.given_up:
@@ -361,15 +388,6 @@ class BestEffortTracker(HamiltonTracker):  # type: ignore[misc]  # the SDK has n
         except Exception as error:
             self._on_failure(error)
             return None
-
-
-def _summary(value: Any) -> Any:
-    """Return an input as it is shown: small values as they are, of others only what they are."""
-    if not constants.CAPTURE_DATA_STATISTICS:
-        return type(value).__name__
-    safe = make_json_safe(value)
-    size = len(json.dumps(safe, default=str))
-    return safe if size <= INPUT_LIMIT else f"{type(value).__name__} of {size} characters, not kept"
 
 
 def _interruption() -> dict[str, Any]:

@@ -101,3 +101,13 @@ def test_a_collector_that_is_down_costs_one_warning(
     assert measured_flow(return_state=True).is_completed()
     told = [record for record in caplog.records if "did not reach" in record.getMessage()]
     assert len(told) == 1
+
+
+def test_a_setting_that_opentelemetry_refuses_costs_one_warning_a_task_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_METRICS_EXEMPLAR_FILTER", "bogus")
+    assert measured_flow(return_state=True).is_completed()
+    told = [record for record in caplog.records if "are not sent: " in record.getMessage()]
+    assert len(told) == 1

@@ -3,6 +3,7 @@
 All against the real Hamilton UI and a real Prefect server.
 """
 
+import json
 import logging
 import os
 import re
@@ -17,13 +18,17 @@ from threading import Barrier
 from typing import Any
 
 import httpx
+import pandas as pd
 import pytest
 from hamilton import ad_hoc_utils, driver
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from prefect import State, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from pydantic import BaseModel
 
 from bootstrap.hamilton import ensure_project
-from flows import tracking
+from flows import tracking, tracking_settings
 from tests import services
 from tests.conftest import HamiltonUi
 from tests.flows import tracked_flow
@@ -212,6 +217,23 @@ def test_failing_dataflow_fails_the_same_way_and_shows_as_failed(
     assert node_states(in_ui) == {"doubled": "SUCCESS", "checked": "FAILURE"}
 
 
+def test_links_and_warnings_hold_no_password_of_an_address(
+    run: Run, hamilton_ui: HamiltonUi
+) -> None:
+    address = hamilton_ui.url.replace("://", "://me:hunter2@")
+    outcome = run(hamilton_ui.env | {"HAMILTON_UI_URL": address})
+    assert outcome.urls[0] is not None
+    assert outcome.urls[0].startswith(hamilton_ui.url)
+    nobody = f"http://me:hunter2@127.0.0.1:{services.free_port()}"
+    wrong = {"HAMILTON_API_URL": "http://me:hunt/er2@127.0.0.1:port"}
+    warnings = [
+        *run(hamilton_ui.env | {"HAMILTON_API_URL": nobody}).warnings,
+        *run(hamilton_ui.env | wrong).warnings,
+    ]
+    assert len(warnings) == 2
+    assert not [text for text in (*warnings, *outcome.messages) if "hunt" in text]
+
+
 def test_sdk_logs_nothing_of_its_own(run: Run, hamilton_ui: HamiltonUi) -> None:
     names = {record.name for record in run(hamilton_ui.env).records}
     assert not [name for name in names if not name.startswith("prefect")]
@@ -240,12 +262,215 @@ def test_password_of_a_url_and_large_inputs_are_not_stored(
         assert "hunter2" in dataflow.execute(["first_row"], inputs=inputs)["first_row"]
     in_ui = hamilton_run(hamilton_ui, tracked.run_url)
     assert in_ui["inputs"] == {
-        "source": "postgresql://reader:***@db/warehouse",
-        "rows": "list of 28890 characters, not kept",
+        "source": "postgresql://***@db/warehouse",
+        "rows": "list of 5000 items, not kept",
     }
     assert node_states(in_ui) == {"first_row": "SUCCESS"}
-    assert "reader:***@db" in str(in_ui["node_runs"])
+    assert "postgresql://***@db" in str(in_ui["node_runs"])
     assert "hunter2" not in str(in_ui)
+
+
+MARK = "Zq7w"
+"""A part of each password below, which no code and no other text has."""
+
+passwords = st.lists(
+    st.text(
+        st.sampled_from("%@/#?:[]&=+!")
+        | st.characters(exclude_categories=["Cs"], min_codepoint=0xA0),
+        max_size=4,
+    ),
+    min_size=1,
+    max_size=3,
+).map(lambda pieces: MARK.join(["", *pieces, ""]))
+
+WITH_SECRET = (
+    "postgresql://reader:{}@db:5432/warehouse",
+    "read from postgresql://reader:{}@db/warehouse to s3://bucket/key in 3 s",
+    "https://{}@git.example.org/flows.git",
+    "https://example.org/raw.csv?X-Amz-Signature={}",
+    "https://example.org/raw.csv?a=b&sig={}&c=d#top",
+    "postgresql://db/warehouse?user=me&password={}",
+    "host=db password={} dbname=warehouse",
+    "host=db password='{}' dbname=warehouse",
+    "Server=db;PWD={};Database=warehouse",
+    "first line\nAuthorization: Bearer {}\nlast line",
+)
+
+
+class Login(BaseModel):
+    """What a flow may keep a secret in."""
+
+    user: str
+    password: str
+
+
+def as_text(source: str) -> str:
+    return f"1 row of {source}"
+
+
+def as_list(source: str) -> list[Any]:
+    return [source, {source: source}, (source,)]
+
+
+def as_categories(source: str) -> pd.DataFrame:
+    return pd.DataFrame({"source": pd.Categorical([source, source])})
+
+
+def failing(source: str, as_text: str, as_list: list[Any], as_categories: pd.DataFrame) -> int:
+    piece = source[source.index("7w") - 2 :][:6]
+    raise ConnectionError(f"{source}: port could not be cast to integer value as {piece!r}")
+
+
+with_secret = ad_hoc_utils.create_temporary_module(
+    as_text, as_list, as_categories, failing, module_name="with_secret"
+)
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch, hamilton_ui: HamiltonUi) -> list[Any]:
+    """The bodies of all requests to the Hamilton UI."""
+    bodies: list[Any] = []
+    send = httpx.Client.send
+
+    def record(client: httpx.Client, request: httpx.Request, **options: Any) -> httpx.Response:
+        if str(request.url).startswith(hamilton_ui.url) and request.content:
+            bodies.append(json.loads(request.content))
+        return send(client, request, **options)
+
+    for name, value in hamilton_ui.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(httpx.Client, "send", record)
+    return bodies
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(password=passwords, form=st.sampled_from(WITH_SECRET))
+def test_no_part_of_a_password_reaches_the_hamilton_ui(
+    sent: list[Any], password: str, form: str
+) -> None:
+    source = form.format(password)
+    inputs = {
+        "source": source,
+        "sources": [source, [source], {source: 1}],
+        "login": Login(user="me", password=password),
+        "options": {"password": password, "nested": {"api_key": password}},
+        "db_password": password,
+        "frame": pd.DataFrame({"source": [source]}),
+        "path": Path(source),
+        "error": ValueError(source),
+    }
+    sent.clear()
+    with tracking.track("with_secret", tags={"source": source}) as tracked:
+        builder = driver.Builder().with_modules(with_secret).with_config({"also": source})
+        dataflow = builder.with_adapters(*tracked.adapters).build()
+        with pytest.raises(ConnectionError, match="could not be cast"):
+            dataflow.execute(["failing"], inputs=inputs)
+
+    statuses = {
+        update["node_name"]: update["status"]
+        for body in sent
+        for update in body.get("task_updates", [])
+    }
+    assert statuses == dict.fromkeys(["as_text", "as_list", "as_categories"], "SUCCESS") | {
+        "failing": "FAILURE"
+    }
+    assert MARK not in json.dumps(sent, ensure_ascii=False)
+    assert "ConnectionError: message not kept" in str(sent)
+
+
+def test_messages_of_exceptions_are_shown_where_no_input_holds_a_secret(
+    run: Run, hamilton_ui: HamiltonUi
+) -> None:
+    in_ui = hamilton_run(hamilton_ui, run(hamilton_ui.env, x=-1).urls[0])
+    assert "ValueError: negative" in str(in_ui["node_runs"])
+
+
+class Unprintable:
+    """Whoever prints it waits for ever."""
+
+    def __str__(self) -> str:
+        raise AssertionError("printed")
+
+    __repr__ = __str__
+
+
+class Counted(list[int]):
+    """A list that knows how many of its items were looked at."""
+
+    looked_at = 0
+
+    def __iter__(self) -> Iterator[int]:
+        for item in super().__iter__():
+            self.looked_at += 1
+            yield item
+
+
+def numbers(rows: Counted) -> pd.DataFrame:
+    return pd.DataFrame({"number": range(300_000), "half": 0.5})
+
+
+def mixed(rows: Counted, thing: Unprintable) -> dict[str, Any]:
+    return {"thing": thing, "rows": [[0] * 100_000], "few": [1, 2]}
+
+
+def text(numbers: pd.DataFrame, mixed: dict[str, Any]) -> str:
+    return "x" * 20_000
+
+
+def test_large_values_are_not_looked_at_and_unknown_ones_not_called(
+    sent: list[Any], hamilton_ui: HamiltonUi
+) -> None:
+    module = ad_hoc_utils.create_temporary_module(numbers, mixed, text, module_name="large")
+    rows = Counted(range(300_000))
+    inputs = {"rows": rows, "thing": Unprintable()}
+    with tracking.track("large") as tracked:
+        dataflow = driver.Builder().with_modules(module).with_adapters(*tracked.adapters).build()
+        assert len(dataflow.execute(["text"], inputs=inputs)["text"]) == 20_000
+
+    assert rows.looked_at <= 10_000
+    in_ui = hamilton_run(hamilton_ui, tracked.run_url)
+    assert in_ui["inputs"] == {"rows": "Counted of 300000 items, not kept", "thing": "Unprintable"}
+    assert node_states(in_ui) == {"numbers": "SUCCESS", "mixed": "SUCCESS", "text": "SUCCESS"}
+    shown = {
+        attribute["node_name"]: attribute["value"]["value"]
+        for body in sent
+        for attribute in body.get("attributes", [])
+    }
+    assert shown == {
+        "numbers": "DataFrame of 300000 rows and 2 columns (number, half), not summed up",
+        "mixed": "dict of 3 items, not kept",
+        "text": "str of 20000 characters, not kept",
+    }
+
+
+def test_when_the_time_for_summaries_is_over_the_nodes_still_show(
+    run: Run, hamilton_ui: HamiltonUi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking_settings, "SUMMARY_TIME", 0.0)
+    outcome = run(hamilton_ui.env)
+    assert outcome.result == [3, 3]
+    assert outcome.warnings == []
+    in_ui = hamilton_run(hamilton_ui, outcome.urls[0])
+    assert node_states(in_ui) == ALL_SUCCEEDED
+    assert "not summed up: the time" in str(in_ui["node_runs"])
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_hamiltons_log_is_silent_in_the_block_only(
+    run: Run, hamilton_ui: HamiltonUi, tracked: bool
+) -> None:
+    hamilton = logging.getLogger("hamilton")
+    before = hamilton.level
+    names = {r.name for r in run(hamilton_ui.env if tracked else {}, x=-1).records}
+    assert not [name for name in names if name.startswith("hamilton")]
+    with tracking.track("outer"), tracking.track("inner"):
+        assert not hamilton.isEnabledFor(logging.ERROR)
+    assert hamilton.level == before != logging.CRITICAL
 
 
 # What goes wrong
@@ -337,12 +562,12 @@ def test_many_register_the_same_new_dag_at_once(own_ui: HamiltonUi) -> None:
     from flows import tracking_sdk
 
     clients = 8
-    settings = tracking.Settings.from_env(own_ui.env)
-    assert settings is not None
+    to_ui = tracking_settings.Settings.from_env(own_ui.env)
+    assert to_ui is not None
     barrier = Barrier(clients)
 
     def register(_: int) -> int:
-        sender = tracking_sdk.Sender(settings, tracking.FlowRunTracking())
+        sender = tracking_sdk.Sender(to_ui, tracking_settings.FlowRunTracking())
         assert sender.project_exists(own_ui.project_id)
         barrier.wait()
         try:
