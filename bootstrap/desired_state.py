@@ -2,22 +2,29 @@
 
 Several files may be given. Their lists are joined; an entry of a later file replaces the whole
 entry of the same name in an earlier one, so that a profile adds to, or changes, what all share.
+Within a file, two entries of one name are an error, and so is a key that is there twice.
 """
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Annotated, Any, Self
 
 import yaml
+from prefect.types import StrictVariableValue
+from prefect.types.names import BlockDocumentName, NonEmptyishName, VariableName
+from prefect.types.names import Name as PrefectName
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     NonNegativeFloat,
     NonNegativeInt,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -64,7 +71,7 @@ class WorkPool(_Closed):
     `hamilton_tracking` adds what turns tracking on.
     """
 
-    name: Name
+    name: NonEmptyishName
     type: Name
     description: str | None = None
     concurrency_limit: NonNegativeInt | None = None
@@ -77,8 +84,8 @@ class WorkPool(_Closed):
 class Variable(_Closed):
     """A Prefect variable."""
 
-    name: Name
-    value: str | int | float | bool | list[Any] | dict[str, Any] | None
+    name: Annotated[VariableName, Field(min_length=1)]
+    value: StrictVariableValue
     tags: list[str] = []
 
 
@@ -88,7 +95,7 @@ class Block(_Closed):
     An `optional` block whose environment variables are not set is left out.
     """
 
-    name: Name
+    name: BlockDocumentName
     type: Name
     values: dict[str, Value]
     optional: bool = False
@@ -105,7 +112,7 @@ class Block(_Closed):
 class GlobalConcurrencyLimit(_Closed):
     """A global concurrency limit; `slot_decay_per_second` above 0 makes it a rate limit."""
 
-    name: Name
+    name: PrefectName
     limit: NonNegativeInt
     slot_decay_per_second: NonNegativeFloat = 0.0
 
@@ -203,25 +210,84 @@ def _load_one(path: Path) -> DesiredState:
     content = _read(path)
     if content is None:
         content = {}
-    if isinstance(content, dict):
-        for pool in content.get("work_pools") or []:
-            if isinstance(pool, dict) and isinstance(
-                template := pool.get("base_job_template"), str
-            ):
-                pool["base_job_template"] = _read(path.parent / template)
+    pools = content.get("work_pools") if isinstance(content, dict) else None
+    for pool in pools if isinstance(pools, list) else []:
+        if isinstance(pool, dict) and isinstance(template := pool.get("base_job_template"), str):
+            pool["base_job_template"] = _read(path.parent / template)
     try:
-        return DesiredState.model_validate(content)
+        state = DesiredState.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise BootstrapError(f"{path}: {place}: {first['msg']}.") from error
+        raise BootstrapError(f"{path}: {_first(error)}.") from error
+    for field in state.model_fields_set:
+        _refuse_two_of_one_name(path, field, getattr(state, field))
+    return state
+
+
+def _first(error: ValidationError) -> str:
+    """Return what is wrong first; a mistyped key before the one that is missing for that."""
+    errors = error.errors(include_input=False, include_context=False)
+    unknown = (each for each in errors if each["type"] == "extra_forbidden")
+    first = next(unknown, errors[0])
+    return f"{'.'.join(str(part) for part in first['loc']) or 'the file'}: {first['msg']}"
+
+
+def _refuse_two_of_one_name(path: Path, field: str, entries: Any) -> None:
+    if not isinstance(entries, list):
+        return
+    times = Counter(_key(entry) for entry in entries)
+    for key, number in times.items():
+        if number > 1:
+            raise BootstrapError(
+                f"{path}: {field}: {number} entries are named {'/'.join(key)}: keep one of them."
+            )
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML, in which a key that is there twice is an error instead of the last one's value."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Look at the keys as they are written, before `<<` adds others."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
+                )
+            seen.add((key.tag, key.value))
+        return node
+
+
+def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    for key, number in Counter(key for key, _ in pairs).items():
+        if number > 1:
+            raise ValueError(f"the key {key} is there twice")
+    return dict(pairs)
+
+
+_json = TypeAdapter[JsonValue](JsonValue, config=ConfigDict(allow_inf_nan=False))
+"""What the API takes: no dates, no infinite numbers, no other keys than text."""
 
 
 def _read(path: Path) -> Any:
+    """Return the file's content. Raises BootstrapError naming the file and what is wrong."""
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        if path.suffix == ".json":
+            content = json.loads(text, object_pairs_hook=_json_object)
+        else:
+            content = yaml.load(text, _YamlLoader)  # noqa: S506  # a SafeLoader
+        return _json.validate_python(content)
     except OSError as error:
         raise BootstrapError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_context=False)[0]
+        # Every other part names a type.
+        place = ".".join(str(part) for part in first["loc"][1::2]) or "the file"
+        raise BootstrapError(f"{path}: {place}: {first['msg']}.") from error
+    except RecursionError as error:
+        raise BootstrapError(f"{path} is not valid: it is nested too deeply.") from error
     except (yaml.YAMLError, ValueError) as error:
         raise BootstrapError(f"{path} is not valid: {' '.join(str(error).split())}.") from error

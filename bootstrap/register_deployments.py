@@ -22,6 +22,14 @@ from tenacity import (
 
 from bootstrap.errors import BootstrapError
 
+COMMIT = re.compile("(?:[0-9a-f]{40}|[0-9a-f]{64})", re.IGNORECASE)
+"""A whole SHA: a Git server gives out a commit by nothing less."""
+
+ADDRESS = re.compile(
+    r"(?:(?P<scheme>[a-z][a-z0-9+.-]*)://)?(?P<before_host>[^@]*)@.*", re.IGNORECASE | re.DOTALL
+)
+"""A URL, or user@host:path as SSH has it, with an @ somewhere."""
+
 FAILURES = (RuntimeError, subprocess.CalledProcessError)
 """Of `git clone`, which Prefect words, and of `git fetch` for a commit."""
 
@@ -31,15 +39,18 @@ def register(names: list[str]) -> int:
 
     Reads FLOWS_REPOSITORY, FLOWS_REF (branch, tag or commit), and GIT_ACCESS_TOKEN for a private
     repository. prefect.yaml gets the reference as FLOWS_COMMIT or FLOWS_BRANCH.
-    Raises BootstrapError when one of the first two is missing, and when the repository cannot be
-    cloned or has no prefect.yaml.
+    Raises BootstrapError when one of the first two is missing or the address holds a credential,
+    and when the repository cannot be cloned or has no prefect.yaml.
     """
     for name in ("FLOWS_REPOSITORY", "FLOWS_REF"):
         if not os.environ.get(name):
             raise BootstrapError(f"{name} is not set: it says what to clone.")
     repository, ref = os.environ["FLOWS_REPOSITORY"], os.environ["FLOWS_REF"]
-    is_commit = re.fullmatch("[0-9a-f]{40}", ref) is not None
-    os.environ["FLOWS_COMMIT" if is_commit else "FLOWS_BRANCH"] = ref
+    check_credential(repository)
+    if COMMIT.fullmatch(ref):
+        os.environ["FLOWS_COMMIT"] = ref.lower()
+    else:
+        os.environ["FLOWS_BRANCH"] = ref
     with tempfile.TemporaryDirectory() as folder:
         checkout = clone(repository, Path(folder))
         typer.echo(f"Cloned {repository} at {ref}.")
@@ -51,21 +62,54 @@ def register(names: list[str]) -> int:
         return subprocess.run(command, cwd=checkout, check=False).returncode
 
 
+def check_credential(repository: str) -> None:
+    """Refuse an address that holds a credential, and say so where a token will not be used.
+
+    Such an address would be stored with each deployment and printed. Where its credential begins
+    and ends cannot be told for sure, as people forget to percent-encode it.
+    """
+    if holds_credential(repository):
+        raise BootstrapError(
+            "FLOWS_REPOSITORY holds a credential, which would be stored with each deployment for "
+            "all to read: set the address without it, and GIT_ACCESS_TOKEN to the token (the "
+            "chart's value is flows.gitCredential). An @ in the path is written as %40."
+        )
+    if os.environ.get("GIT_ACCESS_TOKEN") and not repository.lower().startswith("https://"):
+        typer.echo(
+            "GIT_ACCESS_TOKEN is not used: Prefect sends a token only to an https:// address, and "
+            f"FLOWS_REPOSITORY is {repository}."
+        )
+
+
+def holds_credential(repository: str) -> bool:
+    """Whether the address names a user or, by SSH, whose user is no secret, a password."""
+    if not (found := ADDRESS.fullmatch(repository)):
+        return False
+    scheme = (found["scheme"] or "ssh").lower()
+    if scheme == "file":
+        return False
+    return ":" in found["before_host"] or scheme not in ("ssh", "git+ssh", "ssh+git")
+
+
 def clone(repository: str, folder: Path) -> Path:
     """Clone at the wanted branch or commit; raises BootstrapError where that fails."""
     token = os.environ.get("GIT_ACCESS_TOKEN")
-    storage = GitRepository(
-        url=repository,
-        credentials={"access_token": SecretStr(token)} if token else None,
-        name="flows",
-        branch=os.environ.get("FLOWS_BRANCH"),
-        commit_sha=os.environ.get("FLOWS_COMMIT"),
-    )
-    storage.set_base_path(folder)
     try:
+        storage = GitRepository(
+            url=repository,
+            credentials={"access_token": SecretStr(token)} if token else None,
+            name="flows",
+            branch=os.environ.get("FLOWS_BRANCH"),
+            commit_sha=os.environ.get("FLOWS_COMMIT"),
+        )
+        storage.set_base_path(folder)
         asyncio.run(pull(storage))
     except FAILURES as error:
         raise BootstrapError(reason(error)) from error
+    except ValueError as error:  # an address or a reference that Prefect does not pass on to git
+        ref = os.environ["FLOWS_REF"]
+        why = str(error).rstrip(".")
+        raise BootstrapError(f"Cannot clone {repository} at {ref}: {why}.") from error
     return storage.destination
 
 

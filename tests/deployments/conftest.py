@@ -49,7 +49,7 @@ def git_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitServer]:
     backend.chmod(0o755)
     # Prefect puts a bare token into the address as the user name, with an empty password.
     (home / "users").write_text(f"{TOKEN}:\n")
-    port = free_port()
+    port, http_port = free_port(), free_port()
     configuration = home / "lighttpd.conf"
     configuration.write_text(f"""
 server.modules = ("mod_alias", "mod_setenv", "mod_auth", "mod_authn_file", "mod_cgi", "mod_openssl")
@@ -58,6 +58,7 @@ server.bind = "127.0.0.1"
 server.port = {port}
 ssl.engine = "enable"
 ssl.pemfile = "{home / "both.pem"}"
+$SERVER["socket"] == "127.0.0.1:{http_port}" {{ ssl.engine = "disable" }}
 alias.url = ("/git" => "{backend}")
 setenv.set-environment = ("GIT_PROJECT_ROOT" => "{repositories}", "GIT_HTTP_EXPORT_ALL" => "1")
 cgi.assign = ("" => "")
@@ -70,7 +71,13 @@ $HTTP["url"] =~ "^/git/private/" {{
     server = subprocess.Popen(["lighttpd", "-D", "-f", str(configuration)])
     try:
         wait_for_port(port)
-        yield GitServer(f"https://localhost:{port}/git", repositories, certificate, answers)
+        yield GitServer(
+            f"https://localhost:{port}/git",
+            f"http://localhost:{http_port}/git",
+            repositories,
+            certificate,
+            answers,
+        )
     finally:
         server.terminate()
         server.wait(timeout=10)

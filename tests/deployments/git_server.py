@@ -17,6 +17,8 @@ class GitServer:
     """Repositories below `repositories`, served at `url`; those in `private/` want the token."""
 
     url: str
+    http_url: str
+    """The same without TLS."""
     repositories: Path
     certificate: Path
     answers: Path

@@ -4,13 +4,21 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from urllib.parse import quote
 
 import pytest
+import tenacity
+import typer.testing
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists
 
+from bootstrap.__main__ import app
 from tests.deployments.git_server import ROOT, GitServer, git, prefect_environment
 
 pytestmark = pytest.mark.services
@@ -84,8 +92,14 @@ def test_a_git_server_that_fails_for_a_moment_is_asked_again(
             "refuses the credential",
         ),
         ("register-absent", {"FLOWS_REF": 40 * "a"}, f"it has no commit {40 * 'a'}"),
+        (
+            "register-short",
+            {"FLOWS_REF": "abc1234"},
+            "it has no branch or tag abc1234, and a commit is named by its whole SHA",
+        ),
+        ("register-word", {"FLOWS_REF": "develop"}, "it has no branch or tag develop;"),
     ],
-    ids=["wrong token", "no such commit"],
+    ids=["wrong token", "no such commit", "short commit", "no such branch"],
 )
 def test_a_repository_that_cannot_be_cloned_is_told(
     path: str,
@@ -110,13 +124,13 @@ def test_a_repository_that_cannot_be_cloned_is_told(
     assert "not-the-token" not in output
 
 
-@pytest.mark.parametrize("ref", ["main", "v1", "HEAD"])
+@pytest.mark.parametrize("ref", ["main", "v1", "HEAD", "head in capitals"])
 def test_prefect_yaml_gets_the_reference_and_deploy_the_names(
     ref: str, flow_repository: Path, tmp_path: Path
 ) -> None:
     git("tag", "v1", cwd=flow_repository)
-    if ref == "HEAD":
-        ref = git("rev-parse", "HEAD", cwd=flow_repository)
+    commit = git("rev-parse", "HEAD", cwd=flow_repository)
+    ref = {"HEAD": commit, "head in capitals": commit.upper()}.get(ref, ref)
     program = tmp_path / "prefect"
     program.write_text('#!/bin/sh\necho "branch=$FLOWS_BRANCH commit=$FLOWS_COMMIT" "$@"\n')
     program.chmod(0o755)
@@ -127,7 +141,7 @@ def test_prefect_yaml_gets_the_reference_and_deploy_the_names(
     }
     code, output = register("*-k8s", "nightly", folder=tmp_path, environment=environment)
     assert code == 0, output
-    given = f"branch={ref} commit=" if len(ref) < 40 else f"branch= commit={ref}"
+    given = f"branch={ref} commit=" if len(ref) < 40 else f"branch= commit={commit}"
     assert f"{given} --no-prompt deploy --name *-k8s --name nightly" in output
 
 
@@ -150,6 +164,124 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
     code, output = register("nightly", folder=tmp_path, environment=known)
     assert (code, output.count("\n")) == (1, 1), output
     assert output.startswith("bootstrap: FLOWS_REPOSITORY is not set")
+
+
+@pytest.mark.parametrize(
+    ("repository", "ref", "cause"),
+    [
+        ("https://git.example.org/flows.git", "-x", "Branch names cannot start with '-'"),
+        ("https://[git/flows.git", "main", "Invalid IPv6 URL"),
+    ],
+)
+def test_what_prefect_does_not_clone_is_one_sentence(
+    repository: str, ref: str, cause: str, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "FLOWS_REPOSITORY": repository, "FLOWS_REF": ref}
+    code, output = register("nightly", folder=tmp_path, environment=environment)
+    assert (code, output) == (1, f"bootstrap: Cannot clone {repository} at {ref}: {cause}.\n")
+
+
+def test_a_token_for_an_address_without_tls_is_said_to_be_unused(
+    prefect_api: str, git_server: GitServer, flow_repository: Path, tmp_path: Path
+) -> None:
+    git_server.publish(flow_repository, "private/register-http")
+    url = f"{git_server.http_url}/private/register-http.git"
+
+    code, output = register_walkthrough(
+        prefect_api,
+        git_server,
+        tmp_path,
+        FLOWS_REPOSITORY=url,
+        FLOWS_REF="main",
+        GIT_ACCESS_TOKEN=git_server.token,
+    )
+
+    assert code == 1
+    first, *_, last = output.splitlines()
+    assert first == (
+        "GIT_ACCESS_TOKEN is not used: Prefect sends a token only to an https:// address, "
+        f"and FLOWS_REPOSITORY is {url}."
+    )
+    assert last == (
+        f"bootstrap: Cannot clone {url} at main: the Git server wants a credential, and Prefect "
+        "sends a token only to an https:// address; the chart's value is flows.repository."
+    )
+    assert git_server.token not in output
+
+
+@pytest.fixture(scope="module")
+def module() -> Iterator[ModuleType]:
+    """What registers, imported as in its image; a failure is not tried again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "images/flows"))
+        from bootstrap import register_deployments
+
+        patch.setattr(register_deployments.pull.retry, "stop", tenacity.stop_after_attempt(1))
+        yield register_deployments
+
+
+# Two words around what people forget to percent-encode: neither may appear.
+passwords = st.text(alphabet="%@/#?:[]&='\"<> äß漢\U0001f511", max_size=6).map(
+    lambda between: f"hunter{between}zebra"
+)
+
+
+@example("https", "hunter@zebra")
+@example("http", "hunter/zebra")
+@example("ssh", "hunter:zebra")
+@example("", "hunter@zebra")
+@given(scheme=st.sampled_from(["https", "HTTP", "ssh", "git", ""]), password=passwords)
+@settings(max_examples=200, deadline=None)
+def test_an_address_with_a_credential_is_refused_without_quoting_it(
+    module: ModuleType, scheme: str, password: str
+) -> None:
+    start = f"{scheme}://" if scheme else ""
+    environment = {
+        "FLOWS_REPOSITORY": f"{start}robot:{password}@git.invalid/flows.git",
+        "FLOWS_REF": "main",
+        "GIT_ACCESS_TOKEN": password,
+    }
+    done = typer.testing.CliRunner().invoke(app, ["register", "nightly"], env=environment)
+    assert done.exit_code == 1
+    assert done.output.startswith("bootstrap: FLOWS_REPOSITORY holds a credential")
+    assert done.output.count("\n") == 1
+    for word in ("robot", "hunter", "zebra"):
+        assert word not in done.output
+
+
+@pytest.mark.parametrize(
+    "repository",
+    [
+        "https://git.example.org:8443/team/flows.git",
+        "git@git.example.org:team/flows.git",
+        "ssh://git@git.example.org:22/team/flows.git",
+        "file:///srv/flows@2.git",
+    ],
+)
+def test_a_user_of_ssh_is_no_credential(module: ModuleType, repository: str) -> None:
+    assert not module.holds_credential(repository)
+
+
+@given(token=passwords)
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_no_token_appears_when_it_is_refused(
+    module: ModuleType, git_server: GitServer, token: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    environment = {
+        "FLOWS_REPOSITORY": f"{git_server.url}/private/none.git",
+        "FLOWS_REF": "main",
+        "GIT_ACCESS_TOKEN": token,
+        "GIT_SSL_CAINFO": str(git_server.certificate),
+        "GIT_TERMINAL_PROMPT": "0",
+    }
+    done = typer.testing.CliRunner().invoke(app, ["register", "nightly"], env=environment)
+    output = done.output + "".join(capfd.readouterr())
+    assert done.exit_code == 1
+    assert "refuses the credential" in output
+    for word in ("hunter", "zebra", quote(token, safe="")):
+        assert word not in output
 
 
 def test_outside_of_its_image_it_says_what_to_do() -> None:

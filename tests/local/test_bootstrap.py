@@ -1,5 +1,6 @@
 """The bootstrap against a real Prefect server: it writes what differs, says why it cannot."""
 
+import datetime
 import http.server
 import os
 import subprocess
@@ -197,14 +198,114 @@ def test_a_wanted_password_is_named(tmp_path: Path) -> None:
         ),
         ({"tag_concurrency_limits": [{"tag": "x", "limit": -1}]}, "tag_concurrency_limits.0.limit"),
         ([], "Input should be a valid dictionary"),
+        ({"work_pools": 1}, "work_pools: Input should be a valid list"),
+        (
+            {"variables": [{"name": "x", "valeu": 1}]},
+            "variables.0.valeu: Extra inputs are not permitted",
+        ),
+        (
+            {"variables": [{"name": "Max Ratio", "value": 1}]},
+            "variables.0.name: .*must only contain lowercase letters, numbers, and dashes or under",
+        ),
+        ({"variables": [{"name": "", "value": 1}]}, "variables.0.name: "),
+        ({"variables": [{"name": "x", "value": 5000 * "x"}]}, "must be less than 5000 characters"),
+        (
+            {"blocks": [{"name": "my_block", "type": "secret", "values": {}}]},
+            "blocks.0.name: .*must only contain lowercase letters, numbers, and dashes",
+        ),
+        ({"work_pools": [{"name": "a/b", "type": "process"}]}, "work_pools.0.name: "),
+        ({"work_pools": [{"name": " ", "type": "process"}]}, "work_pools.0.name: "),
+        ({"global_concurrency_limits": [{"name": "a%b", "limit": 1}]}, "limits.0.name: "),
+        (
+            {"variables": [{"name": "x", "value": {"a": [float("nan")]}}]},
+            "variables.0.value.a.0: Input should be a finite number",
+        ),
+        (
+            {"work_pools": [{"name": "x", "type": "p", "defaults": {"a": float("inf")}}]},
+            "work_pools.0.defaults.a: Input should be a finite number",
+        ),
+        (
+            {"variables": [{"name": "x", "value": {1: 2}}]},
+            "variables.0.value.1: Input should be a valid string",
+        ),
+        (
+            {"variables": [{"name": "x", "value": datetime.date(2026, 1, 1)}]},
+            "variables.0.value: input was not a valid JSON value",
+        ),
+        (
+            {"variables": [{"name": "x", "value": 1}, {"name": "x", "value": 2}]},
+            "variables: 2 entries are named x: keep one",
+        ),
+        (
+            {"tag_concurrency_limits": 3 * [{"tag": "x", "limit": 1}]},
+            "tag_concurrency_limits: 3 entries are named x",
+        ),
+        (
+            {
+                "blocks": 2
+                * [{"name": "x", "type": "secret", "values": {"value": {"from_env": "A"}}}]
+            },
+            "blocks: 2 entries are named secret/x",
+        ),
     ],
 )
 def test_a_wrong_file_is_refused_without_quoting_it(
     tmp_path: Path, content: object, message: str
 ) -> None:
+    file = write(tmp_path / "state.yaml", content)
     with pytest.raises(BootstrapError, match=message) as caught:
-        desired_state.load([write(tmp_path / "state.yaml", content)])
+        desired_state.load([file])
+    assert str(caught.value).startswith(f"{file}: ")
+    assert "\n" not in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "state.yaml",
+            "variables:\n- {name: x, value: 1}\nvariables: []\n",
+            "the key variables is there twice",
+        ),
+        (
+            "state.yaml",
+            "variables: [{name: x, 'name': y, value: 1}]",
+            "the key name is there twice",
+        ),
+        ("template.json", '{"variables": {"a": 1, "a": 2}}', "the key a is there twice"),
+        ("template.json", '{"variables": {"a": NaN}}', "variables.a: Input should be a finite"),
+        ("template.yaml", "variables: &a [*a]", "cyclic reference"),
+        ("template.yaml", 2000 * "[" + 2000 * "]", "nested too deeply"),
+        ("template.yaml", "a: [", "is not valid"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_a_file_that_says_two_things_or_nothing_is_refused(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    state = file
+    if name.startswith("template"):
+        pool = {"name": "p", "type": "process", "base_job_template": name}
+        state = write(tmp_path / "state.yaml", {"work_pools": [pool]})
+    with pytest.raises(BootstrapError, match=message) as caught:
+        desired_state.load([state])
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "state.yaml"
+    file.write_text(
+        "variables:\n"
+        "- &first {name: a, value: 1}\n"
+        "- &second {<<: *first, name: b}\n"
+        "- {<<: *second, name: c, value: 2}\n"
+    )
+    state = desired_state.load([file])
+    assert {each.name: each.value for each in state.variables} == {"a": 1, "b": 1, "c": 2}
 
 
 def test_a_later_file_adds_and_replaces_by_name(tmp_path: Path) -> None:

@@ -14,11 +14,23 @@ UNREACHABLE = (
 # What git says, the cause, the way out, the chart's value that it hangs on. The first match counts.
 CAUSES = (
     (
+        r"(?:could not read (?:Username|Password)|Authentication failed) for 'http://",
+        "the Git server wants a credential, and Prefect sends a token only to an https:// address",
+        "give the deployment's git_clone step the https:// address and register it again",
+        "flows.repository",
+    ),
+    (
         r"could not read (?:Username|Password)|Authentication failed|Permission denied"
         r"|Host key verification failed|returned error: 40[13]",
         "the Git server refuses the credential, or the lack of one",
         "give the deployment's git_clone step one that may read the repository",
         "flows.gitCredential",
+    ),
+    (
+        r"Remote branch (?P<ref>[0-9a-fA-F]{4,39}) not found",
+        "it has no branch or tag {ref}, and a commit is named by its whole SHA of 40 digits",
+        "name another in the deployment's git_clone step and register it again",
+        "flows.ref",
     ),
     (
         r"Remote branch (?P<ref>\S+) not found",
