@@ -9,6 +9,7 @@ import typer
 from bootstrap import desired_state
 from bootstrap.apply import Change, apply
 from bootstrap.errors import BootstrapError
+from bootstrap.record import Record
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -27,6 +28,10 @@ def apply_command(
         list[Path] | None,
         typer.Option(help="A file that adds to it; its entries replace those of the same name."),
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="A file of what was written last: what people changed since is kept."),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(help="Seconds to wait for each server to answer.", min=0)
     ] = 60.0,
@@ -42,7 +47,8 @@ def apply_command(
 
     try:
         state = desired_state.load([file, *(add or [])])
-        asyncio.run(apply(state, timeout=timeout, report=report))
+        written = Record(record) if record else None
+        asyncio.run(apply(state, timeout=timeout, report=report, record=written))
     except BootstrapError as error:
         fail(error)
 

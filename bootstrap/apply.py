@@ -1,10 +1,11 @@
 """Bring a Prefect server and a Hamilton UI to the desired state; write only what differs.
 
 Nothing is removed, and what people add beside it (queues, other variables, a paused pool) stays.
+With a record of what was written last, what people changed since stays, too.
 """
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -47,10 +48,11 @@ from bootstrap.desired_state import (
     resolve_nested,
 )
 from bootstrap.errors import BootstrapError
+from bootstrap.record import NoRecord
 
 DEFAULT_HAMILTON_URL = "http://localhost:8241"
 
-Outcome = Literal["created", "updated", "unchanged", "present", "left out", "waiting"]
+Outcome = Literal["created", "updated", "unchanged", "kept", "present", "left out", "waiting"]
 
 
 @dataclass(frozen=True)
@@ -80,36 +82,45 @@ class _NotYetThereError(Exception):
 
 
 async def apply(
-    state: DesiredState, *, timeout: float = 60.0, report: Callable[[Change], None]
+    state: DesiredState,
+    *,
+    timeout: float = 60.0,
+    report: Callable[[Change], None],
+    record: NoRecord | None = None,
 ) -> list[Change]:
     """Apply the state to the server at PREFECT_API_URL and the UI at HAMILTON_API_URL.
 
     `timeout` is how many seconds to wait for each of them to answer. `report` is called with each
     change as it happens. An automation whose deployment is not registered yet is reported as
-    `waiting`: apply again after `prefect deploy`. Raises BootstrapError.
+    `waiting`: apply again after `prefect deploy`. With a `record`, an object that differs because a
+    person changed it is reported as `kept`; without one, it is updated. Raises BootstrapError.
     """
     changes: list[Change] = []
+    record = record or NoRecord()
 
     def note(change: Change) -> None:
         changes.append(change)
         report(change)
 
-    async with _client(timeout) as client:
-        tracking: dict[str, str] = {}
-        if state.hamilton is not None:
-            tracking = await _hamilton_project(state.hamilton, timeout, note)
-        for pool in state.work_pools:
-            note(await _work_pool(client, pool, tracking))
-        for variable in state.variables:
-            note(await _variable(client, variable))
-        for block in state.blocks:
-            note(await _block(client, block))
-        for limit in state.global_concurrency_limits:
-            note(await _global_limit(client, limit))
-        for tag_limit in state.tag_concurrency_limits:
-            note(await _tag_limit(client, tag_limit))
-        for automation in state.automations:
-            note(await _automation(client, automation))
+    try:
+        async with _client(timeout) as client:
+            tracking: dict[str, str] = {}
+            if state.hamilton is not None:
+                tracking = await _hamilton_project(state.hamilton, timeout, note)
+            for pool in state.work_pools:
+                note(await _work_pool(client, pool, tracking, record))
+            for variable in state.variables:
+                note(await _variable(client, variable, record))
+            for block in state.blocks:
+                note(await _block(client, block, record))
+            for limit in state.global_concurrency_limits:
+                note(await _global_limit(client, limit, record))
+            for tag_limit in state.tag_concurrency_limits:
+                note(await _tag_limit(client, tag_limit, record))
+            for automation in state.automations:
+                note(await _automation(client, automation, record))
+    finally:
+        record.save()
     return changes
 
 
@@ -250,55 +261,66 @@ def base_job_template(pool: WorkPool, tracking: Mapping[str, str]) -> dict[str, 
     return template
 
 
-async def _work_pool(client: PrefectClient, pool: WorkPool, tracking: Mapping[str, str]) -> Change:
-    template = base_job_template(pool, tracking)
+def _decide(
+    record: NoRecord,
+    key: str,
+    desired: dict[str, Any],
+    existing: dict[str, Any],
+    defaults: Collection[str] = (),
+) -> tuple[Outcome, dict[str, Any]]:
+    """Return what becomes of an object that exists, and the fields that it then has."""
+    merged = record.merge(key, desired, existing, defaults)
+    if merged != existing:
+        return "updated", merged
+    as_desired = all(merged.get(name) == value for name, value in desired.items())
+    return "unchanged" if as_desired else "kept", merged
+
+
+async def _work_pool(
+    client: PrefectClient, pool: WorkPool, tracking: Mapping[str, str], record: NoRecord
+) -> Change:
+    kind = "work pool"
+    key = f"{kind} {pool.name}"
+    desired: dict[str, Any] = {
+        "description": pool.description,
+        "concurrency_limit": pool.concurrency_limit,
+        "base_job_template": base_job_template(pool, tracking),
+    }
     try:
         existing = await client.read_work_pool(pool.name)
     except ObjectNotFound:
-        await client.create_work_pool(
-            WorkPoolCreate(
-                name=pool.name,
-                type=pool.type,
-                description=pool.description,
-                base_job_template=template,
-                concurrency_limit=pool.concurrency_limit,
-            )
-        )
-        return Change("created", "work pool", pool.name)
+        await client.create_work_pool(WorkPoolCreate(name=pool.name, type=pool.type, **desired))
+        record.created(key, desired)
+        return Change("created", kind, pool.name)
     if existing.type != pool.type:
         raise BootstrapError(
             f"Work pool {pool.name} has the type {existing.type}, not {pool.type}, and a type "
             f"cannot be changed: delete it (prefect work-pool delete {pool.name}) or rename it."
         )
-    if (existing.description, existing.concurrency_limit, existing.base_job_template) == (
-        pool.description,
-        pool.concurrency_limit,
-        template,
-    ):
-        return Change("unchanged", "work pool", pool.name)
-    await client.update_work_pool(
-        pool.name,
-        WorkPoolUpdate(
-            description=pool.description,
-            base_job_template=template,
-            concurrency_limit=pool.concurrency_limit,
-        ),
-    )
-    return Change("updated", "work pool", pool.name)
+    present = {name: getattr(existing, name) for name in desired}
+    outcome, merged = _decide(record, key, desired, present)
+    if outcome == "updated":
+        await client.update_work_pool(pool.name, WorkPoolUpdate(**merged))
+    return Change(outcome, kind, pool.name)
 
 
-async def _variable(client: PrefectClient, variable: Variable) -> Change:
+async def _variable(client: PrefectClient, variable: Variable, record: NoRecord) -> Change:
+    kind = "variable"
+    key = f"{kind} {variable.name}"
+    desired = variable.model_dump(exclude={"name"})
     existing = await client.read_variable_by_name(variable.name)
     if existing is None:
-        await client.create_variable(VariableCreate(**variable.model_dump()))
-        return Change("created", "variable", variable.name)
-    if (existing.value, existing.tags) == (variable.value, variable.tags):
-        return Change("unchanged", "variable", variable.name)
-    await client.update_variable(VariableUpdate(**variable.model_dump()))
-    return Change("updated", "variable", variable.name)
+        await client.create_variable(VariableCreate(name=variable.name, **desired))
+        record.created(key, desired)
+        return Change("created", kind, variable.name)
+    present = {name: getattr(existing, name) for name in desired}
+    outcome, merged = _decide(record, key, desired, present)
+    if outcome == "updated":
+        await client.update_variable(VariableUpdate(name=variable.name, **merged))
+    return Change(outcome, kind, variable.name)
 
 
-async def _block(client: PrefectClient, block: Block) -> Change:
+async def _block(client: PrefectClient, block: Block, record: NoRecord) -> Change:
     kind = f"{block.type} block"
     data = resolve(block.values)
     if missing := [
@@ -322,56 +344,70 @@ async def _block(client: PrefectClient, block: Block) -> Change:
         first = error.errors(include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise BootstrapError(f"Block {block.name}: {place}: {first['msg']}.") from None
+    key = f"{kind} {block.name}"
+    defaults = [
+        name
+        for name, value in block.values.items()
+        if isinstance(value, FromEnvironment) and value.is_default(os.environ)
+    ]
     try:
-        existing = await client.read_block_document_by_name(
+        document = await client.read_block_document_by_name(
             block.name, block_type_slug=block.type, include_secrets=True
         )
     except ObjectNotFound:
         await desired.save(block.name, client=client)
+        record.created(key, data, defaults)
         return Change("created", kind, block.name)
-    # What the file does not say stays as it is.
-    if all(existing.data.get(name) == value for name, value in data.items()):
-        return Change("unchanged", kind, block.name)
-    await desired.save(block.name, overwrite=True, client=client)
-    return Change("updated", kind, block.name)
+    outcome, merged = _decide(record, key, data, document.data, defaults)
+    if outcome == "updated":
+        fields = {name: merged[name] for name in merged if name in type(desired).model_fields}
+        await type(desired)(**fields).save(block.name, overwrite=True, client=client)
+    return Change(outcome, kind, block.name)
 
 
-async def _global_limit(client: PrefectClient, limit: GlobalConcurrencyLimit) -> Change:
+async def _global_limit(
+    client: PrefectClient, limit: GlobalConcurrencyLimit, record: NoRecord
+) -> Change:
     kind = "global concurrency limit"
+    key = f"{kind} {limit.name}"
+    desired = limit.model_dump(exclude={"name"})
     try:
         existing = await client.read_global_concurrency_limit_by_name(limit.name)
     except ObjectNotFound:
         await client.create_global_concurrency_limit(
-            GlobalConcurrencyLimitCreate(**limit.model_dump())
+            GlobalConcurrencyLimitCreate(name=limit.name, **desired)
         )
+        record.created(key, desired)
         return Change("created", kind, limit.name)
-    if (existing.limit, existing.slot_decay_per_second) == (
-        limit.limit,
-        limit.slot_decay_per_second,
-    ):
-        return Change("unchanged", kind, limit.name)
-    await client.update_global_concurrency_limit(
-        limit.name, GlobalConcurrencyLimitUpdate(**limit.model_dump())
-    )
-    return Change("updated", kind, limit.name)
+    present = {name: getattr(existing, name) for name in desired}
+    outcome, merged = _decide(record, key, desired, present)
+    if outcome == "updated":
+        await client.update_global_concurrency_limit(
+            limit.name, GlobalConcurrencyLimitUpdate(name=limit.name, **merged)
+        )
+    return Change(outcome, kind, limit.name)
 
 
-async def _tag_limit(client: PrefectClient, limit: TagConcurrencyLimit) -> Change:
+async def _tag_limit(client: PrefectClient, limit: TagConcurrencyLimit, record: NoRecord) -> Change:
     kind = "tag concurrency limit"
-    outcome: Outcome = "updated"
+    key = f"{kind} {limit.tag}"
+    desired = {"limit": limit.limit}
     try:
         existing = await client.read_concurrency_limit_by_tag(limit.tag)
-        if existing.concurrency_limit == limit.limit:
-            return Change("unchanged", kind, limit.tag)
     except ObjectNotFound:
-        outcome = "created"
-    # The server updates a limit that exists.
-    await client.create_concurrency_limit(limit.tag, limit.limit)
+        await client.create_concurrency_limit(limit.tag, limit.limit)
+        record.created(key, desired)
+        return Change("created", kind, limit.tag)
+    outcome, merged = _decide(record, key, desired, {"limit": existing.concurrency_limit})
+    if outcome == "updated":
+        # The server updates a limit that exists.
+        await client.create_concurrency_limit(limit.tag, merged["limit"])
     return Change(outcome, kind, limit.tag)
 
 
-async def _automation(client: PrefectClient, automation: Automation) -> Change:
+async def _automation(client: PrefectClient, automation: Automation, record: NoRecord) -> Change:
     kind = "automation"
+    key = f"{kind} {automation.name}"
     try:
         deployment = await client.read_deployment_by_name(automation.run_deployment)
     except ObjectNotFound:
@@ -397,17 +433,21 @@ async def _automation(client: PrefectClient, automation: Automation) -> Change:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise BootstrapError(f"Automation {automation.name}: {place}: {first['msg']}.") from error
+    fields = {"description", "trigger", "actions"}
+    wanted = {name: value for name, value in _comparable(desired).items() if name in fields}
     named = await client.read_automations_by_name(automation.name)
     if not named:
         await client.create_automation(desired)
+        record.created(key, wanted)
         return Change("created", kind, automation.name)
     # Whether it is enabled is left to people, as is a pool's pause.
-    existing = named[0]
-    desired = desired.model_copy(update={"enabled": existing.enabled})
-    if _comparable(existing) == _comparable(desired):
-        return Change("unchanged", kind, automation.name)
-    await client.update_automation(existing.id, desired)
-    return Change("updated", kind, automation.name)
+    existing = _comparable(named[0])
+    outcome, merged = _decide(record, key, wanted, {name: existing[name] for name in fields})
+    if outcome == "updated":
+        await client.update_automation(
+            named[0].id, AutomationCore.model_validate(existing | merged)
+        )
+    return Change(outcome, kind, automation.name)
 
 
 def _comparable(automation: AutomationCore) -> dict[str, Any]:

@@ -41,11 +41,16 @@ class _Closed(BaseModel):
 class FromEnvironment(_Closed):
     """A value that is not in the file: that of an environment variable.
 
-    `default` may name other variables, as in `duckdb:///${PREFECT_HAMILTON_STATE}/x.duckdb`.
+    `default` may name other variables, as in `duckdb:///${PREFECT_HAMILTON_STATE}/x.duckdb`. In a
+    block it is for a new one: a value that somebody gave is never replaced by a default.
     """
 
     from_env: Name
     default: str | None = None
+
+    def is_default(self, environment: Mapping[str, str]) -> bool:
+        """Whether the value is only the default."""
+        return not environment.get(self.from_env)
 
     def resolve(self, environment: Mapping[str, str]) -> str | None:
         """Return the value; None when neither the variable nor all in the default are set."""

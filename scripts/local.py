@@ -205,7 +205,7 @@ def bring_up(profile: Profile, timeout: float) -> Running:
             names = local_deployments()
             deploy(profile, names)
             spinner.update("Applying the desired state")
-            _run(profile, ["python", "-m", "bootstrap", "apply", "--add", "bootstrap/local.yaml"])
+            applied = apply(profile)
             step(_worker, "the worker")
             interrupted = restart_interrupted_runs(profile, began)
     except (ProfileError, KeyboardInterrupt):
@@ -214,6 +214,8 @@ def bring_up(profile: Profile, timeout: float) -> Running:
     noted = noted.model_copy(update={"hamilton": _tracking(profile)})
     noted.save()
     console.print(f"[green]✓[/] The local profile is up: {len(names)} deployments in {WORK_POOL}.")
+    for change in changes([*local_profile.said(profile.log, "worker"), *applied]):
+        console.print(f"  {change}", markup=False)
     if interrupted:
         console.print(f"  {interrupted} interrupted flow runs start again.")
     links(profile)
@@ -249,6 +251,24 @@ def deploy(profile: Profile, names: list[str]) -> None:
     """Register deployments by Prefect's own command."""
     options = [word for name in names for word in ("--name", name)]
     _run(profile, ["prefect", "--no-prompt", "deploy", *options])
+
+
+def apply(profile: Profile) -> list[str]:
+    """Apply the desired state; returns what the bootstrap says, a line each."""
+    command = ["python", "-m", "bootstrap", "apply", "--add", "bootstrap/local.yaml"]
+    record = str(profile.state / "bootstrap.json")
+    return _run(profile, [*command, "--record", record]).splitlines()
+
+
+def changes(lines: list[str]) -> list[str]:
+    """Return what a person wants to know of what the bootstrap said, in its own words.
+
+    It runs twice: before the worker starts, and when the deployments are registered.
+    """
+    worth = [
+        line.strip() for line in lines if line.split(maxsplit=1)[:1] in (["updated"], ["kept"])
+    ]
+    return list(dict.fromkeys(worth))
 
 
 def restart_interrupted_runs(profile: Profile, before: datetime) -> int:

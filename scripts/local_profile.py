@@ -123,13 +123,13 @@ class Profile(BaseModel, frozen=True):
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{self.page_url},http://localhost:{self.port}",
             # A command that misses the server says so, instead of starting one of its own.
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+            # A deployment whose schedules were taken out of prefect.yaml loses them.
+            "PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY": "true",
             # Nothing reports home: the server's statistics, the client's.
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
             # No offers of Prefect Cloud, no form that posts to a third party.
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-            # A deployment whose schedules were taken out of prefect.yaml loses them.
-            "PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY": "true",
             # The worker looks for new runs every second; by default it would take up to 10.
             "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "1"),
             # Shorter than the default 30 s, so that a worker that died is soon shown as offline.
@@ -302,47 +302,14 @@ def last_lines(log: Path, count: int = 12) -> str:
     return "\n".join(lines[-count:])
 
 
+def said(log: Path, process: str) -> list[str]:
+    """Return what a process of the profile has printed, without honcho's labels."""
+    lines = (line.partition("|") for line in log.read_text(errors="replace").splitlines())
+    return [text for label, _, text in lines if f" {process}.1 " in label]
+
+
 def _running_path(state: Path) -> Path:
     return state / "running.json"
-
-
-def _auth_path(state: Path) -> Path:
-    return state / "prefect-auth-string"
-
-
-def _ensure_auth_string(state: Path) -> None:
-    """Write a random password, once per state folder, readable by its owner only."""
-    path = _auth_path(state)
-    if path.exists():
-        return
-    descriptor, draft = tempfile.mkstemp(dir=state)  # for its owner only, as all such files are
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(f"prefect:{secrets.token_urlsafe(24)}\n")
-        # Whole or not at all, and never over one that another command has just written.
-        path.hardlink_to(draft)
-    except FileExistsError:
-        pass
-    finally:
-        Path(draft).unlink()
-
-
-def _is_busy(port: int) -> bool:
-    """Whether somebody listens there. Raises ProfileError when it cannot be used at all."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-            probe.listen(1)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise ProfileError(f"Port {port} cannot be used: {error.strerror}.") from error
-            return True
-    return False
-
-
-def _another(port: int) -> int:
-    return port + 100 if port + 100 <= 65535 else port - 100
 
 
 def _ui_path(state: Path) -> Path:
@@ -421,3 +388,42 @@ def _listener(port: int) -> str:
                 continue
             return f"process {connection.pid} ({command[:80].strip()})"
     return "another program"
+
+
+def _auth_path(state: Path) -> Path:
+    return state / "prefect-auth-string"
+
+
+def _ensure_auth_string(state: Path) -> None:
+    """Write a random password, once per state folder, readable by its owner only."""
+    path = _auth_path(state)
+    if path.exists():
+        return
+    descriptor, draft = tempfile.mkstemp(dir=state)  # for its owner only, as all such files are
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"prefect:{secrets.token_urlsafe(24)}\n")
+        # Whole or not at all, and never over one that another command has just written.
+        path.hardlink_to(draft)
+    except FileExistsError:
+        pass
+    finally:
+        Path(draft).unlink()
+
+
+def _is_busy(port: int) -> bool:
+    """Whether somebody listens there. Raises ProfileError when it cannot be used at all."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+            probe.listen(1)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise ProfileError(f"Port {port} cannot be used: {error.strerror}.") from error
+            return True
+    return False
+
+
+def _another(port: int) -> int:
+    return port + 100 if port + 100 <= 65535 else port - 100

@@ -39,14 +39,6 @@ def page(browser: Browser) -> Iterator[Page]:
     context.close()
 
 
-def log_in(page: Page, address: str, auth_string: str) -> None:
-    """Log in to Prefect's UI as a person does, by typing into its one field."""
-    page.goto(address)
-    page.locator("input[type=password]").fill(auth_string)
-    page.get_by_role("button", name="Login").click()
-    expect(page.locator("input[type=password]")).to_have_count(0, timeout=PATIENCE)
-
-
 @pytest.fixture
 def requested(page: Page) -> set[str]:
     """Hosts that the page has asked for something, as it goes on, whether it was let or not.
@@ -88,3 +80,11 @@ def shows(page: Page, *texts: str | re.Pattern[str]) -> None:
     """The page shows each of these texts."""
     for text in texts:
         expect(page.locator("body")).to_contain_text(text, timeout=PATIENCE)
+
+
+def log_in(page: Page, address: str, auth_string: str) -> None:
+    """Log in to Prefect's UI as a person does, by typing into its one field."""
+    page.goto(address)
+    page.locator("input[type=password]").fill(auth_string)
+    page.get_by_role("button", name="Login").click()
+    expect(page.locator("input[type=password]")).to_have_count(0, timeout=PATIENCE)

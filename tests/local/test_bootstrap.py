@@ -3,11 +3,13 @@
 import datetime
 import http.server
 import os
+import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -21,7 +23,7 @@ from tests import services
 
 pytestmark = pytest.mark.services
 
-STATE = {
+STATE: dict[str, Any] = {
     "work_pools": [
         {
             "name": "pool",
@@ -119,6 +121,118 @@ def test_creates_changes_only_what_differs_and_keeps_what_people_added(
     assert httpx.get(f"{api}/variables/name/threshold").json()["value"] == 4.0
     assert httpx.get(f"{api}/variables/name/of_a_person").json()["value"] == 1
     assert httpx.get(f"{api}/work_pools/pool").json()["is_paused"]
+
+
+def change_everything(api: str) -> None:
+    """What a person may change in the UI."""
+    with httpx.Client(base_url=f"{api}/") as http:
+
+        def post(path: str, **body: object) -> list[dict[str, Any]]:
+            return list(http.post(path, json=body).raise_for_status().json())
+
+        http.patch("variables/name/threshold", json={"value": 9}).raise_for_status()
+        http.patch("v2/concurrency_limits/writes", json={"limit": 7}).raise_for_status()
+        limit = {"tag": "training", "concurrency_limit": 8}
+        http.post("concurrency_limits/", json=limit).raise_for_status()
+        (block,) = post("block_documents/filter", block_documents={"name": {"any_": ["url"]}})
+        data = {"data": {"value": "postgresql://by-hand"}}
+        http.patch(f"block_documents/{block['id']}", json=data).raise_for_status()
+        template = http.get("work_pools/pool").json()["base_job_template"]
+        template["variables"]["properties"]["env"]["default"]["ADDED"] = "by hand"
+        pool = {"concurrency_limit": 6, "base_job_template": template}
+        http.patch("work_pools/pool", json=pool).raise_for_status()
+
+
+def everything(api: str) -> dict[str, object]:
+    with httpx.Client(base_url=f"{api}/") as http:
+        (block,) = http.post(
+            "block_documents/filter",
+            json={"include_secrets": True, "block_documents": {"name": {"any_": ["url"]}}},
+        ).json()
+        pool = http.get("work_pools/pool").json()
+        return {
+            "threshold": http.get("variables/name/threshold").json()["value"],
+            "writes": http.get("v2/concurrency_limits/writes").json()["limit"],
+            "training": http.get("concurrency_limits/tag/training").json()["concurrency_limit"],
+            "url": block["data"]["value"],
+            "pool": pool["concurrency_limit"],
+            "env": pool["base_job_template"]["variables"]["properties"]["env"]["default"],
+        }
+
+
+CHANGED = ("pool", "threshold", "url", "writes", "training")
+
+
+def test_with_a_record_what_a_person_changed_stays(tmp_path: Path) -> None:
+    file = write(tmp_path / "state.yaml", STATE)
+    record = tmp_path / "record.json"
+    with services.prefect_server(tmp_path / "server") as server:
+        api = f"{server.url}/api"
+        apply(file, api, "--record", str(record))
+        change_everything(api)
+        assert stat.S_IMODE(record.stat().st_mode) == 0o600
+        assert "s3cret" not in record.read_text()
+
+        by_hand = everything(api)
+        said = outcomes(apply(file, api, "--record", str(record)))
+        assert {said[name] for name in CHANGED} == {"kept"}
+        assert everything(api) == by_hand
+
+        # What nobody changed follows the file, beside what somebody did.
+        pool = STATE["work_pools"][0] | {"env": {"GREETING": "good morning"}}
+        newer = STATE | {
+            "work_pools": [pool],
+            "variables": [{"name": "threshold", "value": 5, "tags": ["other"]}],
+            "global_concurrency_limits": [{"name": "writes", "limit": 2}],
+        }
+        said = outcomes(apply(write(file, newer), api, "--record", str(record)))
+        assert (said["pool"], said["threshold"], said["writes"]) == ("updated", "updated", "kept")
+        env = {"GREETING": "good morning", "ADDED": "by hand"}
+        assert everything(api) == by_hand | {"env": env}
+        assert httpx.get(f"{api}/variables/name/threshold").json()["tags"] == ["other"]
+
+        # Without a record the file decides.
+        said = outcomes(apply(file, api))
+        assert {said[name] for name in CHANGED} == {"updated"}
+        assert everything(api)["writes"] == 2
+
+
+def test_a_default_is_for_a_new_block_and_replaces_no_value_that_was_given(
+    server: services.Service, tmp_path: Path
+) -> None:
+    api = f"{server.url}/api"
+
+    def value() -> str:
+        (block,) = httpx.post(
+            f"{api}/block_documents/filter",
+            json={"include_secrets": True, "block_documents": {"name": {"any_": [name]}}},
+        ).json()
+        return str(block["data"]["value"])
+
+    for name, options in (("plain", []), ("kept", ["--record", str(tmp_path / "record.json")])):
+        source = {"from_env": "GIVEN", "default": "file:///${PLACE}/x"}
+        block = {"name": name, "type": "secret", "values": {"value": source}}
+        file = write(tmp_path / "state.yaml", {"blocks": [block]})
+        assert outcomes(apply(file, api, *options, PLACE="a")) == {name: "created"}
+        moved = outcomes(apply(file, api, *options, PLACE="b"))
+        # Only a record tells a default of before from what a person wrote.
+        assert moved == {name: "updated" if options else "kept"}
+        assert value() == ("file:///b/x" if options else "file:///a/x")
+        assert outcomes(apply(file, api, *options, GIVEN="given")) == {name: "updated"}
+        assert outcomes(apply(file, api, *options, PLACE="c")) == {name: "kept"}
+        assert outcomes(apply(file, api, *options, PLACE="d")) == {name: "kept"}
+        assert value() == "given"
+
+
+def test_a_damaged_record_is_one_sentence(server: services.Service, tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    record.write_text("{")
+    done = apply(
+        write(tmp_path / "state.yaml", STATE), f"{server.url}/api", "--record", str(record)
+    )
+    assert done.returncode == 1
+    assert f"{record} is damaged" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_base_job_template_may_name_the_environment(
