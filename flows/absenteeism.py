@@ -9,6 +9,7 @@ where none is configured, on a temporary one.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
@@ -78,6 +79,9 @@ DEFAULT_FEATURES: list[Feature] = [
 DEFAULT_VALIDATION_USER_IDS = [5, 10, 15, 20, 25, 30]
 SEED = 7
 PREVIEW_ROWS = 20
+NO_WEIGHT = 1e-6
+"""A weight below it is what the solver's accuracy leaves of none."""
+SHOWN_WEIGHTS = 10
 NEGLIGIBLE = 0.0005
 """An improvement that three decimals do not show is none."""
 
@@ -109,13 +113,26 @@ class Evaluation(BaseModel):
     verdict: str
     cross_validation: list[dict[str, float]]
     further_scores: list[dict[str, Any]]
+    columns: int
+    """Columns that a linear model weighs: numbers, and values of texts. 0 for a random forest."""
+    weights: list[dict[str, Any]]
+    """Those of them that have a weight: column, weight; the heaviest first."""
 
 
 def verdict(improvement: float, low: float | None) -> str:
-    """Say what the improvement over the baseline, and the low end of its interval, allow to say."""
+    """Say what the improvement over the baseline, and the low end of its interval, allow to say.
+
+    `low` is None when too few people are held out for an interval. Of models that have learned
+    nothing, less than 2.5 % are said to beat the baseline.
+    """
     if improvement < NEGLIGIBLE:
         return "The model does not beat the baseline."
-    if low is None or low < NEGLIGIBLE:
+    if low is None:
+        return (
+            "The model is better than the baseline here, but too few people were held out to tell "
+            "that from chance."
+        )
+    if low < NEGLIGIBLE:
         return "The model is better than the baseline here, but that may be chance."
     return "The model beats the baseline."
 
@@ -186,6 +203,7 @@ def train_and_evaluate_model_task(
 
     name = "train_and_evaluate_model_task"
     outputs = ["comparison", "cross_validation", "further_scores", "training_data", "predictions"]
+    outputs += ["weights"]
     inputs = {
         "model_data": model_data,
         "feature_set": feature_set,
@@ -206,8 +224,9 @@ def train_and_evaluate_model_task(
         result["training_data"],
         result["predictions"],
     )
-    one_person = predictions["user_id"].nunique() == 1
-    low = None if one_person else comparison["low"]
+    known = not math.isnan(comparison["low"])
+    low = comparison["low"] if known else None
+    columns = result["weights"]
     evaluation = Evaluation(
         label=label,
         model=model,
@@ -220,10 +239,12 @@ def train_and_evaluate_model_task(
         baseline_loss=comparison["baseline_loss"],
         improvement=comparison["improvement"],
         improvement_low=low,
-        improvement_high=None if one_person else comparison["high"],
+        improvement_high=comparison["high"] if known else None,
         verdict=verdict(comparison["improvement"], low),
         cross_validation=result["cross_validation"].to_dict("records"),
         further_scores=result["further_scores"].to_dict("records"),
+        columns=len(columns),
+        weights=columns[columns["weight"].abs() > NO_WEIGHT].to_dict("records"),
     )
     get_run_logger().info(in_short(evaluation))
     return evaluation
@@ -295,11 +316,11 @@ def in_short(evaluation: Evaluation) -> str:
 def results_markdown(evaluation: Evaluation) -> str:
     """Write an evaluation for a person to read."""
     if evaluation.improvement_low is None:
-        interval = "no interval can be given for a single person"
+        interval = "too few people for an interval"
     else:
         interval = (
             f"95 % interval {evaluation.improvement_low:.3f} to {evaluation.improvement_high:.3f}, "
-            "resampling people"
+            "over people"
         )
     folds = "\n".join(
         f"| {number} | {fold['people']:.0f} | {fold['absences']:.0f} "
@@ -332,6 +353,23 @@ Cross-validation, each person in one fold only. {evaluation.loss[:1].upper()}{ev
 | Fold | People | Absences | Model | Baseline |
 |--:|--:|--:|--:|--:|
 {folds}
+{_weights_markdown(evaluation)}"""
+
+
+def _weights_markdown(evaluation: Evaluation) -> str:
+    if not evaluation.columns:
+        return ""
+    shown = evaluation.weights[:SHOWN_WEIGHTS]
+    rows = "\n".join(f"| {row['column']} | {row['weight']:+.3f} |" for row in shown)
+    return f"""
+## What the prediction depends on
+
+{len(evaluation.weights)} of the model's {evaluation.columns} columns (numbers, and values of \
+texts) have a weight; it ignores all others. The {len(shown)} heaviest:
+
+| Column | Weight |
+|---|--:|
+{rows}
 """
 
 

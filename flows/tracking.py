@@ -11,9 +11,10 @@ http://localhost:8241 by default, and `HAMILTON_API_KEY`, the server's shared ke
 
 It is best-effort: whatever the Hamilton UI does, the dataflow's result is the same as without
 tracking. It takes time: the first tracked task of a process imports the SDK (seconds), all waiting
-for the Hamilton UI in one flow run is bounded by `PATIENCE` (6 s), all summing up of inputs and
-results by `SUMMARY_TIME` (3 s, and what the last one takes above it). After a failure the rest of
-the flow run (in this process) is not tracked, and one warning says why.
+for the Hamilton UI in one flow run is bounded by `PATIENCE` (6 s, of which the first 0.25 s of a
+call do not count), all summing up of inputs and results by `SUMMARY_TIME` (3 s, and what the last
+one takes above it). After a failure the rest of the flow run (in this process) is not tracked, and
+one warning says why.
 
 The UI stores a dataflow's source code, its config, its inputs (up to 10,000 characters each) and a
 summary of every node's result (for a data frame of up to 200,000 cells: statistics of each column;

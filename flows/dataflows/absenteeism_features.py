@@ -1,8 +1,10 @@
 """Dataflow: records of absence from work to features and labels, one row an absence.
 
 The input is the data set "Absenteeism at work" (UCI Machine Learning Repository, 445; see
-`flows/data/Absenteeism_at_work.LICENSE.md`) or a file with the same columns. Every feature is known
-when an absence is reported; how long it will last is what the labels say.
+`flows/data/Absenteeism_at_work.LICENSE.md`) or a file with the same columns. Features are known
+when an absence is reported; how long it will last is what the labels say. Two features are an
+exception: `workload_average_per_day` and `hit_target` have one value a month, known at its end. To
+predict absences of the current month, leave them out or take last month's.
 """
 
 import io

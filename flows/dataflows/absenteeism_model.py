@@ -12,12 +12,13 @@ that a constant prediction can be measured by as well, which is the baseline:
 
 from collections.abc import Iterable
 from math import nan
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from hamilton.function_modifiers import config
+from scipy.stats import t
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer, TransformedTargetRegressor, make_column_selector
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
@@ -35,7 +36,10 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 FOLDS = 5
-RESAMPLES = 2000
+MIN_PEOPLE = 5
+"""People held out below which no interval is given: how much people differ is then a guess."""
+
+CONFIDENCE = 0.95
 
 
 class SplitError(Exception):
@@ -49,7 +53,7 @@ class Comparison(TypedDict):
     baseline_loss: float
     improvement: float
     low: float
-    """Ends of the 95 % interval of the improvement; NaN when only one person was held out."""
+    """Ends of the 95 % interval of the improvement; NaN with fewer than MIN_PEOPLE held out."""
     high: float
 
 
@@ -152,21 +156,16 @@ def predictions(
     )
 
 
-def comparison(predictions: pd.DataFrame, baseline: float, label: str, seed: int) -> Comparison:
+def comparison(predictions: pd.DataFrame, baseline: float, label: str) -> Comparison:
     """
     Compare the model's loss with the baseline's on the people held out.
 
-    The interval is a bootstrap over people, not rows: rows of one person are alike.
+    The interval is one over people, not rows, for rows of one person are alike: see `_interval`.
     """
     model_losses = _losses(predictions["actual"], predictions["predicted"], label)
     baseline_losses = _losses(predictions["actual"], baseline, label)
     gained = (baseline_losses - model_losses).groupby(predictions["user_id"])
-    totals, rows = gained.sum().to_numpy(), gained.size().to_numpy()
-    low = high = nan
-    if len(totals) > 1:
-        people = np.random.default_rng(seed).integers(len(totals), size=(RESAMPLES, len(totals)))
-        gains = totals[people].sum(axis=1) / rows[people].sum(axis=1)
-        low, high = (float(end) for end in np.quantile(gains, [0.025, 0.975]))
+    low, high = _interval(gained.sum().to_numpy(), gained.size().to_numpy())
     return Comparison(
         model_loss=float(model_losses.mean()),
         baseline_loss=float(baseline_losses.mean()),
@@ -204,6 +203,21 @@ def cross_validation(
     return pd.DataFrame(scores, columns=["people", "absences", "model_loss", "baseline_loss"])
 
 
+def weights(fitted_model: Pipeline) -> pd.DataFrame:
+    """
+    Say what each column of the linear model weighs, the heaviest first: columns column, weight.
+
+    A column is a number of unit variance, or an indicator of one value of a text. Columns of no
+    weight are there as well. Of a random forest there are none: no rows.
+    """
+    estimator = fitted_model[-1]
+    if not hasattr(estimator, "coef_"):
+        return pd.DataFrame({"column": [], "weight": []})
+    names = (name.partition("__")[2] for name in fitted_model[0].get_feature_names_out())
+    found = pd.DataFrame({"column": list(names), "weight": estimator.coef_.ravel()})
+    return found.sort_values("weight", key=abs, ascending=False, ignore_index=True)
+
+
 def further_scores(predictions: pd.DataFrame, baseline: float, label: str) -> pd.DataFrame:
     """
     Score model and baseline in other usual ways: one row a score, columns score, model, baseline.
@@ -231,6 +245,28 @@ def further_scores(predictions: pd.DataFrame, baseline: float, label: str) -> pd
         }
         for name, score in scores.items()
     )
+
+
+def _interval(
+    totals: npt.NDArray[np.float64], rows: npt.NDArray[np.integer[Any]]
+) -> tuple[float, float]:
+    """
+    Give the 95 % interval of the mean gain of a row, from each person's total gain and rows.
+
+    Student's t with the jackknife's standard error, leaving out one person at a time, and as many
+    degrees of freedom as people of equally many rows would have. Unlike a bootstrap it is not too
+    narrow for few people: with shuffled labels, its low end is above 0 in less than 2.5 % of the
+    cases. NaN with fewer than MIN_PEOPLE.
+    """
+    people = len(totals)
+    if people < MIN_PEOPLE:
+        return nan, nan
+    mean = totals.sum() / rows.sum()
+    without_one = (totals.sum() - totals) / (rows.sum() - rows)
+    error = np.sqrt((people - 1) / people * ((without_one - mean) ** 2).sum())
+    equal_people = rows.sum() ** 2 / (rows**2).sum()
+    width = t.ppf((1 + CONFIDENCE) / 2, max(1.0, equal_people - 1)) * error
+    return float(mean - width), float(mean + width)
 
 
 def _constant(known: pd.Series, label: str) -> float:

@@ -49,6 +49,10 @@ def test_default_run_evaluates_on_people_not_trained_on_and_publishes_it() -> No
     results = str(artifacts["absenteeism-results"].data)
     assert f"**{evaluation.model_loss:.3f}** | **{evaluation.baseline_loss:.3f}**" in results
     assert evaluation.verdict in results
+    assert len(evaluation.weights) == 4
+    assert "4 of the model's 39 columns" in results
+    for row in evaluation.weights:
+        assert f"| {row['column']} | {row['weight']:+.3f} |" in results
     for fold in evaluation.cross_validation:
         assert f"{fold['model_loss']:.3f} | {fold['baseline_loss']:.3f}" in results
     assert artifacts["absenteeism-progress"].data == 100
@@ -84,7 +88,13 @@ def test_a_model_that_knows_nothing_useful_is_said_not_to_beat_the_baseline() ->
     [
         (1.0, 0.5, "The model beats the baseline."),
         (1.0, -0.5, "The model is better than the baseline here, but that may be chance."),
-        (1.0, None, "The model is better than the baseline here, but that may be chance."),
+        (
+            1.0,
+            None,
+            "The model is better than the baseline here, but too few people were held out to tell "
+            "that from chance.",
+        ),
+        (0.0, None, "The model does not beat the baseline."),
         (0.0, 0.0, "The model does not beat the baseline."),
         (-1.0, -2.0, "The model does not beat the baseline."),
     ],

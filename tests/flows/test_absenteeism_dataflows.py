@@ -1,5 +1,6 @@
 """The absenteeism dataflows without Prefect."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 from hamilton import driver
 
+from flows import absenteeism
 from flows.dataflows import absenteeism_features, absenteeism_model
 from flows.dataflows.absenteeism_features import RawDataError
 from flows.dataflows.absenteeism_model import SplitError
@@ -24,13 +26,17 @@ def _features(location: str, outputs: list[str]) -> dict[str, Any]:
 
 
 def _model(
-    data: pd.DataFrame, held_out: list[int], outputs: list[str], label: str = HOURS
+    data: pd.DataFrame,
+    held_out: list[int],
+    outputs: list[str],
+    label: str = HOURS,
+    features: Sequence[str] = ("kind", "age"),
 ) -> dict[str, Any]:
     builder = driver.Builder().with_modules(absenteeism_model)
     dataflow = builder.with_config({"label": label, "model": "linear"}).build()
     inputs = {
         "model_data": data,
-        "feature_set": ["kind", "age"],
+        "feature_set": list(features),
         "validation_user_ids": held_out,
         "seed": 1,
     }
@@ -132,14 +138,18 @@ def test_nobody_is_both_trained_and_measured_on() -> None:
 
 @pytest.mark.parametrize("label", [HOURS, "full_day_absence"])
 def test_a_model_finds_what_there_is_to_find(label: str) -> None:
-    result = _model(_people(), [2, 5], ["comparison", "cross_validation"], label)
+    held_out = [2, 4, 5, 6, 8]
+    result = _model(_people(people=14), held_out, ["comparison", "cross_validation"], label)
 
     comparison = result["comparison"]
     assert comparison["model_loss"] < 0.3 * comparison["baseline_loss"]
-    assert 0 < comparison["low"] <= comparison["improvement"] <= comparison["high"]
+    # All people are alike: the interval has no width.
+    assert comparison["low"] == pytest.approx(comparison["improvement"])
+    assert comparison["high"] == pytest.approx(comparison["improvement"])
+    assert comparison["improvement"] > 0
     folds = result["cross_validation"]
-    assert folds["people"].sum() == 6
-    assert folds["absences"].sum() == 6 * 12
+    assert folds["people"].sum() == 9
+    assert folds["absences"].sum() == 9 * 12
     assert (folds["model_loss"] < folds["baseline_loss"]).all()
 
 
@@ -151,7 +161,104 @@ def test_the_baseline_knows_the_training_data_only() -> None:
 
     assert result["baseline"] == 2.0
     assert result["comparison"]["baseline_loss"] == pytest.approx(98.0)
-    assert np.isnan(result["comparison"]["low"])  # one person: no interval
+    assert np.isnan(result["comparison"]["low"])  # too few people for an interval
+
+
+BEATS = "The model beats the baseline."
+
+
+def _verdict(compared: absenteeism_model.Comparison) -> str:
+    low = compared["low"]
+    return absenteeism.verdict(compared["improvement"], None if np.isnan(low) else low)
+
+
+@pytest.fixture(scope="module")
+def sample() -> pd.DataFrame:
+    """Default features and both labels of the sample."""
+    outputs = ["user_id", *absenteeism.DEFAULT_FEATURES, HOURS, "full_day_absence"]
+    return pd.DataFrame(_features("sample:absenteeism-at-work", outputs))
+
+
+@pytest.fixture(scope="module")
+def of_nothing(sample: pd.DataFrame) -> list[tuple[pd.DataFrame, float]]:
+    """Predictions of 17 people, and the baseline, of models trained on shuffled hours."""
+    found = []
+    for seed in range(120):
+        random = np.random.default_rng(seed)
+        shuffled = sample.assign(**{HOURS: random.permutation(sample[HOURS])})
+        held_out = random.permutation(sample["user_id"].unique())[:17]
+        is_held_out = absenteeism_model.is_held_out(shuffled, list(held_out))
+        training = absenteeism_model.training_data(shuffled, is_held_out, HOURS)
+        features = list(absenteeism.DEFAULT_FEATURES)
+        estimator = absenteeism_model.estimator__median_regression(
+            absenteeism_model.preprocessing()
+        )
+        model = absenteeism_model.fitted_model(estimator, training, features, HOURS)
+        unseen = absenteeism_model.validation_data(shuffled, is_held_out)
+        predictions = absenteeism_model.predictions(model, unseen, features, HOURS)
+        found.append((predictions, absenteeism_model.baseline(training, HOURS)))
+    return found
+
+
+@pytest.mark.parametrize("people", [1, 2, 3, 4, 5, 6, 8, 10, 17])
+def test_of_models_that_learned_nothing_at_most_one_in_forty_is_said_to_beat_the_baseline(
+    of_nothing: list[tuple[pd.DataFrame, float]], people: int
+) -> None:
+    verdicts = []
+    for predictions, baseline in of_nothing:
+        user_ids = predictions["user_id"].unique()
+        for start in range(0, len(user_ids) - people + 1, people)[:4]:
+            chosen = predictions["user_id"].isin(user_ids[start : start + people])
+            compared = absenteeism_model.comparison(predictions[chosen], baseline, HOURS)
+            verdicts.append(_verdict(compared))
+    assert verdicts.count(BEATS) <= len(verdicts) / 40
+    some_are_better = [verdict for verdict in verdicts if "better than the baseline" in verdict]
+    assert some_are_better
+    few = [verdict for verdict in some_are_better if "too few people" in verdict]
+    assert few == (some_are_better if people < absenteeism_model.MIN_PEOPLE else [])
+
+
+@pytest.mark.parametrize("people", [5, 6, 8, 10, 17])
+def test_of_models_as_good_as_the_baseline_the_interval_excludes_0_in_its_share(
+    people: int,
+) -> None:
+    """At the border itself, with people of 3 to 60 absences: 2.5 % above 0, as promised."""
+    random = np.random.default_rng(people)
+    draws = 2000
+    above = 0
+    for _ in range(draws):
+        rows = random.integers(3, 61, people)
+        low, _high = absenteeism_model._interval(rows * random.normal(size=people), rows)
+        above += low > 0
+    standard_error = np.sqrt(0.025 * 0.975 / draws)
+    assert 0 < above / draws < 0.025 + 3 * standard_error
+
+
+@pytest.mark.parametrize("label", [HOURS, "full_day_absence"])
+def test_the_whole_dataflow_on_the_sample_and_on_its_shuffled_labels(
+    sample: pd.DataFrame, label: str
+) -> None:
+    def compared(data: pd.DataFrame) -> absenteeism_model.Comparison:
+        held_out = absenteeism.DEFAULT_VALIDATION_USER_IDS
+        features = list(absenteeism.DEFAULT_FEATURES)
+        result: absenteeism_model.Comparison = _model(
+            data, held_out, ["comparison"], label, features
+        )["comparison"]
+        return result
+
+    assert _verdict(compared(sample)) == BEATS
+    for seed in range(3):
+        shuffled = np.random.default_rng(seed).permutation(sample[label])
+        assert _verdict(compared(sample.assign(**{label: shuffled}))) != BEATS
+
+
+def test_weights_say_which_columns_the_linear_model_uses() -> None:
+    weights = _model(_people(), [2], ["weights"])["weights"]
+
+    assert set(weights["column"]) == {"kind_long", "kind_short", "age"}
+    assert weights["weight"].abs().is_monotonic_decreasing
+    assert weights.loc[weights["column"] == "age", "weight"].item() == pytest.approx(0, abs=1e-6)
+    assert abs(weights["weight"].iloc[0]) > 1
 
 
 @pytest.mark.parametrize(
