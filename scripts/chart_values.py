@@ -479,7 +479,10 @@ class Flows(FlowSettings):
         pattern=GIT_URL,
     )
     ref: Annotated[str, StringConstraints(min_length=1)] = Field(
-        default="main", description="Branch, tag or commit."
+        default="main", description="Branch, tag or whole commit SHA."
+    )
+    submodules: bool = Field(
+        default=False, description="Clone the Git submodules of the repository, too."
     )
     deployments: list[str] = Field(
         default_factory=lambda: ["*-k8s"],
