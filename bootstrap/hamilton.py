@@ -1,11 +1,13 @@
 """The Hamilton UI's project, brought about through its HTTP API."""
 
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import httpx
 import tenacity
 from pydantic import BaseModel, TypeAdapter
 
+PAGE = 100  # projects in an answer
 TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 
 
@@ -35,6 +37,8 @@ class _Project(BaseModel):
     role: str | None = None
     visibility: _Visibility = _Visibility()
 
+
+_PROJECTS = TypeAdapter(list[_Project])
 
 # Two first requests of a new user at once make the server answer 500 to one of them.
 _retry = tenacity.retry(
@@ -70,10 +74,11 @@ def ensure_project(
     with httpx.Client(base_url=f"{api_url}/api/v1", headers=headers, timeout=TIMEOUT) as http:
         for user in (username, *other_users):
             _request(http, "GET", "/whoami", user)
-        found = TypeAdapter(list[_Project]).validate_json(
-            _request(http, "GET", "/projects", username)
-        )
-        mine = [project for project in found if project.name == name and project.role == "write"]
+        mine = [
+            project
+            for project in _projects(http, username)
+            if project.name == name and project.role == "write"
+        ]
         if mine:
             oldest = min(mine, key=lambda project: project.id)
             _add_users(http, oldest, username, other_users)
@@ -96,6 +101,16 @@ def ensure_project(
             },
         )
         return _Project.model_validate_json(created).id
+
+
+def _projects(http: httpx.Client, username: str) -> Iterator[_Project]:
+    """Yield all projects that the user may see; the server answers in pages."""
+    seen = 0
+    while page := _PROJECTS.validate_json(
+        _request(http, "GET", f"/projects?limit={PAGE}&offset={seen}", username)
+    ):
+        yield from page
+        seen += len(page)
 
 
 def _add_users(

@@ -37,8 +37,9 @@ FAILURES = (RuntimeError, subprocess.CalledProcessError)
 def register(names: list[str]) -> int:
     """Register what `names` name or match; returns the exit code of `prefect deploy`.
 
-    Reads FLOWS_REPOSITORY, FLOWS_REF (branch, tag or commit), and GIT_ACCESS_TOKEN for a private
-    repository. prefect.yaml gets the reference as FLOWS_COMMIT or FLOWS_BRANCH.
+    Reads FLOWS_REPOSITORY, FLOWS_REF (branch, tag or commit), GIT_ACCESS_TOKEN for a private
+    repository, and FLOWS_SUBMODULES. prefect.yaml gets the reference as FLOWS_COMMIT or
+    FLOWS_BRANCH.
     Raises BootstrapError when one of the first two is missing or the address holds a credential,
     and when the repository cannot be cloned or has no prefect.yaml.
     """
@@ -47,6 +48,9 @@ def register(names: list[str]) -> int:
             raise BootstrapError(f"{name} is not set: it says what to clone.")
     repository, ref = os.environ["FLOWS_REPOSITORY"], os.environ["FLOWS_REF"]
     check_credential(repository)
+    if os.environ.get("FLOWS_SUBMODULES") not in (None, "", "true"):
+        # To git_clone any text but the empty one is true.
+        raise BootstrapError("FLOWS_SUBMODULES may be true or left unset.")
     if COMMIT.fullmatch(ref):
         os.environ["FLOWS_COMMIT"] = ref.lower()
     else:
@@ -101,6 +105,7 @@ def clone(repository: str, folder: Path) -> Path:
             name="flows",
             branch=os.environ.get("FLOWS_BRANCH"),
             commit_sha=os.environ.get("FLOWS_COMMIT"),
+            include_submodules=bool(os.environ.get("FLOWS_SUBMODULES")),
         )
         storage.set_base_path(folder)
         asyncio.run(pull(storage))

@@ -534,7 +534,10 @@ class Flows(FlowSettings):
         pattern=GIT_URL,
     )
     ref: Annotated[str, StringConstraints(min_length=1)] = Field(
-        default="main", description="Branch, tag or commit of the flows repository."
+        default="main", description="Branch, tag or whole commit SHA of the flows repository."
+    )
+    submodules: bool = Field(
+        default=False, description="Clone the repository's Git submodules, too."
     )
     deployments: list[str] = Field(
         default_factory=lambda: ["*-k8s"],

@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,13 +170,18 @@ def test_policies_find_flow_pods(default: Release) -> None:
     assert not server.items() <= own.items()
 
 
+def bootstrap_state(release: Release, folder: Path) -> DesiredState:
+    """Read the release's state as the bootstrap does, from the files of its ConfigMap."""
+    for name, text in release.get("ConfigMap", "bootstrap")["data"].items():
+        (folder / name).write_text(text)
+    return load([folder / "state.yaml"])
+
+
 @pytest.mark.parametrize("name", PROFILES)
-def test_the_bootstrap_understands_its_state(name: str, profiles: dict[str, Release]) -> None:
-    data = profiles[name].get("ConfigMap", "bootstrap")["data"]
-    content: dict[str, Any] = yaml.safe_load(data["state.yaml"])
-    for pool in content.get("work_pools", []):
-        pool["base_job_template"] = yaml.safe_load(data[pool["base_job_template"]])
-    state = DesiredState.model_validate(content)
+def test_the_bootstrap_understands_its_state(
+    name: str, profiles: dict[str, Release], tmp_path: Path
+) -> None:
+    state = bootstrap_state(profiles[name], tmp_path)
     pools = list(profile_values(name).get("workers", {"kubernetes": {}}))
     assert sorted(pool.name for pool in state.work_pools) == sorted(pools)
 
@@ -211,12 +217,25 @@ def test_a_failed_run_is_reported_by_a_pod(default: Release) -> None:
     assert here == there.model_copy(update={"run_deployment": here.run_deployment})
 
 
-def test_an_automation_of_ones_own_wins() -> None:
-    own = {"name": "report-failed-runs", "trigger": {"type": "event"}, "run_deployment": "a/b"}
-    release = render({"bootstrap": {"state": {"automations": [own]}}})
-    content = yaml.safe_load(release.get("ConfigMap", "bootstrap")["data"]["state.yaml"])
-    # Of two with one name the later one counts.
-    assert content["automations"][-1]["run_deployment"] == "a/b"
+def test_an_entry_of_the_values_replaces_the_chart_s_of_the_same_name(tmp_path: Path) -> None:
+    automation = {"name": "report-failed-runs", "trigger": {}, "run_deployment": "a/b"}
+    values = {"value": {"from_env": "MY_WAREHOUSE"}}
+    block = {"name": "warehouse-url", "type": "secret", "values": values}
+    own = {"bootstrap": {"state": {"automations": [automation], "blocks": [block]}}}
+    release = render(own | {"warehouse": {"enabled": False}})
+    state = bootstrap_state(release, tmp_path)
+    assert [each.run_deployment for each in state.automations] == ["a/b"]
+    (found,) = state.model_dump()["blocks"]
+    assert found["values"]["value"]["from_env"] == "MY_WAREHOUSE"
+
+
+def test_submodules_are_cloned_when_asked_for(profiles: dict[str, Release]) -> None:
+    def variables(name: str) -> dict[str, Any]:
+        job = profiles[name].job("bootstrap")["spec"]["template"]["spec"]
+        return env(job["containers"][0])
+
+    assert variables("everything")["FLOWS_SUBMODULES"] == "true"
+    assert "FLOWS_SUBMODULES" not in variables("kind")
 
 
 def test_flow_pods_clone_from_the_development_server(profiles: dict[str, Release]) -> None:

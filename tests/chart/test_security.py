@@ -157,6 +157,11 @@ def test_notes_tell_addresses_and_how_to_log_in() -> None:
         ("server.sqlite.enabled=true", "short outages"),
         ("server.url=http://prefect.example.org", "The Prefect page is served over plain HTTP"),
         ("hamiltonUi.url=http://hamilton.example.org", "The Hamilton UI is served over plain HTTP"),
+        (
+            "flows.repository=http://git.example.org/flows.git,"
+            "flows.gitCredential.existingSecret=git",
+            "an http:// address, to which Prefect sends no token",
+        ),
         ("server.service.type=LoadBalancer", "open to the network"),
         ("gitServer.enabled=true", "is for development"),
     ],

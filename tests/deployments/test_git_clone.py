@@ -61,6 +61,7 @@ def run_as_a_pod_does(
     api_url: str, folder: Path, git_server: GitServer, **environment: str
 ) -> PodRun:
     """Execute a run with a pod's command in an empty folder."""
+    folder.mkdir(exist_ok=True)
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name(WALKTHROUGH)
         created = client.create_flow_run_from_deployment(deployment.id)
@@ -115,6 +116,17 @@ def test_all_register_with_their_schedules_and_triggers(prefect_api: str) -> Non
         assert deployment.work_pool_name == "kubernetes"
         (step,) = deployment.pull_steps or []
         assert step[GIT_CLONE]["repository"] == "https://git.example.org/flows.git"
+    with get_client(sync_client=True) as client:
+        automations = client.request("POST", "/automations/filter", json={}).json()
+    (trigger,) = (
+        automation["trigger"]
+        for automation in automations
+        if str(deployments["after-production-etl-k8s"].id) in str(automation["actions"])
+    )
+    assert [each["prefect.resource.role"] for each in trigger["match_related"]] == [
+        "flow",
+        "deployment",
+    ]
     (schedule,) = deployments["production-etl-k8s"].schedules
     assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 9 * * *", "America/Chicago")
 
@@ -149,11 +161,58 @@ def test_a_private_repository_opens_with_the_token_of_a_block(
     assert stored_clone_step(WALKTHROUGH) == {"repository": url} | {
         "branch": "{{ $FLOWS_BRANCH }}",
         "commit_sha": "{{ $FLOWS_COMMIT }}",
+        "include_submodules": "{{ $FLOWS_SUBMODULES }}",
         "access_token": TOKEN_BLOCK,
     }
     run = run_as_a_pod_does(prefect_api, tmp_path, git_server)
     assert run.state.is_completed(), run
     assert git_server.token not in str(run)
+
+
+def add_submodule(repository: Path, url: str, commit: str) -> None:
+    """Add the commit of another repository as `library`, which the walkthrough then needs."""
+    module = f'[submodule "library"]\n\tpath = library\n\turl = {url}\n'
+    (repository / ".gitmodules").write_text(module)
+    with (repository / "flows/retries_demo.py").open("a") as file:
+        file.write("\nfrom pathlib import Path\n")
+        file.write('\nassert (Path(__file__).parents[1] / "library/version").exists()\n')
+    git("add", "--all", cwd=repository)
+    git("update-index", "--add", "--cacheinfo", f"160000,{commit},library", cwd=repository)
+    git("commit", "--quiet", "-m", "Library", cwd=repository)
+
+
+@pytest.mark.parametrize("pinned_by", ["FLOWS_BRANCH", "FLOWS_COMMIT"])
+def test_private_submodules_are_cloned_with_the_same_token_where_they_are_asked_for(
+    pinned_by: str,
+    prefect_api: str,
+    git_server: GitServer,
+    flow_repository: Path,
+    tmp_path: Path,
+) -> None:
+    library = tmp_path / "library"
+    git("init", "--quiet", "--initial-branch=main", str(library))
+    (library / "version").write_text("1\n")
+    git("add", "--all", cwd=library)
+    git("commit", "--quiet", "-m", "Version 1", cwd=library)
+    commit = git("rev-parse", "HEAD", cwd=library)
+    name = pinned_by.lower()
+    url = git_server.publish(library, f"private/library-{name}")
+    add_submodule(flow_repository, url, commit)
+    url = git_server.publish(flow_repository, f"private/with-library-{name}")
+    wanted = git("rev-parse", "HEAD", cwd=flow_repository)
+    wanted = "main" if pinned_by == "FLOWS_BRANCH" else wanted
+    Secret(value=git_server.token).save("git-access-token", overwrite=True)
+    registered = {"FLOWS_REPOSITORY": url, "FLOWS_ACCESS_TOKEN": TOKEN_BLOCK, pinned_by: wanted}
+
+    deploy(prefect_api, "walkthrough-k8s", **registered, FLOWS_SUBMODULES="true")
+    run = run_as_a_pod_does(prefect_api, tmp_path / "with", git_server)
+    assert run.state.is_completed(), run
+    assert git_server.token not in str(run)
+
+    deploy(prefect_api, "walkthrough-k8s", **registered)
+    run = run_as_a_pod_does(prefect_api, tmp_path / "without", git_server)
+    assert not run.state.is_completed()
+    assert "AssertionError" in str(run)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """`prefect.yaml` holds the same flows for a laptop and for Kubernetes."""
 
+import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,8 @@ import pytest
 import yaml
 from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
+from prefect.server.events.schemas.automations import EventTrigger
+from prefect.server.events.schemas.events import ReceivedEvent
 
 ROOT = Path(__file__).parents[2]
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "prefect.yaml").read_text())[
@@ -71,11 +75,42 @@ def test_no_kubernetes_deployment_uses_a_local_path(deployment: dict[str, Any]) 
     assert not deployment["entrypoint"].startswith(("/", "~", "."))
 
 
-@pytest.mark.parametrize("suffix", ["", "-k8s"])
-def test_the_report_follows_the_pipeline_of_its_own_profile(suffix: str) -> None:
-    (trigger,) = by_name(f"after-production-etl{suffix}")["triggers"]
-    assert trigger["match_related"]["prefect.resource.name"] == f"production-etl{suffix}"
-    assert trigger["expect"] == ["prefect.flow-run.Completed"]
+def completed(flow: str, deployment: str) -> ReceivedEvent:
+    """The event of a flow run that has completed, with what a trigger may look at."""
+    related = [
+        {
+            "prefect.resource.id": f"prefect.{role}.{uuid.uuid4()}",
+            "prefect.resource.role": role,
+            "prefect.resource.name": name,
+        }
+        for role, name in (("flow", flow), ("deployment", deployment), ("work-pool", "pool"))
+    ]
+    return ReceivedEvent.model_validate(
+        {
+            "occurred": datetime.now(UTC),
+            "event": "prefect.flow-run.Completed",
+            "resource": {"prefect.resource.id": f"prefect.flow-run.{uuid.uuid4()}"},
+            "related": related,
+            "id": uuid.uuid4(),
+        }
+    )
+
+
+@pytest.mark.parametrize(("suffix", "other"), [("", "-k8s"), ("-k8s", "")])
+def test_the_report_follows_the_pipeline_of_its_own_profile(suffix: str, other: str) -> None:
+    (written,) = by_name(f"after-production-etl{suffix}")["triggers"]
+    # The server's own, without what only `prefect deploy` reads.
+    trigger = EventTrigger.model_validate(
+        {key: value for key, value in written.items() if key != "parameters"}
+        | {"posture": "Reactive"}
+    )
+    pipeline = "Enterprise Data Pipeline"
+    assert trigger.covers(completed(pipeline, f"production-etl{suffix}"))
+    assert not trigger.covers(completed("Another flow", f"production-etl{suffix}"))
+    assert not trigger.covers(completed(pipeline, f"nightly{suffix}"))
+    assert not trigger.covers(completed(pipeline, f"production-etl{other}"))
+    # The names the other way round.
+    assert not trigger.covers(completed(f"production-etl{suffix}", pipeline))
 
 
 def test_schedules() -> None:

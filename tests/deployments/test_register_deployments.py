@@ -209,6 +209,17 @@ def test_a_token_for_an_address_without_tls_is_said_to_be_unused(
     assert git_server.token not in output
 
 
+def test_an_unclear_wish_for_submodules_is_refused(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "FLOWS_REPOSITORY": "https://git.example.org/flows.git",
+        "FLOWS_REF": "main",
+        "FLOWS_SUBMODULES": "false",
+    }
+    code, output = register("nightly", folder=tmp_path, environment=environment)
+    assert (code, output) == (1, "bootstrap: FLOWS_SUBMODULES may be true or left unset.\n")
+
+
 @pytest.fixture(scope="module")
 def module() -> Iterator[ModuleType]:
     """What registers, imported as in its image; a failure is not tried again."""

@@ -101,6 +101,22 @@ def test_ends_with_its_children_and_keeps_its_data(tmp_path: Path, sign: signal.
         assert stat.S_IMODE((tmp_path / "secret-key").stat().st_mode) == 0o600
 
 
+def test_a_project_is_found_behind_a_hundred_newer_ones(hamilton_ui: HamiltonUi) -> None:
+    first = ensure_project(hamilton_ui.url, "busy", "old")
+    visibility = {
+        "user_ids_visible": [],
+        "user_ids_writable": ["busy"],
+        "team_ids_visible": [],
+        "team_ids_writable": [],
+    }
+    headers = {"x-api-user": "busy"}
+    with httpx.Client(base_url=f"{hamilton_ui.url}/api/v1", headers=headers, timeout=30) as http:
+        for number in range(100):
+            project = {"name": f"newer {number}", "description": "", "tags": {}}
+            http.post("/projects", json=project | {"visibility": visibility}).raise_for_status()
+    assert ensure_project(hamilton_ui.url, "busy", "old") == first
+
+
 def test_project_is_made_once(hamilton_ui: HamiltonUi) -> None:
     first = ensure_project(hamilton_ui.url, "a", "once", other_users=("b",))
     assert ensure_project(hamilton_ui.url, "a", "once") == first

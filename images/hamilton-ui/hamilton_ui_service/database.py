@@ -78,7 +78,10 @@ def end_stale_runs(older_than: timedelta) -> int:
         .order_by("-end_time")
         .values("end_time")[:1]
     )
-    heard_of_since = NodeRun.objects.filter(updated_at__gte=timezone.now() - older_than)
+    # Without those whose run is gone: nothing is `NOT IN` a list that holds a null.
+    heard_of_since = NodeRun.objects.filter(
+        updated_at__gte=timezone.now() - older_than, dag_run__isnull=False
+    )
     with transaction.atomic():
         stale = list(
             _runs_before(timezone.now() - older_than)

@@ -21,7 +21,11 @@ work_pools:
   {{- end }}
 {{- end }}
 {{- $blocks := $state.blocks | default list }}
-{{- if not (include "prefect-hamilton.warehouse.secretName" .) }}
+{{- $named := list }}
+{{- range $blocks }}
+{{- $named = append $named (printf "%s/%s" .type .name) }}
+{{- end }}
+{{- if not (or (include "prefect-hamilton.warehouse.secretName" .) (has "secret/warehouse-url" $named)) }}
 {{- $blocks = prepend $blocks (dict "name" "warehouse-url" "type" "secret" "optional" true "values" (dict "value" (dict "from_env" "WAREHOUSE_URL"))) }}
 {{- end }}
 {{- range $key, $entries := merge (dict "blocks" $blocks) (omit $state "automations") }}
@@ -30,8 +34,14 @@ work_pools:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
+{{- $named = list }}
+{{- range $state.automations }}
+{{- $named = append $named .name }}
+{{- end }}
 automations:
+  {{- if not (has "report-failed-runs" $named) }}
   {{- .Files.Get "files/report-failed-runs.yaml" | trim | nindent 2 }}
+  {{- end }}
   {{- with $state.automations }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -89,6 +99,9 @@ WAREHOUSE_URL:
 {{- with include "prefect-hamilton.flows.repository" . }}
 FLOWS_REPOSITORY: {{ . | quote }}
 FLOWS_REF: {{ $.Values.flows.ref | quote }}
+{{- if $.Values.flows.submodules }}
+FLOWS_SUBMODULES: "true"
+{{- end }}
 {{- end }}
 {{- if $credential.existingSecret }}
 {{- if eq $credential.type "token" }}
