@@ -12,6 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
 
 from prefect import flow, get_run_logger, task
@@ -27,6 +28,7 @@ from flows.decoration import (
     create_table_artifact,
     update_progress_artifact,
 )
+from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +59,7 @@ Feature = Literal[
 Label = Literal["absenteeism_time_in_hours", "full_day_absence"]
 Model = Literal["linear", "random_forest"]
 
+SAMPLES = {"absenteeism-at-work": Path(__file__).parent / "data" / "Absenteeism_at_work.csv"}
 DEFAULT_LOCATION = "sample:absenteeism-at-work"
 DEFAULT_FEATURES: list[Feature] = [
     "reason_for_absence",
@@ -138,8 +141,11 @@ def verdict(improvement: float, low: float | None) -> str:
 
 
 def _may_pass(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
-    """Retry what went wrong by itself (network, disk), not what the parameters or the data are."""
-    return isinstance(state.result(raise_on_failure=False), OSError)
+    """Retry what may pass by itself, not what the parameters or the data are; see `extract`."""
+    from flows.extract import ExtractError
+
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, ExtractError) and error.retry
 
 
 @task(
@@ -150,19 +156,25 @@ def _may_pass(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     cache_policy=NO_CACHE,
 )
 def prepare_data_task(
-    raw_data_location: str, feature_set: list[Feature], label: Label
+    raw_data_location: str, feature_set: list[Feature], label: Label, limits: Limits
 ) -> "pd.DataFrame | State[pd.DataFrame]":
     """Compute features and label: columns user_id, the features, the label; one row an absence."""
     import pandas as pd
     from hamilton import driver
 
-    from flows import tracking
+    from flows import extract, tracking
     from flows.dataflows import absenteeism_features
     from flows.dataflows.absenteeism_features import RawDataError
 
     name = "prepare_data_task"
     outputs = ["user_id", *feature_set, label]
-    inputs = {"raw_data_location": raw_data_location}
+    try:
+        raw_data = extract.read_table(
+            raw_data_location, separator=";", samples=SAMPLES, limits=limits
+        )
+    except extract.ExtractError as error:
+        return Failed(message=str(error), data=error)
+    inputs = {"raw_data": raw_data}
     with tracking.track(name, dag_name="absenteeism-prepare-data") as tracked:
         builder = driver.Builder().with_modules(absenteeism_features)
         dataflow = builder.with_adapters(*tracked.adapters).build()
@@ -257,6 +269,8 @@ def absenteeism_prediction_flow(
     label: Label = "absenteeism_time_in_hours",
     validation_user_ids: Annotated[list[int], Field(min_length=1)] = DEFAULT_VALIDATION_USER_IDS,
     model: Model = "linear",
+    source_timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] = DEFAULT_SECONDS,
+    source_max_megabytes: Annotated[int, Field(ge=1, le=100_000)] = DEFAULT_MEGABYTES,
 ) -> Evaluation | State[Any]:
     """
     Train a model that predicts how long an absence from work will last, and say how good it is.
@@ -266,8 +280,8 @@ def absenteeism_prediction_flow(
 
     Args:
         raw_data_location: Where the records of absences are. `sample:absenteeism-at-work` is the
-            data set that ships with the project; else a path or URL (file, http, https, s3) of a
-            CSV file with the same columns, separated by semicolons.
+            data set that ships with the project; else a `file:///`, `http(s)://`, `s3://`, `gs://`
+            or `az://` URL of a CSV file with the same columns, separated by semicolons.
         feature_set: What the model may know of an absence and of the person.
         label: What is predicted. `absenteeism_time_in_hours` is the hours of a typical absence
             (the median); `full_day_absence` is the probability that it takes 8 hours or more.
@@ -275,13 +289,17 @@ def absenteeism_prediction_flow(
             training.
         model: `linear` is a median or logistic regression, `random_forest` an ensemble of
             decision trees.
+        source_timeout_seconds: How many seconds raw data over the network may take in all.
+        source_max_megabytes: How many megabytes the raw data may have, as it is sent and
+            decompressed.
 
     """
     progress = create_progress_artifact(
         progress=0.0, key="absenteeism-progress", description="Preparing data (step 1 of 2)"
     )
     features = list(dict.fromkeys(feature_set))
-    prepared = prepare_data_task(raw_data_location, features, label, return_state=True)
+    limits = Limits(source_timeout_seconds, source_max_megabytes)
+    prepared = prepare_data_task(raw_data_location, features, label, limits, return_state=True)
     if not prepared.is_completed():
         return Failed(message=prepared.message)
     update_progress_artifact(
@@ -403,6 +421,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="default: %(default)s",
     )
     parser.add_argument("--model", choices=get_args(Model), default="linear", help="%(default)s")
+    parser.add_argument(
+        "--source-timeout-seconds",
+        type=float,
+        default=DEFAULT_SECONDS,
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--source-max-megabytes",
+        type=int,
+        default=DEFAULT_MEGABYTES,
+        help="default: %(default)s",
+    )
     options = vars(parser.parse_args(arguments))
     return command_line.run(absenteeism_prediction_flow, options, in_short)
 

@@ -50,12 +50,13 @@ from flows.decoration import (
     create_table_artifact,
     update_progress_artifact,
 )
+from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits
 from flows.task_metrics import measure
 from flows.warehouse import DEFAULT_TARGET, Target, TargetTable
 
 if TYPE_CHECKING:
     import pandas as pd
-    from prefect.client.schemas.objects import State
+    from prefect.client.schemas.objects import State, TaskRun
 
 DEFAULT_SOURCE = "sample:seattle-weather"
 WRITE_LIMIT = "warehouse-writes"
@@ -109,12 +110,34 @@ class Transformed:
     run_url: str | None
 
 
-@task(name="extract_metrics", retries=3, retry_delay_seconds=2, cache_policy=NO_CACHE)
-def extract_metrics(source_url: str) -> "pd.DataFrame":
-    """Read the source's records as text: columns time, metric, value."""
-    with measure("extract_metrics") as metrics:
-        records = extract.read_records(source_url)
-        metrics.rows_read = len(records)
+def _may_recover(_task: Any, _run: "TaskRun", state: "State[Any]") -> bool:
+    """Retry what may pass by itself, not what the source has answered; see `extract`."""
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, extract.ExtractError) or error.retry
+
+
+@task(
+    name="extract_metrics",
+    retries=3,
+    retry_delay_seconds=2,
+    retry_condition_fn=_may_recover,
+    cache_policy=NO_CACHE,
+)
+def extract_metrics(source_url: str, limits: Limits) -> "pd.DataFrame | State[pd.DataFrame]":
+    """
+    Read the source's records as text: columns time, metric, value.
+
+    A source that cannot be reached is tried four times. One that answers with something definite,
+    such as 404, other columns or no records, is read once. A URL that nothing can read, such as
+    `invalid://url`, is tried four times as well, only to show what retries look like.
+    """
+    try:
+        with measure("extract_metrics") as metrics:
+            records = extract.read_records(source_url, limits)
+            metrics.rows_read = len(records)
+    except extract.ExtractError as error:
+        # The cause in one line as the state's message, without a traceback.
+        return Failed(message=str(error), data=error)
     get_run_logger().info("Read %s records from %s", f"{len(records):,}", _shown(source_url))
     return records
 
@@ -271,6 +294,8 @@ def enterprise_data_pipeline(
     source_url: Annotated[str, Field(min_length=1)] = DEFAULT_SOURCE,
     batch_size: Annotated[int, Field(ge=1, le=100_000)] = 500,
     target_table: TargetTable = DEFAULT_TARGET,
+    source_timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] = DEFAULT_SECONDS,
+    source_max_megabytes: Annotated[int, Field(ge=1, le=100_000)] = DEFAULT_MEGABYTES,
 ) -> "LoadSummary | State[LoadSummary]":
     """
     Load time series of metrics into the warehouse, after checking and enriching them.
@@ -283,10 +308,14 @@ def enterprise_data_pipeline(
         source_url: Where the records come from. `sample:seattle-weather` is the data set that
             ships with the project; else a `file:///`, `http(s)://`, `s3://`, `gs://` or `az://`
             URL of CSV, JSON (pages are followed), JSON Lines or Parquet with the columns time,
-            metric and value.
+            metric and value. Times are ISO 8601; one without an offset counts as UTC.
         batch_size: How many rows are written in one transaction.
         target_table: The table to load, as catalog.schema.table. The catalog is the warehouse's
             database. `_monthly`, `_quarantine` and `_loads` are added for the tables beside it.
+        source_timeout_seconds: How many seconds a source over the network may take in all, with
+            its pages. One that takes longer fails the run.
+        source_max_megabytes: How many megabytes the source may have, with its pages, as it is sent
+            and decompressed. A larger one fails the run. Memory grows to a multiple of it.
 
     """
     logger = get_run_logger()
@@ -297,7 +326,9 @@ def enterprise_data_pipeline(
         max_rejected_ratio = _setting("max_rejected_ratio", 0.05, at_most=1.0)
         anomaly_z_threshold = _setting("anomaly_z_threshold", 3.0)
 
-        checked = validate_metrics(extract_metrics(source_url))
+        limits = Limits(source_timeout_seconds, source_max_megabytes)
+        extracted = extract_metrics(source_url, limits, return_state=True)
+        checked = validate_metrics(cast("pd.DataFrame", extracted.result()))
         if len(checked.rejected):
             quarantine_rejected(checked.rejected, source, target)
         _require_quality(checked, source, target, max_rejected_ratio)
@@ -573,6 +604,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--source-url", default=DEFAULT_SOURCE, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=500, help="default: %(default)s")
     parser.add_argument("--target-table", default=DEFAULT_TARGET, help="default: %(default)s")
+    parser.add_argument(
+        "--source-timeout-seconds",
+        type=float,
+        default=DEFAULT_SECONDS,
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--source-max-megabytes",
+        type=int,
+        default=DEFAULT_MEGABYTES,
+        help="default: %(default)s",
+    )
     options = vars(parser.parse_args(arguments))
     return command_line.run(enterprise_data_pipeline, options, _in_short)
 

@@ -1,27 +1,17 @@
 """Dataflow: records of absence from work to features and labels, one row an absence.
 
-The input is the data set "Absenteeism at work" (UCI Machine Learning Repository, 445; see
-`flows/data/Absenteeism_at_work.LICENSE.md`) or a file with the same columns. Features are known
-when an absence is reported; how long it will last is what the labels say. Two features are an
-exception: `workload_average_per_day` and `hit_target` have one value a month, known at its end. To
-predict absences of the current month, leave them out or take last month's.
+The input `raw_data` is the data set "Absenteeism at work" (UCI Machine Learning Repository, 445;
+see `flows/data/Absenteeism_at_work.LICENSE.md`) or a file with the same columns, as text. Features
+are known when an absence is reported; how long it will last is what the labels say. Two features
+are an exception: `workload_average_per_day` and `hit_target` have one value a month, known at its
+end. To predict absences of the current month, leave them out or take last month's.
 """
 
-import io
-from pathlib import Path
-
-import fsspec
-import httpx
+import numpy as np
 import pandas as pd
 from hamilton.function_modifiers import extract_columns
 
-from flows.extract import public_url
-
-SAMPLES = {"absenteeism-at-work": Path(__file__).parents[1] / "data" / "Absenteeism_at_work.csv"}
-
 FULL_DAY_HOURS = 8
-DOWNLOAD_TIMEOUT = 30.0
-"""Seconds that a web server may take to connect, and between two pieces of its answer."""
 
 COLUMNS = {
     "ID": "user_id",
@@ -43,6 +33,10 @@ COLUMNS = {
     "Absenteeism time in hours": "absenteeism_time_in_hours",
 }
 
+# Codes, and the user's id, are whole numbers.
+CODES = ["user_id", "reason_code", "weekday_code", "season_code", "education_code"]
+MAX_CODE = 2**53
+
 # 1 to 21 are chapters of the International Classification of Diseases (ICD), the rest are not.
 OTHER_REASONS = {
     22: "patient follow-up",
@@ -62,70 +56,29 @@ class RawDataError(Exception):
     """The raw data cannot be used; the message is one line with the cause."""
 
 
-def raw_data(raw_data_location: str) -> pd.DataFrame:
-    """
-    Read the records as they come: CSV, separated by ";".
-
-    The location is `sample:absenteeism-at-work`, a path, or a URL that fsspec understands.
-    Raises RawDataError for a location or a content that cannot be used, OSError for what may pass
-    (network, disk).
-    """
-    shown = public_url(raw_data_location)
-    scheme, _, name = raw_data_location.partition(":")
-    try:
-        if scheme == "sample":
-            content = SAMPLES[name].read_bytes()
-        elif scheme in ("http", "https"):
-            content = _download(raw_data_location)
-        else:
-            with fsspec.open(raw_data_location, "rb") as file:
-                content = file.read()
-        data: pd.DataFrame = pd.read_csv(io.BytesIO(content), sep=";")
-    except KeyError:
-        raise RawDataError(f"No sample data {name!r}; there is {', '.join(SAMPLES)}") from None
-    except FileNotFoundError:
-        raise RawDataError(f"There is no file {shown}") from None
-    except IsADirectoryError:
-        raise RawDataError(f"{shown} is a folder, not a CSV file") from None
-    except PermissionError:
-        raise RawDataError(f"{shown} may not be read: permission denied") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError):
-        raise RawDataError(f"{shown} is not a CSV file separated by semicolons") from None
-    except (ValueError, ImportError) as error:  # fsspec: a protocol unknown or not installed
-        raise RawDataError(f"{shown} cannot be opened: {error}") from None
-    return data
-
-
-def _download(url: str) -> bytes:
-    shown = public_url(url)
-    try:
-        answer = httpx.get(url, timeout=DOWNLOAD_TIMEOUT, follow_redirects=True)
-    except httpx.TransportError as error:
-        raise ConnectionError(f"{shown} cannot be reached: {error or repr(error)}") from None
-    except httpx.InvalidURL as error:
-        raise RawDataError(f"{shown} is not a URL: {error}") from None
-    status = f"{answer.status_code} {answer.reason_phrase}"
-    if answer.is_server_error:
-        raise ConnectionError(f"{shown} answered {status}")
-    if not answer.is_success:
-        raise RawDataError(f"{shown} answered {status}")
-    return answer.content
-
-
 def records(raw_data: pd.DataFrame) -> pd.DataFrame:
     """Give the columns that are used, by their names here. Raises RawDataError for bad content."""
     named = raw_data.rename(columns=str.strip)
     missing = [column for column in COLUMNS if column not in named.columns]
     if missing:
         raise RawDataError(f"The raw data lacks the columns {', '.join(missing)}")
+    twice = [column for column in COLUMNS if list(named.columns).count(column) > 1]
+    if twice:
+        raise RawDataError(f"The raw data has more than one column {', '.join(twice)}")
     used = named[list(COLUMNS)].rename(columns=COLUMNS)
-    numbers: pd.DataFrame = used.apply(pd.to_numeric, errors="coerce")
-    bad = numbers.columns[numbers.isna().any()]
+    numbers = used.apply(pd.to_numeric, errors="coerce").astype("float64")
+    _require(np.isfinite(numbers), "number")
+    whole = numbers[CODES]
+    _require((whole % 1 == 0) & (whole.abs() <= MAX_CODE), "whole number")
+    result: pd.DataFrame = numbers.assign(**whole.astype("int64"))
+    return result
+
+
+def _require(kept: pd.DataFrame, what: str) -> None:
+    bad = kept.columns[~kept.all()]
     if len(bad):
-        rows = int(numbers.isna().any(axis="columns").sum())
-        raise RawDataError(f"{rows} raw records lack a number in {', '.join(bad)}")
-    whole = numbers[["user_id", "reason_code", "weekday_code", "season_code", "education_code"]]
-    return numbers.assign(**whole.astype("int64"))
+        rows = int((~kept.all(axis="columns")).sum())
+        raise RawDataError(f"{rows} raw records lack a {what} in {', '.join(bad)}")
 
 
 @extract_columns(*COLUMNS.values())

@@ -4,8 +4,11 @@ The rules are Pandera schemas, attached to nodes with Hamilton's ``check_output`
 `typed_records` and `valid_records` the check is not a gate but data: each failure case becomes the
 reason a rejected record is kept with. On `accepted_records` it is the gate: the run fails if a
 record that breaks a rule gets that far.
+
+Times without an offset count as UTC. What lies beyond microseconds is cut off.
 """
 
+import re
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,15 @@ from hamilton.function_modifiers import check_output
 
 EARLIEST_TIME = pd.Timestamp("1900-01-01", tz="UTC")
 KEY = ["metric", "time"]
+RAW = ["time", "metric", "value"]
+# A key of PostgreSQL holds 2,704 bytes; a character takes up to 4.
+MAX_METRIC_LENGTH = 255
+
+# Neither database stores NUL; half of a surrogate pair is not even text.
+_UNSTORABLE = "[\0\ud800-\udfff]"
+# pandas reads `now` and `today` as the time of the run, too.
+_STARTS_WITH_YEAR = r"\s*[0-9]{4}"
+_NANOSECONDS = r"(\.[0-9]{6})[0-9]+"
 
 
 def _rule(reason: str, passes: Any) -> pa.Check:
@@ -42,6 +54,14 @@ TYPED_RECORD = pa.DataFrameSchema(
             lambda df: (df["time"] <= df["latest_time"]) | df["time"].isna(),
         ),
         _rule("metric is missing", lambda df: df["metric"].notna()),
+        _rule(
+            "metric holds a NUL or half of a surrogate pair",
+            lambda df: ~df["metric_is_unstorable"],
+        ),
+        _rule(
+            f"metric is longer than {MAX_METRIC_LENGTH} characters",
+            lambda df: ~(df["metric"].str.len() > MAX_METRIC_LENGTH),
+        ),
         _rule("value is missing", lambda df: df["raw_value"].notna()),
         _rule("value is not a number", lambda df: df["value"].notna() | df["raw_value"].isna()),
         _rule("value is infinite", lambda df: ~np.isinf(df["value"])),
@@ -71,9 +91,19 @@ ACCEPTED_RECORD = pa.DataFrameSchema(
 
 
 def numbered_records(raw_records: pd.DataFrame) -> pd.DataFrame:
-    """Raw records (text columns time, metric, value), numbered from 1 in the source's order."""
+    r"""Raw records (text columns time, metric, value), numbered from 1 in the source's order.
+
+    What cannot be stored, NUL and half of a surrogate pair, is written as in JSON: `\u0000`.
+    Then metric_is_unstorable is true.
+    """
     numbered = raw_records.reset_index(drop=True)
-    return numbered.assign(record_number=np.arange(1, len(numbered) + 1, dtype="int64"))
+    unstorable = {column: _is_unstorable(numbered[column]) for column in RAW}
+    escaped = {column: _escaped(numbered[column], unstorable[column]) for column in RAW}
+    return numbered.assign(
+        **escaped,
+        metric_is_unstorable=unstorable["metric"],
+        record_number=np.arange(1, len(numbered) + 1, dtype="int64"),
+    )
 
 
 @check_output(schema=TYPED_RECORD, importance="warn")
@@ -82,12 +112,17 @@ def typed_records(
 ) -> pd.DataFrame:
     """Time (UTC, microseconds), metric and value as types, beside their text and allowed range.
 
-    What cannot be read becomes null here; the schema then says why. Up to a day after `as_of` a
-    time counts as now, for clocks and time zones differ.
+    A time without an offset counts as UTC. What cannot be read becomes null here; the schema then
+    says why. Up to a day after `as_of` a time counts as now, for clocks and time zones differ.
     """
     metric = numbered_records["metric"].astype("str").str.strip()
     limits = metric_dimension.set_index("metric")
-    time = pd.to_datetime(numbered_records["time"], utc=True, errors="coerce", format="ISO8601")
+    text = numbered_records["time"].where(
+        numbered_records["time"].str.match(_STARTS_WITH_YEAR, na=False)
+    )
+    # One time in nanoseconds would take the range of all down to the years 1677 to 2262.
+    text = text.str.replace(_NANOSECONDS, r"\1", regex=True)
+    time = pd.to_datetime(text, utc=True, errors="coerce", format="ISO8601")
     value = pd.to_numeric(numbered_records["value"], errors="coerce")
     return pd.DataFrame(
         {
@@ -99,6 +134,7 @@ def typed_records(
             "raw_value": numbered_records["value"],
             "minimum": metric.map(limits["minimum"]).astype("float64"),
             "maximum": metric.map(limits["maximum"]).astype("float64"),
+            "metric_is_unstorable": numbered_records["metric_is_unstorable"],
             "latest_time": as_of + pd.Timedelta(days=1),
         }
     )
@@ -203,6 +239,22 @@ def quality_report(
         "missing_in_gaps": int(time_gaps["missing"].sum()),
         "unknown_metrics": sorted(set(accepted_records["metric"].unique()) - known),
     }
+
+
+def _is_unstorable(text: "pd.Series[str]") -> "pd.Series[bool]":
+    # Arrow keeps no half of a surrogate pair, so there is none to look for, nor can it be.
+    arrow = getattr(text.dtype, "storage", None) == "pyarrow"
+    return text.str.contains("\0" if arrow else _UNSTORABLE, regex=not arrow, na=False)
+
+
+def _escaped(text: "pd.Series[str]", unstorable: "pd.Series[bool]") -> "pd.Series[str]":
+    def escape(found: re.Match[str]) -> str:
+        return f"\\u{ord(found[0]):04x}"
+
+    if not unstorable.any():
+        return text
+    written = text[unstorable].map(lambda value: re.sub(_UNSTORABLE, escape, value))
+    return text.astype("object").where(~unstorable, written).astype("str")
 
 
 def _failed_rows(result: ValidationResult) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from prefect.utilities.callables import parameter_schema
 from flows import absenteeism
 from flows.absenteeism import Evaluation, absenteeism_prediction_flow
 from flows.dataflows import absenteeism_features
+from tests.flows.conftest import WebServer
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("prefect_api")]
 
@@ -106,10 +107,10 @@ def test_verdict(improvement: float, low: float | None, expected: str) -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"raw_data_location": "/no/such.csv"}, "There is no file /no/such.csv"),
-        ({"raw_data_location": "sample:x"}, "No sample data 'x'; there is absenteeism-at-work"),
-        ({"raw_data_location": "/"}, "/ is a folder, not a CSV file"),
-        ({"raw_data_location": "foo://x"}, "foo://x cannot be opened: Protocol not known: foo"),
+        ({"raw_data_location": "file:///no/such.csv"}, "Cannot read file:///no/such.csv: No such"),
+        ({"raw_data_location": "sample:x"}, "There is no sample 'x': choose one of absenteeism-at"),
+        ({"raw_data_location": "file:///"}, "Cannot read file:///: it is a folder"),
+        ({"raw_data_location": "/etc/passwd"}, "Cannot read /etc/passwd: supported are sample:"),
         ({"validation_user_ids": [5, 99]}, "No absences of the validation user ids 99 in the"),
         ({"validation_user_ids": [35]}, "No absences of the validation user ids 35 in the data"),
     ],
@@ -161,6 +162,8 @@ def test_the_run_form_describes_each_parameter() -> None:
         "label",
         "validation_user_ids",
         "model",
+        "source_timeout_seconds",
+        "source_max_megabytes",
     ]
     assert all(parameter.get("description") for parameter in schema.properties.values())
     assert schema.properties["label"]["enum"] == list(get_args(absenteeism.Label))
@@ -175,5 +178,18 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert absenteeism.main(["--feature-set", "is_disease", "--validation-user-ids", "3"]) == 0
     assert "Held out: 1 of 33 people" in capsys.readouterr().out
 
-    assert absenteeism.main(["--raw-data-location", "/no/such.csv"]) == 1
-    assert "Failed: There is no file /no/such.csv\n" in capsys.readouterr().err
+    assert absenteeism.main(["--raw-data-location", "file:///no/such.csv"]) == 1
+    told = "Failed: Cannot read file:///no/such.csv: No such file or directory\n"
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("status", "attempts"), [(503, 3), (404, 1)])
+def test_a_web_server_that_errs_is_asked_again_one_that_refuses_not(
+    web_server: WebServer, status: int, attempts: int
+) -> None:
+    location = web_server.serve("/raw.csv?token=s3cret", b"", status=status)
+
+    state = _run(raw_data_location=location)
+
+    assert f"/raw.csv?…: the server answered {status}" in str(state.message)
+    assert len(web_server.requests) == attempts

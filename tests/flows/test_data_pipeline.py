@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from prefect.variables import Variable
 
 from flows import data_pipeline, warehouse
 from flows.data_pipeline import LoadSummary, enterprise_data_pipeline
+from tests.flows.conftest import WebServer
 from tests.services import ROOT
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("prefect_api")]
@@ -171,6 +173,46 @@ def test_an_invalid_url_is_tried_four_times_and_named(
     assert all("invalid://url" in message for message in told)
 
 
+@pytest.mark.parametrize(("status", "attempts"), [(404, 1), (503, 4)])
+def test_a_source_is_asked_again_only_when_that_may_help(
+    duckdb_warehouse: str,
+    web_server: WebServer,
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+    attempts: int,
+) -> None:
+    state = run(source_url=web_server.serve("/r.csv", "", status=status))
+    assert str(state.message).startswith(f"Cannot read {web_server.url}/r.csv: the server answered")
+    assert len(web_server.requests) == attempts
+    assert "Traceback" not in caplog.text
+
+
+def test_any_text_is_loaded_or_kept_in_quarantine_as_it_came(
+    any_warehouse: str, tmp_path: Path
+) -> None:
+    odd = ["\0", "wi\0nd", "\ud800", "\udfff x", "m" * 5000, "", " ", "now", "é\u2028'\"", "1e999"]
+    bad = [
+        {"time": "2024-01-01", "metric": "wind", "value": 3.0} | {column: text}
+        for text in odd
+        for column in ("time", "metric", "value")
+    ]
+    Variable.set("max_rejected_ratio", 1.0, overwrite=True)
+    try:
+        state = run(source_url=source(tmp_path, [*good_records(2), *bad]))
+    finally:
+        Variable.unset("max_rejected_ratio")
+    assert state.is_completed(), state.message
+    kept = read(any_warehouse, "quarantine")
+    loaded = read(any_warehouse, "metrics")
+    assert len(kept) + len(loaded) == 2 + len(bad)
+    assert set(loaded["metric"]) == {"wind", "now", "é\u2028'\"", "1e999"}
+    for text in odd:
+        written = re.sub("[\0\ud800-\udfff]", lambda c: f"\\u{ord(c[0]):04x}", text)
+        assert written in set(kept["raw_time"])
+        assert written in set(kept["raw_value"])
+    assert kept["reasons"].ne("").all()
+
+
 def test_a_catalog_that_is_not_the_warehouse_fails_before_anything_is_read(
     duckdb_warehouse: str,
 ) -> None:
@@ -181,10 +223,16 @@ def test_a_catalog_that_is_not_the_warehouse_fails_before_anything_is_read(
 
 def test_the_run_form_describes_every_parameter() -> None:
     schema = parameter_schema(enterprise_data_pipeline)
-    assert list(schema.properties) == ["source_url", "batch_size", "target_table"]
+    assert list(schema.properties) == [
+        "source_url",
+        "batch_size",
+        "target_table",
+        "source_timeout_seconds",
+        "source_max_megabytes",
+    ]
     assert schema.required == []
     defaults = [field["default"] for field in schema.properties.values()]
-    assert defaults == ["sample:seattle-weather", 500, "warehouse.prod.metrics"]
+    assert defaults == ["sample:seattle-weather", 500, "warehouse.prod.metrics", 600, 100]
     assert all(len(field["description"]) > 20 for field in schema.properties.values())
     assert schema.properties["batch_size"]["minimum"] == 1
     assert str(ROOT) not in schema.model_dump_json()

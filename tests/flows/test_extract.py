@@ -1,19 +1,28 @@
 """Reading records: every format, place and paging, and an error that says what is wrong."""
 
 import base64
+import bz2
+import contextlib
+import csv
 import gzip
 import json
+import lzma
+import socket
 import threading
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
 from flows import extract
 from flows.extract import ExtractError, public_url, read_records
+from flows.limits import Limits
 from tests.flows.conftest import WebServer
 
 RECORDS = [
@@ -88,10 +97,9 @@ def test_pages_that_go_round_in_a_circle_end(web_server: WebServer) -> None:
 
 def test_credentials_reach_their_host_only_and_no_message(web_server: WebServer) -> None:
     other_host = web_server.url.replace("127.0.0.1", "localhost")
-    web_server.serve("/a.json", json.dumps({"data": RECORDS, "next": f"{other_host}/b.json"}))
+    web_server.serve("/a.json?api_key=k3y", "", status=302, Location=f"{other_host}/b.json")
     web_server.serve("/b.json", "no access", status=403)
     url = web_server.url.replace("://", "://ann:s3cret@") + "/a.json?api_key=k3y"
-    web_server.answers["/a.json?api_key=k3y"] = web_server.answers["/a.json"]
     with pytest.raises(ExtractError) as error:
         read_records(url)
     assert "403" in str(error.value)
@@ -99,6 +107,80 @@ def test_credentials_reach_their_host_only_and_no_message(web_server: WebServer)
     expected = "Basic " + base64.b64encode(b"ann:s3cret").decode()
     assert sent == {"/a.json?api_key=k3y": expected, "/b.json": None}
     assert public_url(url) == f"{web_server.url}/a.json?…"
+
+
+def test_a_password_with_a_slash_is_shown_nowhere() -> None:
+    url = "http://ann:s3/cret@127.0.0.1/r.csv"
+    with pytest.raises(ExtractError) as error:
+        read_records(url)
+    assert "s3" not in str(error.value)
+    assert "cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [
+        ("http://10.0.0.1/r.csv", "private"),
+        ("http://169.254.169.254/latest/meta-data.csv", "link-local"),
+        ("http://[::ffff:192.168.1.1]/r.csv", "private"),
+        ("http://[fe80::1]/r.csv", "link-local"),
+    ],
+)
+def test_a_redirect_to_an_address_of_another_kind_is_not_followed(
+    web_server: WebServer, target: str, kind: str
+) -> None:
+    url = web_server.serve("/r.csv", "", status=307, Location=target)
+    with pytest.raises(ExtractError, match=f"r.csv: it leads to http://.*, a {kind} address"):
+        read_records(url)
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["file:///etc/passwd", "ftp://127.0.0.1/r.csv", "http://[", "http://127.0.0.1:99999/r.csv"],
+)
+def test_a_redirect_to_what_is_no_web_address_is_one_line(
+    web_server: WebServer, target: str
+) -> None:
+    with pytest.raises(ExtractError, match=r"^Cannot read .*$"):
+        read_records(web_server.serve("/r.csv", "", status=302, Location=target))
+
+
+def test_redirects_within_reach_are_followed_and_end(web_server: WebServer) -> None:
+    other_host = web_server.url.replace("127.0.0.1", "localhost")
+    web_server.serve("/r.csv", CSV)
+    url = web_server.serve("/old", "", status=301, Location=f"{other_host}/r.csv")
+    assert len(read_records(url)) == 3
+    with pytest.raises(ExtractError, match="more than 20 redirects"):
+        read_records(web_server.serve("/round.csv", "", status=302, Location="/round.csv"))
+
+
+def test_a_next_page_on_another_host_is_not_followed(web_server: WebServer) -> None:
+    other = web_server.url.replace("127.0.0.1", "localhost") + "/b.json"
+    url = web_server.serve("/a.json", json.dumps({"data": RECORDS, "next": other}))
+    with pytest.raises(ExtractError, match="its next page is on another host"):
+        read_records(url)
+    assert [path for path, _ in web_server.requests] == ["/a.json"]
+
+
+@pytest.mark.parametrize(
+    ("address", "kind"),
+    [
+        ("93.184.215.14", "public"),
+        ("2606:2800:21f:cb07:6820:80da:af6b:8b2c", "public"),
+        ("127.1.2.3", "loopback"),
+        ("0.0.0.0", "loopback"),  # noqa: S104 (nothing listens)
+        ("::1", "loopback"),
+        ("::ffff:127.0.0.1", "loopback"),
+        ("169.254.169.254", "link-local"),
+        ("fe80::1%eth0", "link-local"),
+        ("10.1.2.3", "private"),
+        ("100.64.0.1", "private"),
+        ("fd00::1", "private"),
+        ("224.0.0.1", "private"),
+    ],
+)
+def test_only_addresses_of_the_internet_are_public(address: str, kind: str) -> None:
+    assert extract._kind(address) == kind
 
 
 def test_a_server_that_never_answers_is_given_up(
@@ -117,6 +199,124 @@ def test_a_server_that_never_answers_is_given_up(
             read_records(f"{web_server.url}/slow.csv")
     finally:
         release.set()
+
+
+def test_a_source_that_trickles_is_given_up_in_the_time_it_has() -> None:
+    """The server sends a byte now and then, first of its headers, and never ends."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ended = threading.Event()
+
+        def trickle() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                while not ended.wait(0.05):
+                    connection.sendall(b"x")
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        try:
+            with pytest.raises(ExtractError, match=r"longer than 0\.5 s in all") as error:
+                url = f"http://127.0.0.1:{server.getsockname()[1]}/r.csv"
+                read_records(url, Limits(seconds=0.5))
+        finally:
+            ended.set()
+            thread.join()
+    assert not error.value.retry
+
+
+BIG = "time,metric,value\n" + "2024-01-01,load,1\n" * 100_000  # 1.8 MB
+
+
+@pytest.mark.parametrize("where", ["file", "http", "pages", "s3"])
+def test_a_source_that_is_too_large_is_refused(
+    where: str, tmp_path: Path, web_server: WebServer, object_store: str
+) -> None:
+    if where == "file":
+        (tmp_path / "r.csv").write_text(BIG)
+        url = (tmp_path / "r.csv").as_uri()
+    elif where == "http":
+        url = web_server.serve("/r.csv", BIG)
+    elif where == "pages":
+        url = web_server.serve("/1.csv", BIG[:600_000], Link='</2.csv>; rel="next"')
+        web_server.serve("/2.csv", BIG[:600_000], Link='</3.csv>; rel="next"')
+    else:
+        boto3.client("s3").put_object(Bucket=object_store, Key="big.csv", Body=BIG.encode())
+        url = f"s3://{object_store}/big.csv"
+    with pytest.raises(ExtractError, match="larger than 1 MB; source_max_megabytes bounds it"):
+        read_records(url, Limits(megabytes=1))
+    assert [path for path, _ in web_server.requests if "3" in path] == []
+
+
+@pytest.mark.parametrize("how", ["file", "encoded", "twice", "parquet"])
+def test_what_is_too_large_decompressed_is_refused(
+    how: str, tmp_path: Path, web_server: WebServer
+) -> None:
+    packed = gzip.compress(BIG.encode())
+    if how == "file":
+        (tmp_path / "r.csv.gz").write_bytes(packed)
+        url = (tmp_path / "r.csv.gz").as_uri()
+    elif how == "encoded":
+        url = web_server.serve("/r.csv", packed, Content_Encoding="gzip")
+    elif how == "twice":
+        url = web_server.serve("/r.csv.gz", gzip.compress(packed), Content_Encoding="gzip")
+    else:
+        record = {"time": "2024-01-01", "metric": "load", "value": 1.0}
+        pd.DataFrame([record] * 100_000).to_parquet(tmp_path / "r.parquet")
+        assert (tmp_path / "r.parquet").stat().st_size < 100_000
+        url = (tmp_path / "r.parquet").as_uri()
+    with pytest.raises(ExtractError, match="larger than 1 MB decompressed; source_max_megabytes"):
+        read_records(url, Limits(megabytes=1))
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.csv.gz"])
+@pytest.mark.parametrize("packed", [0, 1, 2])
+@pytest.mark.parametrize("encoding", ["gzip", None])
+def test_the_first_bytes_tell_whether_a_file_is_compressed(
+    web_server: WebServer, name: str, packed: int, encoding: str | None
+) -> None:
+    content = CSV.encode()
+    for _ in range(packed):
+        content = gzip.compress(content)
+    headers = {"Content_Encoding": encoding} if encoding else {}
+    assert len(read_records(web_server.serve(f"/{name}", content, **headers))) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "compress"), [("r.csv.bz2", bz2.compress), ("r.csv.xz", lzma.compress)]
+)
+def test_other_compressions_are_read(
+    tmp_path: Path, name: str, compress: Callable[[bytes], bytes]
+) -> None:
+    (tmp_path / name).write_bytes(compress(CSV.encode()))
+    assert len(read_records((tmp_path / name).as_uri())) == 3
+
+
+def test_an_archive_is_read_when_it_holds_one_file(tmp_path: Path) -> None:
+    file = tmp_path / "r.csv.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("1.csv", CSV)
+    assert len(read_records(file.as_uri())) == 3
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("2.csv", CSV)
+    with pytest.raises(ExtractError, match="it holds 2 files, only one is read"):
+        read_records(file.as_uri())
+
+
+def test_an_encoding_nobody_asked_for_is_named(web_server: WebServer) -> None:
+    with pytest.raises(ExtractError, match="the server sent the encoding br"):
+        read_records(web_server.serve("/r.csv", "x", Content_Encoding="br"))
+
+
+@pytest.mark.parametrize(
+    ("status", "retry"), [(404, False), (403, False), (408, True), (429, True), (503, True)]
+)
+def test_what_may_pass_is_worth_another_try(
+    web_server: WebServer, status: int, retry: bool
+) -> None:
+    with pytest.raises(ExtractError, match=str(status)) as error:
+        read_records(web_server.serve("/r.csv", "", status=status))
+    assert error.value.retry == retry
 
 
 @pytest.fixture
@@ -138,8 +338,14 @@ def test_an_object_store_is_read_and_its_errors_named(object_store: str) -> None
     body = gzip.compress(CSV.encode())
     boto3.client("s3").put_object(Bucket=object_store, Key="in/r.csv.gz", Body=body)
     assert values(read_records(f"s3://{object_store}/in/r.csv.gz")) == [0.1 + 0.2, None, 7.0]
-    with pytest.raises(ExtractError, match="no such object"):
-        read_records(f"s3://{object_store}/absent.csv")
+    for absent in ("absent.csv", "in"):
+        with pytest.raises(ExtractError, match=r"no such object|it is a folder"):
+            read_records(f"s3://{object_store}/{absent}")
+    with pytest.raises(ExtractError, match="chain of file systems"):
+        read_records(f"s3://{object_store}/r.csv::file:///etc/passwd")
+    boto3.client("s3").put_object(Bucket=object_store, Key="empty.csv", Body=b"")
+    with pytest.raises(ExtractError, match="no column time"):
+        read_records(f"s3://{object_store}/empty.csv")
 
 
 @pytest.mark.parametrize(
@@ -148,6 +354,13 @@ def test_an_object_store_is_read_and_its_errors_named(object_store: str) -> None
         ("invalid://url", r"invalid://url: supported are sample:seattle-weather, file:, http"),
         ("/data/r.csv", r"supported are .*a local file is file:///"),
         ("file:///absent/r.csv", "No such file"),
+        ("file:///dev/zero", "it is not a regular file"),
+        ("file:///tmp", "it is a folder"),
+        ("file:///a%00b.csv", "null byte"),
+        ("file://[x/a.csv", "a malformed URL"),
+        ("http://[x/a.csv", "a malformed URL"),
+        ("http://127.0.0.1:99999/a.csv", "ports end at 65535"),
+        ("simplecache::file:///etc/passwd", "supported are"),
         ("sample:moon", "choose one of seattle-weather"),
         ("gs://bucket/r.csv", "needs the Python package gcsfs"),
         ("az://container/r.csv", "needs the Python package adlfs"),
@@ -173,14 +386,116 @@ def test_what_cannot_be_read_is_told_in_one_line(url: str, cause: str) -> None:
         ("r.json", "{", "as json"),
         ("r.jsonl", '{"time": 1}\n{', "as jsonl"),
         ("r.parquet", "PAR?", "as parquet"),
-        ("r.csv.gz", "plain", "not gzip"),
+        ("r.csv.gz", "plain", "no column time"),
+        ("r.csv.gz", "\x1f\x8bdamaged".encode("latin-1"), "not gzip"),
+        ("r.csv", "time,metric,value\n1,2,3,4\n", "more fields than the header"),
+        ("r.csv", "time,metric,value\n1,2,3\n1,2,3,4\n", "Expected 3 fields in line 3, saw 4"),
+        ("r.csv", "time,metric,value,value\n1,2,3,4\n", "more than one column value"),
+        ("r.csv", 'time,metric,value\n1,"2,3\n', "EOF inside string"),
+        ("r.csv", "time,metric,value\n".encode("utf-16"), "utf-8"),
+        ("r.csv", "day\0\x1b[31m,metric\n1,2\n", r"found: day\\u0000\\u001b\[31m, metric\)"),
+        ("r.json", "[" * 100_000, "nested too deeply"),
+        ("r.jsonl", '{"time":' * 100_000, "nested too deeply"),
+        ("r.parquet", b"PAR1" * 10, "as parquet"),
         ("r.xlsx", "x", r"should end in \.csv"),
     ],
 )
 def test_wrong_content_is_told_in_one_line(
-    tmp_path: Path, name: str, content: str, cause: str
+    tmp_path: Path, name: str, content: str | bytes, cause: str
 ) -> None:
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(ExtractError, match=cause) as error:
         read_records((tmp_path / name).as_uri())
     assert "\n" not in str(error.value)
+
+
+def read_text(folder: Path, name: str, content: str) -> list[list[str | None]]:
+    (folder / name).write_text(content, newline="")
+    frame = read_records((folder / name).as_uri())
+    return [[None if pd.isna(cell) else str(cell) for cell in row] for row in frame.to_numpy()]
+
+
+def test_csv_is_read_as_it_stands(tmp_path: Path) -> None:
+    rows = "2024-01-01,NA,N/A,\n2024-01-02,null,nan,\n,None,,\n"
+    expected = [
+        ["2024-01-01", "NA", "N/A"],
+        ["2024-01-02", "null", "nan"],
+        [None, "None", None],
+    ]
+    assert read_text(tmp_path, "r.csv", f"time,metric,value\n{rows}") == expected
+
+
+def test_numbers_in_json_keep_the_digits_they_were_written_with(tmp_path: Path) -> None:
+    values = ["1.50", "1e400", "-0", "9" * 5000, "true", "[1, 2.5]", '{"a": null}', "NaN"]
+    records = [f'{{"time": "2024-01-01", "metric": "a", "value": {value}}}' for value in values]
+    read = read_text(tmp_path, "r.json", f"[{', '.join(records)}]")
+    assert [row[2] for row in read] == values
+
+
+def test_text_that_unicode_takes_for_a_line_break_does_not_break_a_line(tmp_path: Path) -> None:
+    record = {"time": "2024-01-01", "metric": "a\u2028b\x85c", "value": "1"}
+    line = json.dumps(record, ensure_ascii=False) + "\n"
+    assert read_text(tmp_path, "r.jsonl", line * 2) == [list(record.values())] * 2
+
+
+def test_parquet_of_other_types_is_read(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {
+            "time": pd.date_range("2024-01-01", periods=2, tz="Europe/Paris"),
+            "metric": pd.Categorical(["a", "b"]),
+            "value": pd.array([1, None], dtype="Int64"),
+        }
+    ).set_index("time")
+    frame.to_parquet(tmp_path / "r.parquet")
+    read = read_records((tmp_path / "r.parquet").as_uri())
+    times = pd.to_datetime(read["time"], utc=True, format="ISO8601")
+    assert list(times) == list(frame.index)
+    assert list(read["metric"]) == ["a", "b"]
+    assert list(read["value"].fillna("")) == ["1", ""]
+
+
+TEXT = st.text(st.characters(codec=None))  # any code point, halves of surrogate pairs too
+
+
+@given(st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("name", ["r.json", "r.jsonl"])
+def test_any_text_in_json_is_read_as_it_came(
+    tmp_path: Path, name: str, rows: list[tuple[str, str, str]]
+) -> None:
+    records = [json.dumps(dict(zip(extract.COLUMNS, row, strict=True))) for row in rows]
+    content = f"[{','.join(records)}]" if name == "r.json" else "\n".join(records)
+    (tmp_path / name).write_text(content)
+    frame = read_records((tmp_path / name).as_uri())
+    assert [tuple(row) for row in frame.to_numpy()] == rows
+
+
+@given(st.lists(st.tuples(*[st.text(st.characters(codec="utf-8"), min_size=1)] * 3), min_size=1))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_in_csv_is_read_as_it_came(
+    tmp_path: Path, rows: list[tuple[str, str, str]]
+) -> None:
+    with (tmp_path / "r.csv").open("w", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+        writer.writerows([extract.COLUMNS, *rows])
+    frame = read_records((tmp_path / "r.csv").as_uri())
+    assert [tuple(row) for row in frame.to_numpy()] == rows
+
+
+@given(st.sampled_from(["", "file:", "file:///", "file://", "sample:", "s3://[", "x:"]), TEXT)
+@settings(deadline=None)
+def test_any_url_is_read_or_told_in_one_line(prefix: str, text: str) -> None:
+    try:
+        read_records(prefix + text.lstrip(":"))
+    except ExtractError as error:
+        assert str(error).isprintable()
+
+
+@given(st.sampled_from(["r.csv", "r.json", "r.jsonl", "r.parquet"]), st.binary())
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_content_is_read_or_told_in_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    try:
+        read_records((tmp_path / name).as_uri())
+    except ExtractError as error:
+        assert str(error).isprintable()

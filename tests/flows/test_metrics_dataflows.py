@@ -1,6 +1,7 @@
 """The dataflows of the data pipeline: which records are rejected and why, and what becomes of
 the others."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,23 @@ import pandas as pd
 import pytest
 from hamilton import driver
 from hamilton.data_quality.base import DataValidationError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flows.dataflows import metrics_quality, metrics_transform
 
 AS_OF = pd.Timestamp("2024-06-01", tz="UTC")
 DIMENSION = pd.read_csv(Path(metrics_quality.__file__).parents[1] / "data" / "metric_dimension.csv")
+# Halves of surrogate pairs, which `extract` hands on, fit in this kind of text only.
+ANY_TEXT = pd.StringDtype("python", na_value=np.nan)
 GOOD = [(f"2024-01-{day:02}", "wind", "3.5") for day in range(1, 31)]
 
 
-def check(records: list[tuple[Any, Any, Any]], **overrides: Any) -> dict[str, Any]:
-    raw = pd.DataFrame(records, columns=["time", "metric", "value"], dtype="str")
+def check(
+    records: list[tuple[Any, Any, Any]], text: Any = "str", **overrides: Any
+) -> dict[str, Any]:
+    columns = ["time", "metric", "value"]
+    raw = pd.DataFrame(records, columns=columns, dtype="object").astype(text)
     dataflow = driver.Builder().with_modules(metrics_quality).build()
     inputs = {"raw_records": raw, "metric_dimension": DIMENSION, "as_of": AS_OF}
     outputs = ["accepted_records", "rejected_records", "time_gaps", "quality_report"]
@@ -30,10 +38,15 @@ def check(records: list[tuple[Any, Any, Any]], **overrides: Any) -> dict[str, An
     [
         ((None, "wind", "1"), "time is missing"),
         (("31/12/2023", "wind", "1"), "time is not an ISO 8601 date or time"),
+        (("now", "wind", "1"), "time is not an ISO 8601 date or time"),
+        (("today", "wind", "1"), "time is not an ISO 8601 date or time"),
         (("1850-01-01", "wind", "1"), "time is before 1900"),
+        (("0001-01-01", "wind", "1"), "time is before 1900"),
+        (("9999-12-31", "wind", "1"), "time is in the future"),
         (("2024-06-03", "wind", "1"), "time is in the future"),
         (("2024-02-01", None, "1"), "metric is missing"),
         (("2024-02-01", "  ", "1"), "metric is missing"),
+        (("2024-02-01", "w" * 256, "1"), "metric is longer than 255 characters"),
         (("2024-02-01", "wind", None), "value is missing"),
         (("2024-02-01", "wind", "True"), "value is not a number"),
         (("2024-02-01", "wind", "inf"), "value is infinite"),
@@ -54,6 +67,70 @@ def test_a_bad_record_is_rejected_as_it_came_with_its_reason(
     raw = (rejected["raw_time"], rejected["raw_metric"], rejected["raw_value"])
     assert tuple(None if pd.isna(text) else text for text in raw) == record
     assert result["quality_report"]["reasons"] == {reason: 1}
+
+
+def test_a_time_in_nanoseconds_takes_no_other_time_for_wrong() -> None:
+    precise = ("2024-02-01T00:00:00.123456789+01:00", "wind", "1")
+    result = check([*GOOD, precise, ("9999-12-31", "wind", "1")])
+    assert result["quality_report"]["reasons"] == {"time is in the future": 1}
+    latest = result["accepted_records"]["time"].max()
+    assert latest == pd.Timestamp("2024-01-31T23:00:00.123456Z")
+
+
+def test_a_time_without_an_offset_counts_as_utc() -> None:
+    accepted = check([("2024-01-01T05:00", "wind", "1")])["accepted_records"]
+    assert list(accepted["time"]) == [pd.Timestamp("2024-01-01T05:00Z")]
+
+
+@pytest.mark.parametrize(
+    ("metric", "written", "text"),
+    [
+        ("wi\0nd", "wi\\u0000nd", "str"),
+        ("wi\0nd", "wi\\u0000nd", ANY_TEXT),
+        ("\ud800", "\\ud800", ANY_TEXT),
+    ],
+)
+def test_what_no_database_stores_is_rejected_and_written_as_in_json(
+    metric: str, written: str, text: Any
+) -> None:
+    result = check([*GOOD, ("2024-02-01", metric, f"1{metric}")], text)
+    (rejected,) = result["rejected_records"].to_dict("records")
+    assert (rejected["raw_metric"], rejected["raw_value"]) == (written, f"1{written}")
+    reason = "metric holds a NUL or half of a surrogate pair; value is not a number"
+    assert rejected["reasons"] == reason
+    literally = check([*GOOD, ("2024-02-01", "wi\\u0000nd", "1")])
+    assert len(literally["accepted_records"]) == len(GOOD) + 1
+
+
+CELL = (
+    st.none()
+    | st.text(st.characters(codec=None))
+    | st.from_regex(r"\s*[0-9+-]{1,5}[-/.T:eE0-9+Z ]{0,20}\s*")
+    | st.sampled_from(["now", "today", "NaT", "nan", "2024-01-01", "wind", "1.5", "9999-12-31"])
+)
+
+
+@given(st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=8))
+@settings(deadline=None, max_examples=60)
+def test_any_text_in_any_cell_is_accepted_or_rejected_as_it_came(
+    records: list[tuple[Any, Any, Any]],
+) -> None:
+    result = check(records, ANY_TEXT)
+    accepted, rejected = result["accepted_records"], result["rejected_records"]
+    assert len(accepted) + len(rejected) == len(records)
+    assert rejected["reasons"].ne("").all()
+    for record in rejected.to_dict("records"):
+        came = records[record["record_number"] - 1]
+        kept = [record["raw_time"], record["raw_metric"], record["raw_value"]]
+        assert [None if pd.isna(cell) else cell for cell in kept] == [
+            cell and re.sub("[\0\ud800-\udfff]", lambda c: f"\\u{ord(c[0]):04x}", cell)
+            for cell in came
+        ]
+    kept_numbers = set(rejected["record_number"])
+    values = [float(v) for n, (_, _, v) in enumerate(records, 1) if n not in kept_numbers]
+    assert sorted(accepted["value"]) == sorted(values)
+    years = [int(t.strip()[:4]) for n, (t, _, _) in enumerate(records, 1) if n not in kept_numbers]
+    assert all(any(abs(time.year - year) <= 1 for year in years) for time in accepted["time"])
 
 
 def test_a_record_with_nothing_in_it_has_every_reason() -> None:
