@@ -6,6 +6,7 @@ its run rescheduled where that can be done within some seconds.
 """
 
 import asyncio
+import contextlib
 import functools
 import json
 import os
@@ -68,7 +69,10 @@ class EngineProcess:
     def kill(self) -> None:
         """End the process, and what it has started, at once."""
         if self.returncode is None:
-            os.killpg(self.pid, signal.SIGKILL)
+            # It makes its group itself, which may not have come to pass yet.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            os.kill(self.pid, signal.SIGKILL)
             self.wait()
 
     def wait(self) -> int:
