@@ -446,6 +446,46 @@ def test_interrupted_runs_start_again_and_a_killed_manager_leaves_nothing(
     assert profile.ended(run) == "Completed"
 
 
+def test_up_keeps_what_a_person_changed_and_says_what_it_changes(profile: LocalProfile) -> None:
+    def block() -> dict[str, Any]:
+        found = profile.api.post(
+            "/block_documents/filter",
+            json={
+                "include_secrets": True,
+                "block_documents": {"name": {"any_": ["warehouse-url"]}},
+            },
+        )
+        return dict(found.raise_for_status().json()[0])
+
+    def changed_by_hand() -> tuple[object, ...]:
+        return (
+            block()["data"]["value"],
+            profile.api.get("/variables/name/max_rejected_ratio").json()["value"],
+            profile.api.get("/v2/concurrency_limits/warehouse-writes").json()["limit"],
+        )
+
+    for path, change in (
+        (f"/block_documents/{block()['id']}", {"data": {"value": "postgresql://by-hand"}}),
+        ("/variables/name/max_rejected_ratio", {"value": 0.5}),
+        ("/v2/concurrency_limits/warehouse-writes", {"limit": 2}),
+    ):
+        profile.api.patch(path, json=change).raise_for_status()
+    assert profile.run("down").returncode == 0
+    profile.hamilton_port = services.free_port()
+
+    started = profile.up()
+    assert started.returncode == 0, started.stdout + started.stderr
+    assert changed_by_hand() == ("postgresql://by-hand", 0.5, 2)
+    said = re.findall(r"^  (updated|kept) +(.*?)  +(\S+)$", started.stdout, re.MULTILINE)
+    assert set(said) == {
+        ("kept", "secret block", "warehouse-url"),
+        ("kept", "variable", "max_rejected_ratio"),
+        ("kept", "global concurrency limit", "warehouse-writes"),
+        # It holds the Hamilton UI's address.
+        ("updated", "work pool", "local-process-pool"),
+    }
+
+
 def test_busy_ports_name_who_uses_them_and_the_options_that_help(tmp_path: Path) -> None:
     other = LocalProfile(tmp_path / "state")
     with ExitStack() as stack:
