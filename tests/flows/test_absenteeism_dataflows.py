@@ -173,7 +173,7 @@ def _verdict(compared: absenteeism_model.Comparison) -> str:
 def sample() -> pd.DataFrame:
     """Default features and both labels of the sample."""
     outputs = ["user_id", *absenteeism.DEFAULT_FEATURES, HOURS, "full_day_absence"]
-    return pd.DataFrame(_features("sample:absenteeism-at-work", outputs))
+    return pd.DataFrame(_features(_raw_data("sample:absenteeism-at-work"), outputs))
 
 
 @pytest.fixture(scope="module")
