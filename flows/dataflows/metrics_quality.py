@@ -16,6 +16,8 @@ from hamilton.function_modifiers import check_output
 
 EARLIEST_TIME = pd.Timestamp("1900-01-01", tz="UTC")
 KEY = ["metric", "time"]
+# The sum of squares of such values is still a number, of however many.
+LARGEST_VALUE = 1e150
 
 
 def _rule(reason: str, passes: Any) -> pa.Check:
@@ -45,6 +47,10 @@ TYPED_RECORD = pa.DataFrameSchema(
         _rule("value is missing", lambda df: df["raw_value"].notna()),
         _rule("value is not a number", lambda df: df["value"].notna() | df["raw_value"].isna()),
         _rule("value is infinite", lambda df: ~np.isinf(df["value"])),
+        _rule(
+            "value is too large to calculate with",
+            lambda df: ~((df["value"].abs() > LARGEST_VALUE) & np.isfinite(df["value"])),
+        ),
         _rule(
             "value is below the metric's minimum",
             lambda df: ~((df["value"] < df["minimum"]) & np.isfinite(df["value"])),
