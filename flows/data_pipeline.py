@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import copy_context
@@ -41,7 +42,7 @@ from prefect.states import Failed
 from prefect.variables import Variable
 from pydantic import BaseModel, Field
 
-from flows import command_line, dag_picture, extract, warehouse
+from flows import command_line, dag_picture, extract, metrics_load, warehouse
 from flows.decoration import (
     best_effort,
     create_link_artifact,
@@ -51,6 +52,7 @@ from flows.decoration import (
     update_progress_artifact,
 )
 from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits
+from flows.metrics_load import LARGEST_BATCH, Held, Transformed
 from flows.task_metrics import measure
 from flows.warehouse import DEFAULT_TARGET, Target, TargetTable
 
@@ -66,6 +68,9 @@ WRITE_LEASE = 60.0
 SLOT_NOTICE = 5.0
 SLOT_TIMEOUT = 1800.0
 NAMED_RUNS = 5
+PROGRESS_INTERVAL = 1.0  # seconds between two updates of the progress artifact
+# Of a run's rejected records so many are kept: enough to see what is wrong with a source.
+QUARANTINE_LIMIT = 10_000
 PREVIEW_ROWS = 20
 DIMENSION_FILE = Path(__file__).parent / "data" / "metric_dimension.csv"
 
@@ -101,13 +106,10 @@ class Checked:
     report: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Transformed:
-    """Outcome of the transform dataflow; `run_url` is its run in the Hamilton UI, if tracked."""
-
-    metrics: "pd.DataFrame"
-    months: "pd.DataFrame"
-    run_url: str | None
+def _may_pass(_task: Any, _run: Any, state: "State[Any]") -> bool:
+    """Retry what may go away by itself, not a table that is in the way."""
+    error = state.result(raise_on_failure=False)
+    return not isinstance(error, warehouse.TableConflictError)
 
 
 def _may_recover(_task: Any, _run: "TaskRun", state: "State[Any]") -> bool:
@@ -176,40 +178,57 @@ def validate_metrics(raw_records: "pd.DataFrame") -> Checked:
     return checked
 
 
-@task(name="quarantine_rejected", retries=2, retry_delay_seconds=2, cache_policy=NO_CACHE)
+@task(
+    name="quarantine_rejected",
+    retries=2,
+    retry_delay_seconds=2,
+    retry_condition_fn=_may_pass,
+    cache_policy=NO_CACHE,
+)
 def quarantine_rejected(rejected: "pd.DataFrame", source: str, target: Target) -> None:
-    """Keep rejected records, as they came, with the reasons; the same one again changes nothing."""
+    """Keep rejected records, as they came, with the reasons; the same one again changes nothing.
+
+    Of a source with more than QUARANTINE_LIMIT of them, the first.
+    """
     logger = get_run_logger()
     with measure("quarantine_rejected") as metrics:
-        rows = rejected.assign(
-            record_id=_record_ids(rejected, source),
+        kept = rejected.head(QUARANTINE_LIMIT)
+        rows = kept.assign(
+            record_id=_record_ids(kept, source),
             source=source,
             flow_run_id=_flow_run_id(),
-            rejected_at=_now(),
+            rejected_at=metrics_load.utc_now(),
         )
         with _writing(logger.info) as connection:
             connection.prepare(target, [warehouse.QUARANTINE])
             connection.upsert(target, [(warehouse.QUARANTINE, rows)])
-        metrics.rows_read = metrics.rows_rejected = len(rows)
+        metrics.rows_read = metrics.rows_rejected = len(rejected)
         metrics.rows_written = len(rows)
-    logger.warning(
-        "Put %s rejected records into %s", f"{len(rows):,}", target.shown(warehouse.QUARANTINE)
-    )
+    logger.warning("Rejected %s records; %s", f"{len(rejected):,}", _kept(len(rejected), target))
 
 
 @task(name="transform_metrics", cache_policy=NO_CACHE)
-def transform_metrics(accepted: "pd.DataFrame", anomaly_z_threshold: float) -> Transformed:
-    """Turn accepted records into warehouse rows: one a record and one a metric and month."""
+def transform_metrics(
+    accepted: "pd.DataFrame", held: Held, anomaly_z_threshold: float
+) -> Transformed:
+    """Turn accepted records into warehouse rows: one a record and one a metric and month.
+
+    Statistics and months are those of all records, the held ones included; so rows and months that
+    are held already may change too.
+    """
     from hamilton import driver
 
     from flows import tracking
     from flows.dataflows import metrics_transform
 
     name = "transform_metrics"
-    outputs = ["metric_rows", "month_rows"]
+    outputs = ["metric_rows", "month_rows", "recalculated_rows", "recalculated_months"]
     with measure(name) as metrics:
         inputs = {
             "accepted_records": accepted,
+            "held_rows": held.rows,
+            "held_months": held.months,
+            "unfinished_months": held.unfinished_months,
             "metric_dimension": _dimension(),
             "anomaly_z_threshold": anomaly_z_threshold,
         }
@@ -227,34 +246,76 @@ def transform_metrics(accepted: "pd.DataFrame", anomaly_z_threshold: float) -> T
         f"{len(months):,}",
         rows["metric"].nunique(),
     )
-    return Transformed(rows, months, tracked.run_url)
+    return Transformed(
+        metrics=rows,
+        months=months,
+        recalculated=result["recalculated_rows"],
+        recalculated_months=result["recalculated_months"],
+        run_url=tracked.run_url,
+    )
 
 
-@task(name="load_metrics", retries=2, retry_delay_seconds=2, cache_policy=NO_CACHE)
+@task(
+    name="load_metrics",
+    retries=2,
+    retry_delay_seconds=2,
+    retry_condition_fn=_may_pass,
+    cache_policy=NO_CACHE,
+)
 def load_metrics(
-    transformed: Transformed, checked: Checked, source: str, target: Target, batch_size: int
-) -> None:
-    """Upsert the rows in batches, each one transaction together with this run's load log.
+    checked: Checked, source: str, target: Target, batch_size: int, anomaly_z_threshold: float
+) -> Transformed:
+    """Transform the accepted records, with what the warehouse holds around them, and upsert all.
 
-    Whatever stops it, running it again leaves every row there once: rows by their key, the log by
-    the flow run's id.
+    Nobody else loads the target in between. A transaction holds whole batches and this run's load
+    log. Whatever stops it, running it again leaves every row there once, and so does the run of
+    another source: it calculates again what this one left half-way.
     """
+    logger = get_run_logger()
+    progress = create_progress_artifact(
+        progress=0.0,
+        key="pipeline-load-progress",
+        description=f"Rows loaded into {target.shown(warehouse.METRICS)}",
+    )
+    with (
+        measure("load_metrics") as metrics,
+        _writing(logger.info) as connection,
+        metrics_load.exclusively(connection, target),
+    ):
+        connection.prepare(target, [warehouse.METRICS, warehouse.MONTHLY, warehouse.LOADS])
+        held = metrics_load.read_held(connection, target, checked.accepted)
+        metrics.rows_read = len(checked.accepted) + len(held.rows)
+        transformed = transform_metrics(checked.accepted, held, anomaly_z_threshold)
+        log = _load_log(checked, transformed, source)
+        updated = -math.inf
+        for written, rows in metrics_load.write(
+            connection, target, transformed, held.unfinished, log, batch_size
+        ):
+            metrics.rows_written = written
+            if written == rows or time.monotonic() - updated >= PROGRESS_INTERVAL:
+                update_progress_artifact(cast(UUID, progress), 100 * written / rows)
+                updated = time.monotonic()
+    logger.info(
+        "Loaded %s rows and %s months into %s; %s rows and %s months around them are recalculated",
+        f"{len(transformed.metrics):,}",
+        f"{len(transformed.months):,}",
+        target.shown(warehouse.METRICS),
+        f"{len(transformed.recalculated):,}",
+        f"{len(transformed.recalculated_months):,}",
+    )
+    return transformed
+
+
+def _load_log(checked: Checked, transformed: Transformed, source: str) -> dict[str, Any]:
+    """Return the load log's row of this run, nothing written yet."""
     import pandas as pd
 
-    logger = get_run_logger()
-    run_id = _flow_run_id()
-    tables = [(warehouse.METRICS, transformed.metrics), (warehouse.MONTHLY, transformed.months)]
-    batches = [
-        (spec, rows.iloc[start : start + batch_size].assign(flow_run_id=run_id))
-        for spec, rows in tables
-        for start in range(0, len(rows), batch_size)
-    ]
-    log = {
-        "flow_run_id": run_id,
+    return {
+        "flow_run_id": _flow_run_id(),
         "flow_run_name": flow_run.get_name(),
         "source": source,
         "status": "loading",
-        "started_at": _now(),
+        "started_at": metrics_load.utc_now(),
         "finished_at": pd.NaT,
         "rows_read": checked.report["rows_read"],
         "rows_rejected": checked.report["rows_rejected"],
@@ -265,34 +326,12 @@ def load_metrics(
         "last_time": transformed.metrics["time"].max(),
         "quality": json.dumps(checked.report),
     }
-    progress = create_progress_artifact(
-        progress=0.0,
-        key="pipeline-load-progress",
-        description=f"Rows loaded into {target.shown(warehouse.METRICS)}",
-    )
-    with measure("load_metrics") as metrics, _writing(logger.info) as connection:
-        metrics.rows_read = sum(len(rows) for _, rows in tables)
-        connection.prepare(target, [*(spec for spec, _ in tables), warehouse.LOADS])
-        for number, (spec, rows) in enumerate(batches, start=1):
-            log["rows_written" if spec is warehouse.METRICS else "months_written"] += len(rows)
-            if number == len(batches):
-                log |= {"status": "complete", "finished_at": _now()}
-            connection.upsert(target, [(spec, rows), (warehouse.LOADS, pd.DataFrame([log]))])
-            metrics.rows_written += len(rows)
-            update_progress_artifact(cast(UUID, progress), 100 * number / len(batches))
-    logger.info(
-        "Loaded %s rows and %s months into %s in %s batches",
-        f"{len(transformed.metrics):,}",
-        f"{len(transformed.months):,}",
-        target.shown(warehouse.METRICS),
-        len(batches),
-    )
 
 
 @flow(name="Enterprise Data Pipeline")
 def enterprise_data_pipeline(
     source_url: Annotated[str, Field(min_length=1)] = DEFAULT_SOURCE,
-    batch_size: Annotated[int, Field(ge=1, le=100_000)] = 500,
+    batch_size: Annotated[int, Field(ge=1, le=LARGEST_BATCH)] = 500,
     target_table: TargetTable = DEFAULT_TARGET,
     source_timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] = DEFAULT_SECONDS,
     source_max_megabytes: Annotated[int, Field(ge=1, le=100_000)] = DEFAULT_MEGABYTES,
@@ -309,7 +348,8 @@ def enterprise_data_pipeline(
             ships with the project; else a `file:///`, `http(s)://`, `s3://`, `gs://` or `az://`
             URL of CSV, JSON (pages are followed), JSON Lines or Parquet with the columns time,
             metric and value. Times are ISO 8601; one without an offset counts as UTC.
-        batch_size: How many rows are written in one transaction.
+        batch_size: How many rows are written in one transaction. A load of more than 100 batches
+            writes several whole batches in one, in about 100 transactions of at most 100,000 rows.
         target_table: The table to load, as catalog.schema.table. The catalog is the warehouse's
             database. `_monthly`, `_quarantine` and `_loads` are added for the tables beside it.
         source_timeout_seconds: How many seconds a source over the network may take in all, with
@@ -332,8 +372,7 @@ def enterprise_data_pipeline(
         if len(checked.rejected):
             quarantine_rejected(checked.rejected, source, target)
         _require_quality(checked, source, target, max_rejected_ratio)
-        transformed = transform_metrics(checked.accepted, anomaly_z_threshold)
-        load_metrics(transformed, checked, source, target, batch_size)
+        transformed = load_metrics(checked, source, target, batch_size, anomaly_z_threshold)
     except (
         extract.ExtractError,
         warehouse.WarehouseError,
@@ -374,8 +413,17 @@ def _require_quality(
     raise DataQualityError(
         f"Rejected {report['rows_rejected']:,} of {report['rows_read']:,} records "
         f"({ratio:.1%}; at most {max_rejected_ratio:.1%} may be): {reasons}. Nothing was loaded; "
-        f"the rejected records are in {target.shown(warehouse.QUARANTINE)}"
+        f"{_kept(report['rows_rejected'], target)}"
     )
+
+
+def _kept(rejected: int, target: Target) -> str:
+    """Return where the rejected records are, and how many are not there."""
+    table = target.shown(warehouse.QUARANTINE)
+    if rejected <= QUARANTINE_LIMIT:
+        return f"the rejected records are in {table}"
+    more = rejected - QUARANTINE_LIMIT
+    return f"the first {QUARANTINE_LIMIT:,} are in {table}, {more:,} more are not kept"
 
 
 @best_effort("its summary")
@@ -445,7 +493,7 @@ def _quality_markdown(checked: Checked, target: Target) -> str:
         share = report["rows_rejected"] / report["rows_read"]
         lines += [
             f"{report['rows_rejected']:,} of {report['rows_read']:,} records ({share:.1%}) were "
-            f"rejected; they are in `{target.shown(warehouse.QUARANTINE)}`.",
+            f"rejected; {_kept(report['rows_rejected'], target)}.",
             "",
             "| Reason | Records |",
             "|---|--:|",
@@ -529,11 +577,6 @@ def _record_ids(rejected: "pd.DataFrame", source: str) -> list[str]:
 
 def _flow_run_id() -> str:
     return str(flow_run.get_id())
-
-
-def _now() -> datetime:
-    """Return the time as the warehouse keeps it: UTC, without a zone."""
-    return datetime.now(UTC).replace(tzinfo=None)
 
 
 @contextmanager

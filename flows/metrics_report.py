@@ -7,7 +7,6 @@ second event for the same run, a retry or a repeated call finds the report made 
 import base64
 import io
 import json
-import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -231,9 +230,11 @@ def _markdown(
 
 
 def _month_line(month: "pd.Series") -> str:
+    import pandas as pd
+
     unit = f" {month['unit']}" if isinstance(month["unit"], str) else ""
-    change = "" if math.isnan(month["change"]) else f"{month['change']:+,.2f}"
-    percent = "" if math.isnan(month["change_percent"]) else f"{month['change_percent']:+,.1f}"
+    change = "" if pd.isna(month["change"]) else f"{month['change']:+,.2f}"
+    percent = "" if pd.isna(month["change_percent"]) else f"{month['change_percent']:+,.1f}"
     metric = str(month["metric"]).replace("|", "\\|").replace("\n", " ")
     return (
         f"| {metric} | {month['month']:%Y-%m} | {month['value']:,.2f}{unit} | {change} "

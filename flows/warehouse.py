@@ -1,14 +1,16 @@
 """The warehouse: a DuckDB file or a PostgreSQL database, written by idempotent upserts.
 
 Where it is comes from `WAREHOUSE_URL`, else from the Prefect Secret block `warehouse-url`, else, in
-the local profile, it is a DuckDB file in the state folder. Both engines take the same SQL; what
-differs is how a batch of rows gets there and how one writer waits for another.
+the local profile, it is a DuckDB file in the state folder. Both engines take the same SQL and read
+and write Arrow tables; what differs is how a batch of rows gets there and how one writer waits for
+another.
 
 Beside a target table stand its companions, named after it: `<table>_monthly` (one row a metric and
 month), `<table>_quarantine` (rejected records and why) and `<table>_loads` (which flow run loaded
 what). Times are UTC, without a zone.
 """
 
+import io
 import os
 import re
 import threading
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     import duckdb
     import pandas as pd
     import psycopg
+    import pyarrow as pa
 
 URL_VARIABLE = "WAREHOUSE_URL"
 URL_BLOCK = "warehouse-url"
@@ -71,6 +74,10 @@ WRITES = "writes"
 
 class WarehouseError(Exception):
     """The warehouse cannot be used as configured; one line with the cause and the way out."""
+
+
+class TableConflictError(WarehouseError):
+    """A table cannot be created or written as it has to be; waiting does not help."""
 
 
 @dataclass(frozen=True)
@@ -212,13 +219,25 @@ class Warehouse(Protocol):
     """An open connection. Every method is one transaction: all of it happens, or nothing."""
 
     def prepare(self, target: Target, specs: Sequence[TableSpec]) -> None:
-        """Create the schema and the tables that are not there yet."""
+        """Create the schema and the tables that are not there yet.
+
+        Raises:
+            TableConflictError: The name is taken by something with other columns, or reserved.
+
+        """
 
     def upsert(self, target: Target, rows: Sequence[tuple[TableSpec, "pd.DataFrame"]]) -> None:
-        """Insert rows, or replace those with the same key; several tables in one transaction."""
+        """Insert rows, or replace those with the same key; several tables in one transaction.
+
+        Each table at most once. Columns that a frame has beyond the table's are left out.
+        """
 
     def read(self, query: str, parameters: Sequence[Any] = ()) -> "pd.DataFrame":
-        """Return what a query gives; `?` stands for a parameter."""
+        """Return what a query gives; `?` stands for a parameter.
+
+        Columns are str, float64, int64, bool and datetime64[us] on both engines, also when no
+        value or no row is there; with nulls, int64 becomes float64 and bool becomes object.
+        """
 
     def has_table(self, target: Target, spec: TableSpec) -> bool:
         """Tell whether a table is there."""
@@ -552,8 +571,49 @@ def _upsert_statement(target: Target, spec: TableSpec, source: str) -> str:
     )
 
 
+def _trial_statement(target: Target, spec: TableSpec) -> str:
+    """Return what lets the engine say, without writing, whether it could upsert such rows."""
+    nulls = ", ".join(f"CAST(NULL AS {kind})" for kind in spec.columns.values())
+    # WHERE, for without it PostgreSQL's parser takes ON CONFLICT for the ON of a join.
+    return f"EXPLAIN {_upsert_statement(target, spec, f'SELECT {nulls} WHERE false')}"
+
+
+def _conflict(target: Target, spec: TableSpec) -> TableConflictError:
+    return TableConflictError(
+        f"{target.shown(spec)} exists with other columns: choose another target_table"
+    )
+
+
+def _cannot_create(target: Target, error: Exception) -> TableConflictError:
+    reason = str(error).splitlines()[0]
+    return TableConflictError(
+        f"Cannot create {target.shown(METRICS)} and its companions: {reason}; "
+        "choose another target_table"
+    )
+
+
 def _names(names: Iterable[str]) -> str:
     return ", ".join(f'"{name}"' for name in names)
+
+
+def _arrow_schema(spec: TableSpec) -> "pa.Schema":
+    import pyarrow as pa
+
+    types = {
+        "TEXT": pa.string(),
+        "TIMESTAMP": pa.timestamp("us"),
+        "DOUBLE PRECISION": pa.float64(),
+        "BIGINT": pa.int64(),
+        "BOOLEAN": pa.bool_(),
+    }
+    return pa.schema([(name, types[kind]) for name, kind in spec.columns.items()])
+
+
+def arrow_table(spec: TableSpec, frame: "pd.DataFrame") -> "pa.Table":
+    """Return a frame's rows in the types of the table; NaN and NaT become null."""
+    import pyarrow as pa
+
+    return pa.Table.from_pandas(frame, schema=_arrow_schema(spec), preserve_index=False)
 
 
 class DuckDBWarehouse:
@@ -564,9 +624,19 @@ class DuckDBWarehouse:
 
     def prepare(self, target: Target, specs: Sequence[TableSpec]) -> None:
         """Create the schema and the tables that are not there yet."""
+        import duckdb
+
         with _process_lock(WRITES):
-            for statement in _create_statements(target, specs):
-                self._connection.execute(statement)
+            try:
+                for statement in _create_statements(target, specs):
+                    self._connection.execute(statement)
+            except (duckdb.BinderException, duckdb.CatalogException) as error:
+                raise _cannot_create(target, error) from None
+            for spec in specs:
+                try:
+                    self._connection.execute(_trial_statement(target, spec))
+                except (duckdb.BinderException, duckdb.CatalogException):
+                    raise _conflict(target, spec) from None
 
     def upsert(self, target: Target, rows: Sequence[tuple[TableSpec, "pd.DataFrame"]]) -> None:
         """Insert rows, or replace those with the same key; several tables in one transaction."""
@@ -582,7 +652,7 @@ class DuckDBWarehouse:
         self._connection.begin()
         try:
             for spec, frame in rows:
-                self._connection.register("batch", frame[list(spec.columns)])
+                self._connection.register("batch", arrow_table(spec, frame))
                 source = f"SELECT {_names(spec.columns)} FROM batch"  # noqa: S608
                 self._connection.execute(_upsert_statement(target, spec, source))
                 self._connection.unregister("batch")
@@ -595,7 +665,8 @@ class DuckDBWarehouse:
 
     def read(self, query: str, parameters: Sequence[Any] = ()) -> "pd.DataFrame":
         """Return what a query gives; `?` stands for a parameter."""
-        frame: pd.DataFrame = self._connection.execute(query, list(parameters)).df()
+        found = self._connection.sql(query, params=list(parameters)).to_arrow_table()
+        frame: pd.DataFrame = found.to_pandas()
         return frame
 
     def has_table(self, target: Target, spec: TableSpec) -> bool:
@@ -615,33 +686,53 @@ class PostgresWarehouse:
 
     def prepare(self, target: Target, specs: Sequence[TableSpec]) -> None:
         """Create the schema and the tables that are not there yet."""
+        import psycopg
+
         with self._connection.transaction(), self._connection.cursor() as cursor:
             # IF NOT EXISTS does not protect two sessions that create the same thing at once.
             cursor.execute("SELECT pg_advisory_xact_lock(hashtext('prefect-hamilton-warehouse'))")
-            for statement in _create_statements(target, specs):
-                cursor.execute(statement.encode())
+            try:
+                for statement in _create_statements(target, specs):
+                    cursor.execute(statement.encode())
+            except psycopg.ProgrammingError as error:
+                raise _cannot_create(target, error) from None
+            for spec in specs:
+                try:
+                    cursor.execute(_trial_statement(target, spec).encode())
+                except psycopg.errors.InsufficientPrivilege:
+                    raise
+                except (psycopg.ProgrammingError, psycopg.errors.ObjectNotInPrerequisiteState):
+                    raise _conflict(target, spec) from None
 
     def upsert(self, target: Target, rows: Sequence[tuple[TableSpec, "pd.DataFrame"]]) -> None:
         """Insert rows, or replace those with the same key; several tables in one transaction."""
         with self._connection.transaction(), self._connection.cursor() as cursor:
             for spec, frame in rows:
-                source = f"VALUES ({', '.join(['%s'] * len(spec.columns))})"
-                # In the order of the key, so that two loads never wait for each other's rows.
-                ordered = frame[list(spec.columns)].sort_values(list(spec.key))
-                values = ordered.astype("object").where(ordered.notna(), None)
-                statement = _upsert_statement(target, spec, source)
-                cursor.executemany(
-                    statement.encode(), list(values.itertuples(index=False, name=None))
+                batch = f'"batch{spec.suffix}"'
+                columns = ", ".join(f'"{name}" {kind}' for name, kind in spec.columns.items())
+                cursor.execute(
+                    f"CREATE TEMPORARY TABLE {batch} ({columns}) ON COMMIT DROP".encode()
                 )
+                with cursor.copy(f"COPY {batch} FROM STDIN (FORMAT csv)".encode()) as copy:
+                    for text in _as_csv(arrow_table(spec, frame)):
+                        copy.write(text)
+                # In the order of the key, so that two loads never wait for each other's rows.
+                source = (
+                    f"SELECT {_names(spec.columns)} FROM {batch} "  # noqa: S608
+                    f"ORDER BY {_names(spec.key)}"
+                )
+                cursor.execute(_upsert_statement(target, spec, source).encode())
 
     def read(self, query: str, parameters: Sequence[Any] = ()) -> "pd.DataFrame":
         """Return what a query gives; `?` stands for a parameter."""
-        import pandas as pd
-
+        query, parameters = query.replace("?", "%s"), list(parameters)
         with self._connection.transaction(), self._connection.cursor() as cursor:
-            cursor.execute(query.replace("?", "%s").encode(), list(parameters))
-            columns = [column.name for column in cursor.description or []]
-            return pd.DataFrame(cursor.fetchall(), columns=columns)
+            without_rows = f"SELECT * FROM ({query}) AS described LIMIT 0"  # noqa: S608
+            cursor.execute(without_rows.encode(), parameters)
+            schema = _described(cursor)
+            with cursor.copy(f"COPY ({query}) TO STDOUT (FORMAT csv)".encode(), parameters) as copy:
+                frame: pd.DataFrame = _from_csv(copy, schema).to_pandas()
+        return frame
 
     def has_table(self, target: Target, spec: TableSpec) -> bool:
         """Tell whether a table is there."""
@@ -671,6 +762,71 @@ def _process_lock(purpose: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+CSV_BYTES = 8_000_000  # of text that are parsed at once
+
+
+def _as_csv(table: "pa.Table") -> Iterator[bytes]:
+    """Write rows as CSV, as COPY reads it: text in quotes, null as nothing."""
+    from pyarrow import csv
+
+    for rows in table.to_batches(max_chunksize=10_000):
+        text = io.BytesIO()
+        csv.write_csv(rows, text, csv.WriteOptions(include_header=False))
+        yield text.getvalue()
+
+
+def _from_csv(copied: Iterable[bytes | bytearray | memoryview], schema: "pa.Schema") -> "pa.Table":
+    """Parse CSV as COPY writes it; each piece is a row or several."""
+    import pyarrow as pa
+    from pyarrow import csv
+
+    def parse(text: bytearray) -> pa.Table:
+        return csv.read_csv(
+            io.BytesIO(text),
+            csv.ReadOptions(column_names=schema.names),
+            csv.ParseOptions(newlines_in_values=True),
+            csv.ConvertOptions(
+                column_types=schema,
+                null_values=[""],
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=False,
+                true_values=["t"],
+                false_values=["f"],
+            ),
+        )
+
+    tables = [schema.empty_table()]
+    text = bytearray()
+    for piece in copied:
+        text += piece
+        if len(text) > CSV_BYTES:
+            tables.append(parse(text))
+            text.clear()
+    if text:
+        tables.append(parse(text))
+    return pa.concat_tables(tables)
+
+
+def _described(cursor: "psycopg.Cursor[Any]") -> "pa.Schema":
+    """Return the columns of a cursor's result; types without a counterpart are read as text."""
+    import pyarrow as pa
+
+    types = {
+        "float8": pa.float64(),
+        "int8": pa.int64(),
+        "int4": pa.int64(),
+        "bool": pa.bool_(),
+        "timestamp": pa.timestamp("us"),
+    }
+    columns = [
+        (column.name, cursor.adapters.types.get(column.type_code))
+        for column in cursor.description or []
+    ]
+    return pa.schema(
+        [(name, types.get(kind.name if kind else "", pa.string())) for name, kind in columns]
+    )
 
 
 @cache

@@ -28,6 +28,8 @@ _UNSTORABLE = "[\0\ud800-\udfff]"
 # pandas reads `now` and `today` as the time of the run, too.
 _STARTS_WITH_YEAR = r"\s*[0-9]{4}"
 _NANOSECONDS = r"(\.[0-9]{6})[0-9]+"
+# The sum of squares of such values is still a number, of however many.
+LARGEST_VALUE = 1e150
 
 
 def _rule(reason: str, passes: Any) -> pa.Check:
@@ -65,6 +67,10 @@ TYPED_RECORD = pa.DataFrameSchema(
         _rule("value is missing", lambda df: df["raw_value"].notna()),
         _rule("value is not a number", lambda df: df["value"].notna() | df["raw_value"].isna()),
         _rule("value is infinite", lambda df: ~np.isinf(df["value"])),
+        _rule(
+            "value is too large to calculate with",
+            lambda df: ~((df["value"].abs() > LARGEST_VALUE) & np.isfinite(df["value"])),
+        ),
         _rule(
             "value is below the metric's minimum",
             lambda df: ~((df["value"] < df["minimum"]) & np.isfinite(df["value"])),

@@ -12,12 +12,10 @@ from uuid import UUID
 
 import pandas as pd
 import pytest
-import tenacity
 from prefect import State, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
-    ArtifactFilterKey,
 )
 from prefect.client.schemas.objects import Artifact
 from prefect.utilities.callables import parameter_schema
@@ -147,6 +145,46 @@ def test_too_many_bad_records_fail_the_run_with_the_counts(
         Variable.unset("max_rejected_ratio")
 
 
+def test_of_a_wrong_file_only_the_first_records_are_kept(
+    duckdb_warehouse: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_pipeline, "QUARANTINE_LIMIT", 5)
+    bad = [{"time": f"day {number}", "metric": "wind", "value": 1} for number in range(12)]
+    url = source(tmp_path, bad)
+    states = [run(source_url=url), run(source_url=url)]
+    for state in states:
+        kept = "the first 5 are in warehouse.prod.metrics_quarantine, 7 more are not kept"
+        assert str(state.message).endswith(f"Nothing was loaded; {kept}")
+        assert kept in str(artifacts(run_id(state))["pipeline-summary"].data)
+    assert sorted(read(duckdb_warehouse, "quarantine")["record_number"]) == [1, 2, 3, 4, 5]
+
+
+def test_a_source_with_part_of_a_month_keeps_the_rest_of_it(
+    any_warehouse: str, tmp_path: Path
+) -> None:
+    assert run(source_url=source(tmp_path, good_records(60))).is_completed()
+    correction = [{"time": "2024-02-10", "metric": "wind", "value": 5}]
+    assert run(source_url=source(tmp_path, correction)).is_completed()
+    months = read(any_warehouse, "monthly").set_index("month")
+    february = months.loc["2024-02-01"]
+    assert (february["observations"], february["maximum"]) == (29, 5)
+    assert february["change"] == pytest.approx(2 / 29)
+    rows = read(any_warehouse, "metrics").set_index("time")
+    assert rows.loc["2024-02-11", "rolling_mean_7d"] == pytest.approx((6 * 3 + 5) / 7)
+
+
+def test_a_table_that_is_in_the_way_is_named_at_once(
+    any_warehouse: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run().is_completed()
+    state = run(target_table="warehouse.prod.metrics_monthly")
+    assert state.is_failed()
+    assert state.message == (
+        "warehouse.prod.metrics_monthly exists with other columns: choose another target_table"
+    )
+    assert not [one for one in caplog.records if "Retry" in one.getMessage()]
+
+
 def test_a_variable_that_is_no_number_is_named(duckdb_warehouse: str) -> None:
     Variable.set("anomaly_z_threshold", "three", overwrite=True)
     try:
@@ -271,50 +309,23 @@ def pipeline_process(prefect_api: str, *arguments: str) -> "subprocess.Popen[byt
     )
 
 
-def loading_run(known: set[UUID]) -> UUID | None:
-    """The flow run of a load that has begun, as its progress shows, and is not one of `known`."""
-    with get_client(sync_client=True) as client:
-        found = client.read_artifacts(
-            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["pipeline-load-progress"]))
-        )
-    for artifact in found:
-        progress = float(artifact.data) if isinstance(artifact.data, int | float) else 0.0
-        if artifact.flow_run_id and artifact.flow_run_id not in known and progress > 0:
-            return artifact.flow_run_id
-    return None
-
-
-def known_loads() -> set[UUID]:
-    with get_client(sync_client=True) as client:
-        found = client.read_artifacts(
-            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["pipeline-load-progress"]))
-        )
-    return {artifact.flow_run_id for artifact in found if artifact.flow_run_id}
-
-
-@pytest.mark.parametrize("again", ["rescheduled", "repeated"])
+# The rows of the sample are written in 74 transactions of 80, the months in three more.
+@pytest.mark.parametrize(
+    ("transactions", "again"), [(40, "rescheduled"), (40, "repeated"), (75, "repeated")]
+)
 def test_killed_in_the_middle_and_run_again_nothing_is_lost_or_double(
-    any_warehouse: str, prefect_api: str, again: str
+    any_warehouse: str, prefect_api: str, transactions: int, again: str
 ) -> None:
-    known = known_loads()
-    process = pipeline_process(prefect_api, "20")
-    try:
-        killed = tenacity.Retrying(
-            retry=tenacity.retry_if_result(lambda found: found is None),
-            stop=tenacity.stop_after_delay(120),
-            wait=tenacity.wait_fixed(0.05),
-        )(loading_run, known)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert killed
+    process = pipeline_process(prefect_api, "20", str(transactions))
+    assert process.wait(timeout=200) == -signal.SIGKILL
     (before,) = read(any_warehouse, "loads").to_dict("records")
     assert before["status"] == "loading"
-    assert before["flow_run_id"] == str(killed)
-    assert 0 < len(read(any_warehouse, "metrics")) == before["rows_written"] < SAMPLE_ROWS
+    killed = before["flow_run_id"]
+    rows = read(any_warehouse, "metrics")
+    assert len(rows) == before["rows_written"] == min(80 * transactions, SAMPLE_ROWS)
 
-    arguments = ["500", str(killed)] if again == "rescheduled" else ["500"]
-    assert pipeline_process(prefect_api, *arguments).wait(timeout=120) == 0
+    arguments = ["500", "0", killed] if again == "rescheduled" else ["500", "0"]
+    assert pipeline_process(prefect_api, *arguments).wait(timeout=200) == 0
 
     rows = read(any_warehouse, "metrics")
     assert len(rows) == len(rows.drop_duplicates(["metric", "time"])) == SAMPLE_ROWS
@@ -322,14 +333,17 @@ def test_killed_in_the_middle_and_run_again_nothing_is_lost_or_double(
     loads = read(any_warehouse, "loads").set_index("flow_run_id")
     complete = loads[loads["status"] == "complete"]
     assert list(complete["rows_written"]) == [SAMPLE_ROWS]
-    assert (str(killed) in complete.index) == (again == "rescheduled")
-    assert len(loads) == (1 if again == "rescheduled" else 2)
+    assert list(complete["months_written"]) == [SAMPLE_MONTHS]
+    if again == "rescheduled":
+        assert list(loads.index) == [killed]
+    else:
+        assert loads.loc[killed, "status"] == "interrupted"
 
 
 def test_two_processes_that_load_at_once_both_succeed(
     duckdb_warehouse: str, prefect_api: str
 ) -> None:
-    processes = [pipeline_process(prefect_api, "100") for _ in range(2)]
+    processes = [pipeline_process(prefect_api, "100", "0") for _ in range(2)]
     assert [process.wait(timeout=200) for process in processes] == [0, 0]
     assert len(read(duckdb_warehouse, "metrics")) == SAMPLE_ROWS
     assert list(read(duckdb_warehouse, "loads")["status"]) == ["complete", "complete"]

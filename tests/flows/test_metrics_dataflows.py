@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pandera.pandas as pa
 import pytest
 from hamilton import driver
 from hamilton.data_quality.base import DataValidationError
@@ -50,6 +51,7 @@ def check(
         (("2024-02-01", "wind", None), "value is missing"),
         (("2024-02-01", "wind", "True"), "value is not a number"),
         (("2024-02-01", "wind", "inf"), "value is infinite"),
+        (("2024-02-01", "sales", "-1e151"), "value is too large to calculate with"),
         (("2024-02-01", "wind", "-0.1"), "value is below the metric's minimum"),
         (("2024-02-01", "wind", "121"), "value is above the metric's maximum"),
         (("2024-01-07", "wind", "3.5"), "duplicate of an earlier record"),
@@ -171,16 +173,31 @@ def test_the_gate_stops_a_record_that_breaks_a_rule() -> None:
         check(GOOD, accepted_records_raw=broken)
 
 
+def accepted(records: list[tuple[str, str, float]]) -> pd.DataFrame:
+    frame = pd.DataFrame(records, columns=["time", "metric", "value"]).astype({"value": float})
+    return frame.assign(time=pd.to_datetime(frame["time"], utc=True).dt.as_unit("us"))
+
+
+def nothing(schema: pa.DataFrameSchema) -> pd.DataFrame:
+    """What an empty warehouse holds."""
+    columns = {name: pd.Series(dtype=str(column.dtype)) for name, column in schema.columns.items()}
+    return pd.DataFrame(columns)
+
+
 def transform(records: list[tuple[str, str, float]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    accepted = pd.DataFrame(records, columns=["time", "metric", "value"]).astype({"value": float})
-    accepted["time"] = pd.to_datetime(accepted["time"], utc=True).dt.as_unit("us")
     dataflow = driver.Builder().with_modules(metrics_transform).build()
     inputs = {
-        "accepted_records": accepted,
+        "accepted_records": accepted(records),
+        "unfinished_months": nothing(metrics_transform.MONTH_ROW),
+        "held_rows": nothing(metrics_transform.METRIC_ROW),
+        "held_months": nothing(metrics_transform.MONTH_ROW),
         "metric_dimension": DIMENSION,
         "anomaly_z_threshold": 3.0,
     }
-    result = dataflow.execute(["metric_rows", "month_rows"], inputs=inputs)
+    outputs = ["metric_rows", "month_rows", "recalculated_rows", "recalculated_months"]
+    result = dataflow.execute(outputs, inputs=inputs)
+    assert result["recalculated_rows"].empty
+    assert result["recalculated_months"].empty
     return result["metric_rows"], result["month_rows"]
 
 
@@ -209,6 +226,13 @@ def test_an_outlier_is_flagged_and_does_not_hide_itself() -> None:
     rows, months = transform(daily("wind", [*values, 50.0]))
     assert list(rows.index[rows["is_anomaly"]]) == [30]
     assert list(months["anomalies"]) == [1]
+
+
+def test_the_largest_values_that_are_accepted_have_finite_statistics() -> None:
+    values = [metrics_quality.LARGEST_VALUE, -metrics_quality.LARGEST_VALUE]
+    rows, months = transform(daily("sales", values * 30))
+    assert np.isfinite(rows["rolling_std_30d"][1:]).all()
+    assert np.isfinite(months["value"]).all()
 
 
 def test_equal_values_are_no_anomaly() -> None:

@@ -1,10 +1,13 @@
 """The flows that follow another one: the report on a load, and the one on a failed run."""
 
 import base64
+import json
 import re
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pandas as pd
 import pytest
 from prefect import State, flow, get_client, get_run_logger
 from prefect.client.schemas.filters import (
@@ -57,6 +60,22 @@ def test_a_load_is_reported_once_per_upstream_run(any_warehouse: str) -> None:
     latest = metrics_quality_report(target_table=table, return_state=True)
     assert str(later.state_details.flow_run_id) in str(latest.message)
     assert len(markdown(latest)) == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "months"), [("wind", 1), ("temp_max", 3)], ids=["first month", "no ratio scale"]
+)
+def test_months_without_a_change_are_reported(
+    any_warehouse: str, tmp_path: Path, metric: str, months: int
+) -> None:
+    days = pd.date_range("2024-01-01", periods=30 * months).strftime("%Y-%m-%d")
+    file = tmp_path / "records.json"
+    file.write_text(json.dumps([{"time": day, "metric": metric, "value": 3} for day in days]))
+    assert enterprise_data_pipeline(file.as_uri(), return_state=True).is_completed()
+    state = metrics_quality_report(return_state=True)
+    assert state.is_completed(), state.message
+    (report,) = markdown(state)
+    assert re.search(rf"\| {metric} \| 2024-0{months} \| 3.00 \S+ \| \S* ?\|  \| 0 \|", report)
 
 
 def test_without_a_load_the_report_says_what_to_run(duckdb_warehouse: str) -> None:

@@ -11,7 +11,16 @@ import pytest
 from prefect.blocks.system import Secret
 
 from flows import warehouse
-from flows.warehouse import LOADS, METRICS, Target, WarehouseError
+from flows.warehouse import (
+    LOADS,
+    METRICS,
+    MONTHLY,
+    QUARANTINE,
+    TableConflictError,
+    Target,
+    Warehouse,
+    WarehouseError,
+)
 
 TARGET = Target.parse("warehouse.prod.metrics")
 ALL_ROWS = 'SELECT * FROM "warehouse"."prod"."metrics" ORDER BY time'
@@ -57,6 +66,87 @@ def test_several_tables_are_written_together_or_not_at_all(any_warehouse: str) -
             connection.upsert(TARGET, [(METRICS, rows(3)), (LOADS, broken)])
         connection.upsert(TARGET, [(METRICS, rows(1))])
     assert len(stored(any_warehouse)) == 1
+
+
+TEXTS = ["", "a", None, "NULL", "\\N", '"quoted", and\n second line', "\\.", "é ☃ 😀", " t "]
+
+
+def test_values_come_back_as_they_were(any_warehouse: str) -> None:
+    """Text that is special to COPY, numbers to the last bit, and null, which is none of them."""
+    frame = pd.DataFrame(
+        {
+            "record_id": [str(number) for number in range(len(TEXTS))],
+            "raw_value": TEXTS,
+            "record_number": [2**62, None, *range(len(TEXTS) - 2)],
+            "rejected_at": [datetime(2024, 1, 1, 12, 30, 0, 1), *[None] * (len(TEXTS) - 1)],
+        }
+    )
+    numbers = rows(6).assign(value=[0.1 + 0.2, 5e-324, -1.7976931348623157e308, 1e22, -0.0, None])
+    with warehouse.connect(any_warehouse) as connection:
+        connection.prepare(TARGET, [METRICS, QUARANTINE])
+        kept = frame.astype({"record_number": "Int64"}).reindex(columns=list(QUARANTINE.columns))
+        connection.upsert(TARGET, [(METRICS, numbers), (QUARANTINE, kept)])
+        quarantine = 'SELECT * FROM "warehouse"."prod"."metrics_quarantine" ORDER BY record_id'
+        found = connection.read(quarantine)
+        values = connection.read(ALL_ROWS)["value"]
+    assert [None if pd.isna(text) else text for text in found["raw_value"]] == TEXTS
+    assert found["record_number"][0] == 2**62
+    assert found["rejected_at"][0] == pd.Timestamp("2024-01-01T12:30:00.000001")
+    assert found["rejected_at"].isna().sum() == len(TEXTS) - 1
+    assert values.map(float.hex)[:5].tolist() == numbers["value"].map(float.hex)[:5].tolist()
+    assert values.isna().tolist() == 5 * [False] + [True]
+
+
+def test_columns_have_their_type_whatever_is_in_them(any_warehouse: str) -> None:
+    with warehouse.connect(any_warehouse) as connection:
+        connection.prepare(TARGET, [METRICS])
+        empty = connection.read(ALL_ROWS)
+        connection.upsert(TARGET, [(METRICS, rows(2))])
+        found = connection.read(ALL_ROWS)
+    types = {"metric": "str", "unit": "str", "time": "datetime64[us]", "z_score": "float64"}
+    assert found.dtypes[list(types)].astype(str).to_dict() == types
+    assert empty.dtypes[list(types)].astype(str).to_dict() == types
+    assert found["is_anomaly"].dtype == bool
+
+
+@pytest.mark.parametrize(
+    ("target", "because"),
+    [
+        # The months of warehouse.prod.metrics, a table without a key, a view.
+        ("warehouse.prod.metrics_monthly", "exists with other columns"),
+        ("warehouse.own.metrics", "exists with other columns"),
+        ("warehouse.own.shown", "exists with other columns|Cannot create .* type View"),
+    ],
+)
+def test_a_name_that_is_taken_is_refused_in_a_sentence(
+    any_warehouse: str, target: str, because: str
+) -> None:
+    table = Target.parse(target)
+    with warehouse.connect(any_warehouse) as connection:
+        connection.prepare(TARGET, [METRICS, MONTHLY])
+        connection.prepare(Target.parse("warehouse.own.other"), [LOADS])
+        execute(connection, "CREATE TABLE own.metrics AS SELECT * FROM prod.metrics")
+        execute(connection, "CREATE VIEW own.shown AS SELECT DISTINCT * FROM prod.metrics")
+        with pytest.raises(TableConflictError, match=because) as error:
+            connection.prepare(table, [METRICS])
+        connection.prepare(TARGET, [METRICS, MONTHLY])
+    assert str(error.value).startswith((f"{target} exists", f"Cannot create {target}"))
+    assert str(error.value).endswith("choose another target_table")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("schema", ["pg_x", "pg_catalog"])
+def test_a_reserved_schema_is_refused_in_a_sentence(postgres: str, schema: str) -> None:
+    with (
+        warehouse.connect(f"{postgres}/postgres") as connection,
+        pytest.raises(TableConflictError, match=r"Cannot create .* choose another target_table"),
+    ):
+        connection.prepare(Target("postgres", schema, "metrics"), [METRICS])
+
+
+def execute(connection: Warehouse, statement: str) -> None:
+    assert isinstance(connection, warehouse.DuckDBWarehouse | warehouse.PostgresWarehouse)
+    connection._connection.execute(statement)
 
 
 def test_threads_that_write_the_same_rows_all_succeed(any_warehouse: str) -> None:
