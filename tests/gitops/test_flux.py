@@ -105,18 +105,18 @@ def test_drift_is_healed_at_the_next_look(flux: Team) -> None:
     healed()
 
 
-def test_a_commit_that_does_not_build_is_told_and_changes_nothing(flux: Team) -> None:
+def test_a_commit_that_does_not_build_is_reported_and_changes_nothing(flux: Team) -> None:
     before = flux.objects(NAMESPACE)
     flux.edit(STAGING, "components/ingress", "components/ingres")
     flux.commit("A mistyped component")
     reconcile(flux)
 
     @eventually
-    def told() -> None:
+    def reported() -> None:
         condition = ready(flux)
         assert condition["status"] == "False" and "ingres" in condition["message"], condition
 
-    told()
+    reported()
     assert flux.objects(NAMESPACE) == before
     flux.walks_through(NAMESPACE)
     commit = flux.revert()
