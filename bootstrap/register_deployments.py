@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import typer
@@ -51,19 +52,17 @@ def register(names: list[str]) -> int:
     if os.environ.get("FLOWS_SUBMODULES") not in (None, "", "true"):
         # To git_clone any text but the empty one is true.
         raise BootstrapError("FLOWS_SUBMODULES may be true or left unset.")
-    if COMMIT.fullmatch(ref):
-        os.environ["FLOWS_COMMIT"] = ref.lower()
-    else:
-        os.environ["FLOWS_BRANCH"] = ref
+    named = {"FLOWS_COMMIT": ref.lower()} if COMMIT.fullmatch(ref) else {"FLOWS_BRANCH": ref}
     with tempfile.TemporaryDirectory() as folder:
-        checkout = clone(repository, Path(folder))
+        checkout = clone(repository, Path(folder), named)
         typer.echo(f"Cloned {repository} at {ref}.")
         if not (checkout / "prefect.yaml").exists():
             raise BootstrapError(f"{repository} at {ref} has no prefect.yaml.")
         command = ["prefect", "--no-prompt", "deploy"]
         for name in names:
             command += ["--name", name]
-        return subprocess.run(command, cwd=checkout, check=False).returncode
+        environment = os.environ | named
+        return subprocess.run(command, cwd=checkout, env=environment, check=False).returncode
 
 
 def check_credential(repository: str) -> None:
@@ -95,16 +94,16 @@ def holds_credential(repository: str) -> bool:
     return ":" in found["before_host"] or scheme not in ("ssh", "git+ssh", "ssh+git")
 
 
-def clone(repository: str, folder: Path) -> Path:
-    """Clone at the wanted branch or commit; raises BootstrapError where that fails."""
+def clone(repository: str, folder: Path, named: Mapping[str, str]) -> Path:
+    """Clone at the branch or commit that `named` has; raises BootstrapError where that fails."""
     token = os.environ.get("GIT_ACCESS_TOKEN")
     try:
         storage = GitRepository(
             url=repository,
             credentials={"access_token": SecretStr(token)} if token else None,
             name="flows",
-            branch=os.environ.get("FLOWS_BRANCH"),
-            commit_sha=os.environ.get("FLOWS_COMMIT"),
+            branch=named.get("FLOWS_BRANCH"),
+            commit_sha=named.get("FLOWS_COMMIT"),
             include_submodules=bool(os.environ.get("FLOWS_SUBMODULES")),
         )
         storage.set_base_path(folder)

@@ -152,10 +152,10 @@ def test_notes_tell_addresses_and_how_to_log_in() -> None:
     ("setting", "warning"),
     [
         ("auth.type=none", "anyone who can reach the Prefect API has full access"),
-        ("networkPolicy.enabled=false", "every pod of the cluster reaches the databases"),
+        ("networkPolicy.enabled=false", "every pod of the cluster can reach the databases"),
         ("postgres.enabled=true", "no backups"),
-        ("server.sqlite.enabled=true", "short outages"),
-        ("server.url=http://prefect.example.org", "The Prefect page is served over plain HTTP"),
+        ("server.sqlite.enabled=true", "a short outage at each upgrade"),
+        ("server.url=http://prefect.example.org", "The Prefect UI is served over plain HTTP"),
         ("hamiltonUi.url=http://hamilton.example.org", "The Hamilton UI is served over plain HTTP"),
         (
             "flows.repository=http://git.example.org/flows.git,"
