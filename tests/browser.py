@@ -85,6 +85,11 @@ def shows(page: Page, *texts: str | re.Pattern[str]) -> None:
 def log_in(page: Page, address: str, auth_string: str) -> None:
     """Log in to Prefect's UI as a person does, by typing into its one field."""
     page.goto(address)
-    page.locator("input[type=password]").fill(auth_string)
+    field = page.locator("input[type=password]")
+    try:
+        expect(field).to_be_visible(timeout=PATIENCE)
+    except AssertionError:  # as in `opens`
+        page.reload()
+    field.fill(auth_string)
     page.get_by_role("button", name="Login").click()
-    expect(page.locator("input[type=password]")).to_have_count(0, timeout=PATIENCE)
+    expect(field).to_have_count(0, timeout=PATIENCE)
