@@ -421,18 +421,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="default: %(default)s",
     )
     parser.add_argument("--model", choices=get_args(Model), default="linear", help="%(default)s")
-    parser.add_argument(
-        "--source-timeout-seconds",
-        type=float,
-        default=DEFAULT_SECONDS,
-        help="default: %(default)s",
-    )
-    parser.add_argument(
-        "--source-max-megabytes",
-        type=int,
-        default=DEFAULT_MEGABYTES,
-        help="default: %(default)s",
-    )
+    command_line.add_source_limits(parser)
     options = vars(parser.parse_args(arguments))
     return command_line.run(absenteeism_prediction_flow, options, in_short)
 

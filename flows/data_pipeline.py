@@ -647,18 +647,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--source-url", default=DEFAULT_SOURCE, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=500, help="default: %(default)s")
     parser.add_argument("--target-table", default=DEFAULT_TARGET, help="default: %(default)s")
-    parser.add_argument(
-        "--source-timeout-seconds",
-        type=float,
-        default=DEFAULT_SECONDS,
-        help="default: %(default)s",
-    )
-    parser.add_argument(
-        "--source-max-megabytes",
-        type=int,
-        default=DEFAULT_MEGABYTES,
-        help="default: %(default)s",
-    )
+    command_line.add_source_limits(parser)
     options = vars(parser.parse_args(arguments))
     return command_line.run(enterprise_data_pipeline, options, _in_short)
 
