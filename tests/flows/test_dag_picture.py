@@ -17,6 +17,7 @@ import pytest
 from hamilton import ad_hoc_utils, driver
 from prefect import flow, task
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from flows import dag_picture
 
@@ -148,9 +149,11 @@ def test_a_picture_is_published_with_the_running_task(prefect_api: None) -> None
 
     state = drawing(return_state=True)
     assert state.is_completed()
+    flow_run_id = state.state_details.flow_run_id
+    assert flow_run_id is not None
     with get_client(sync_client=True) as client:
-        artifact = next(
-            a for a in client.read_artifacts() if a.flow_run_id == state.state_details.flow_run_id
+        [artifact] = client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
         )
     assert artifact.type == "markdown"
     assert artifact.key == "hamilton-dag-draw-task"
