@@ -1,6 +1,6 @@
 """Pictures of Hamilton dataflows as Prefect artifacts.
 
-    dag_picture.show("prepare_data_task", driver, ["features"], inputs={...})
+    graphs.show("prepare_data_task", driver, ["features"], inputs={...})
 
 Hamilton describes the graph, the Graphviz library inside the pygraphviz wheel draws it: no `dot`
 program is needed. Nor are fonts: text is set in the DejaVu Sans that comes with matplotlib, on
@@ -21,7 +21,7 @@ from xml.sax.saxutils import escape
 
 from prefect.artifacts import create_markdown_artifact
 
-from flows.decoration import best_effort
+from prefect_hamilton.artifacts import best_effort
 
 if TYPE_CHECKING:
     import graphviz

@@ -9,22 +9,22 @@ from prefect.events.clients import AssertingEventsClient
 from prefect.events.worker import EventsWorker
 from prefect.testing.fixtures import asserting_events_worker  # noqa: F401 (a fixture)
 
-from flows import task_metrics
-from tests.flows.conftest import Answer, WebServer
+from prefect_hamilton import metrics as metrics_module
+from tests.web import Answer, WebServer
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("prefect_api")]
 
 
 @pytest.fixture(autouse=True)
 def fresh_collector(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in task_metrics.ENDPOINT_VARIABLES:
+    for name in metrics_module.ENDPOINT_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    task_metrics._collector.cache_clear()
+    metrics_module._collector.cache_clear()
 
 
 @task
 def measured(fail: bool) -> None:
-    with task_metrics.measure("measured") as metrics:
+    with metrics_module.measure("measured") as metrics:
         metrics.rows_read, metrics.rows_rejected, metrics.rows_written = 10, 3, 7
         if fail:
             raise ValueError("on purpose")
@@ -44,7 +44,7 @@ def test_each_task_run_emits_its_numbers(
     asserting_events_worker.drain()
     client = asserting_events_worker._client
     assert isinstance(client, AssertingEventsClient)
-    (event,) = [event for event in client.events if event.event == task_metrics.EVENT]
+    (event,) = [event for event in client.events if event.event == metrics_module.EVENT]
     seconds = event.payload.pop("seconds")
     assert seconds >= 0
     assert event.payload == {
@@ -90,7 +90,7 @@ def test_a_collector_gets_them_too_when_configured(
 def test_nothing_is_sent_otherwise(web_server: WebServer) -> None:
     measured_flow()
     assert web_server.requests == []
-    assert task_metrics._collector.cache_info().currsize == 0
+    assert metrics_module._collector.cache_info().currsize == 0
 
 
 def test_a_collector_that_is_down_costs_one_warning(

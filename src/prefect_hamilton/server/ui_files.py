@@ -17,7 +17,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-PICTURES = Path(__file__).with_name("prefect_ui_pictures.js")
+PICTURES = Path(__file__).with_name("ui_pictures.js")
 
 LOOPBACK = "http://127.0.0.1:* ws://127.0.0.1:* http://localhost:* ws://localhost:*"
 POLICY = "; ".join(

@@ -27,8 +27,8 @@ ALLOWED_HOSTS = [host.strip() for host in ALLOWED_HOSTS if host.strip()]
 
 MIDDLEWARE = [
     MIDDLEWARE[0],  # /api/ping, for any Host
-    "scripts.hamilton_ui_page.content_security_policy",
-    "hamilton_ui_service.middleware.close_unused_pages",
+    "prefect_hamilton.hamilton_ui.ui_files.content_security_policy",
+    "prefect_hamilton.hamilton_ui.middleware.close_unused_pages",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     *[m for m in MIDDLEWARE[1:] if m != "django.middleware.security.SecurityMiddleware"],
@@ -62,7 +62,7 @@ LOGGING: dict[str, Any] = {
     # A request for another host is answered 400; no need of a traceback, too.
     "loggers": {
         "django.security.DisallowedHost": {"handlers": [], "propagate": False},
-        "hamilton_ui_service": {"level": "INFO"},
+        "prefect_hamilton.hamilton_ui": {"level": "INFO"},
     },
     # INFO is several lines a request.
     "root": {"handlers": ["console"], "level": os.environ.get("LOG_LEVEL", "WARNING")},

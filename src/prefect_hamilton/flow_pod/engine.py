@@ -18,7 +18,7 @@ import anyio
 from prefect.client.orchestration import get_client
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from flow_pod import _prefect, pull_errors
+from prefect_hamilton.flow_pod import _prefect, pull_errors
 
 LEAVE_NO_TRACE = (
     "prefect.deployments.steps.git_clone",

@@ -42,7 +42,7 @@ from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
-from flows.tracking_settings import FlowRunTracking, Settings, TrackingError
+from prefect_hamilton.tracking.settings import FlowRunTracking, Settings, TrackingError
 
 _quiet_lock = threading.Lock()
 _quiet_blocks = 0
@@ -103,7 +103,7 @@ def track(
         settings = None if shared.given_up else Settings.from_env()
         if settings is not None:
             # The SDK takes seconds to import: only flows that track pay for it.
-            from flows import tracking_sdk
+            from prefect_hamilton.tracking import sdk as tracking_sdk
 
             project_url = f"{settings.ui_url}/dashboard/project/{settings.project_id}"
 

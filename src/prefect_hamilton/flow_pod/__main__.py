@@ -28,8 +28,8 @@ if __name__ == "__main__":
     # which would also copy the pages that the fork shares.
     gc.disable()
     # First: it ends a pod in whose image Prefect does not fit.
-    from flow_pod import _prefect  # noqa: F401, I001
-    from flow_pod import launcher
+    from prefect_hamilton.flow_pod import _prefect  # noqa: F401, I001
+    from prefect_hamilton.flow_pod import launcher
 
     gc.freeze()
     gc.enable()

@@ -19,7 +19,7 @@ import pandas as pd
 from hamilton_sdk.tracking import constants
 from pydantic import BaseModel
 
-from flows.masking import MASK, holds_secret, mask, mask_code, names_secret
+from prefect_hamilton.masking import MASK, holds_secret, mask, mask_code, names_secret
 
 LIMIT = 10_000
 """Characters up to which a value is shown."""

@@ -1,8 +1,8 @@
 """The Hamilton SDK's tracker, made best-effort: bounded waits, no exception into the dataflow.
 
-Apart from `flows.tracking` because importing the SDK takes seconds. `BestEffortTracker` guards the
-hooks of the SDK's `HamiltonTracker`; `Sender` is its `client_factory`: the API client that it
-talks to the server with. The SDK's own client has no time-outs, keeps the process alive until the
+A module of its own because importing the SDK takes seconds. `BestEffortTracker` guards the hooks of
+the SDK's `HamiltonTracker`; `Sender` is its `client_factory`: the API client that it talks to the
+server with. The SDK's own client has no time-outs, keeps the process alive until the
 server has answered, and sends the last nodes only after up to five seconds.
 """
 
@@ -25,9 +25,9 @@ from hamilton_sdk.api import clients
 from hamilton_sdk.api.projecttypes import GitInfo
 from hamilton_sdk.tracking.utils import make_json_safe
 
-from flows.masking import mask
-from flows.tracking_settings import FlowRunTracking, Settings, TrackingError
-from flows.tracking_summary import Shown, masked, without_message
+from prefect_hamilton.masking import mask
+from prefect_hamilton.tracking.settings import FlowRunTracking, Settings, TrackingError
+from prefect_hamilton.tracking.summary import Shown, masked, without_message
 
 T = TypeVar("T")
 

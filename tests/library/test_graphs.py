@@ -19,7 +19,7 @@ from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
-from flows import dag_picture
+from prefect_hamilton import graphs
 
 # Several inputs in one box and several nodes: what Hamilton lists in the order of sets.
 DATAFLOW = textwrap.dedent(
@@ -50,9 +50,9 @@ def _render_elsewhere(tmp_path: Path, **env: str) -> tuple[bytes, str]:
     target = tmp_path / "picture.png"
     script.write_text(
         "import sys\n"
-        "from flows import dag_picture\n"
-        "from tests.flows import test_dag_picture as t\n"
-        "png = dag_picture.render(t._driver(), ['joined'], inputs=t.INPUTS, title='A title')\n"
+        "from prefect_hamilton import graphs\n"
+        "from tests.library import test_graphs as t\n"
+        "png = graphs.render(t._driver(), ['joined'], inputs=t.INPUTS, title='A title')\n"
         "open(sys.argv[1], 'wb').write(png)\n"
     )
     root = Path(__file__).parents[2]
@@ -78,7 +78,7 @@ def test_the_same_dataflow_gives_the_same_bytes_in_any_process_and_on_any_machin
     # Without `dot`, without any font, with another order of sets.
     no_fonts = tmp_path / "fonts.conf"
     no_fonts.write_text("<fontconfig></fontconfig>")
-    here = dag_picture.render(_driver(), ["joined"], inputs=INPUTS, title="A title")
+    here = graphs.render(_driver(), ["joined"], inputs=INPUTS, title="A title")
     bare = {"PATH": str(tmp_path), "FONTCONFIG_FILE": str(no_fonts), "HOME": str(tmp_path)}
     elsewhere, stderr = _render_elsewhere(tmp_path, PYTHONHASHSEED="1", **bare)
     again, _ = _render_elsewhere(tmp_path, PYTHONHASHSEED="2")
@@ -92,11 +92,9 @@ def test_names_types_title_and_legend_are_text(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     drawn: list[str] = []
-    draw = dag_picture._draw
-    monkeypatch.setattr(
-        dag_picture, "_draw", lambda source: (drawn.append(source), draw(source))[1]
-    )
-    png = dag_picture.render(_driver(), ["joined"], inputs=INPUTS, title="A title")
+    draw = graphs._draw
+    monkeypatch.setattr(graphs, "_draw", lambda source: (drawn.append(source), draw(source))[1])
+    png = graphs.render(_driver(), ["joined"], inputs=INPUTS, title="A title")
     (tmp_path / "with.png").write_bytes(png)
     # The same picture, each text in white: what is darker now is text.
     (tmp_path / "without.png").write_bytes(
@@ -122,26 +120,26 @@ def test_a_large_dataflow_is_scaled_to_a_bounded_size() -> None:
     )
     dataflow = driver.Builder().with_modules(ad_hoc_utils.module_from_source(chain)).build()
 
-    png = dag_picture.render(dataflow, ["n59"], inputs={"start": 1})
+    png = graphs.render(dataflow, ["n59"], inputs={"start": 1})
 
     width, height = _size(png)
     # A pixel more for rounding.
-    assert height <= width <= dag_picture.DPI * dag_picture.MAX_INCHES + 1
+    assert height <= width <= graphs.DPI * graphs.MAX_INCHES + 1
     assert len(base64.b64encode(png)) < 1_000_000
 
 
 def test_what_graphviz_cannot_draw_is_an_error_with_the_cause() -> None:
     with pytest.raises(RuntimeError, match="Graphviz cannot draw the DAG"):
-        dag_picture._draw("digraph { a -> ")
+        graphs._draw("digraph { a -> ")
 
 
 @pytest.mark.services
 def test_a_picture_is_published_with_the_running_task(prefect_api: None) -> None:
-    png = dag_picture.render(_driver(), ["joined"], inputs=INPUTS)
+    png = graphs.render(_driver(), ["joined"], inputs=INPUTS)
 
     @task
     def draw_task() -> None:
-        dag_picture.publish("draw_task", png)
+        graphs.publish("draw_task", png)
 
     @flow
     def drawing() -> Any:

@@ -29,7 +29,10 @@ from pydantic import (
     model_validator,
 )
 
-from bootstrap.errors import BootstrapError
+from prefect_hamilton.bootstrap.errors import BootstrapError
+
+FILE = Path(__file__).with_name("desired-state.yaml")
+"""What the servers hold in every profile."""
 
 Name = Annotated[str, Field(min_length=1)]
 

@@ -1,6 +1,5 @@
 """Run a flow once, in this process, for a person at a terminal."""
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -14,29 +13,11 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS
-
 # For when no server is configured: a temporary one sets up its database when it first starts.
 _TEMPORARY_SERVER = {
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 180,
     PREFECT_SERVER_ANALYTICS_ENABLED: False,
 }
-
-
-def add_source_limits(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a flow that reads a source: how long and how large it may be."""
-    parser.add_argument(
-        "--source-timeout-seconds",
-        type=float,
-        default=DEFAULT_SECONDS,
-        help="default: %(default)s",
-    )
-    parser.add_argument(
-        "--source-max-megabytes",
-        type=int,
-        default=DEFAULT_MEGABYTES,
-        help="default: %(default)s",
-    )
 
 
 def run(flow: Flow[..., Any], parameters: Mapping[str, Any], in_short: Callable[[Any], str]) -> int:

@@ -29,8 +29,8 @@ from prefect.logging import get_logger
 from prefect.states import AwaitingRetry
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_fixed
 
-from flow_pod import engine
-from flow_pod._prefect import (
+from prefect_hamilton.flow_pod import engine
+from prefect_hamilton.flow_pod._prefect import (
     ControlChannel,
     ControlSignalStatus,
     FlowRunExecutionResult,

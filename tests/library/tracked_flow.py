@@ -6,7 +6,7 @@ from collections.abc import Callable
 from hamilton import ad_hoc_utils, driver
 from prefect import flow, task
 
-from flows import tracking
+from prefect_hamilton import tracking
 
 
 def _nothing(point: str) -> None:

@@ -27,11 +27,12 @@ from prefect import State, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from pydantic import BaseModel
 
-from bootstrap.hamilton import ensure_project
-from flows import tracking, tracking_settings
+from prefect_hamilton import tracking
+from prefect_hamilton.bootstrap.hamilton import ensure_project
+from prefect_hamilton.tracking import settings as tracking_settings
 from tests import services
 from tests.conftest import HamiltonUi
-from tests.flows import tracked_flow
+from tests.library import tracked_flow
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("prefect_api")]
 
@@ -559,7 +560,7 @@ def test_many_register_the_same_new_dag_at_once(own_ui: HamiltonUi) -> None:
     """The server answers 500 to some of them; each gets the id of one and the same version."""
     from hamilton_sdk.api.projecttypes import GitInfo
 
-    from flows import tracking_sdk
+    from prefect_hamilton.tracking import sdk as tracking_sdk
 
     clients = 8
     to_ui = tracking_settings.Settings.from_env(own_ui.env)

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from bootstrap.errors import BootstrapError
+from prefect_hamilton.bootstrap.errors import BootstrapError
 
 Digests = dict[str, Any]
 """Digests of fields by name, nested as the fields are."""

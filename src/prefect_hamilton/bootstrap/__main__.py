@@ -1,4 +1,4 @@
-"""`python -m bootstrap`: bring the servers to the wanted state, register a repository's flows."""
+"""Bring the servers to the desired state, register the deployments of a repository."""
 
 import asyncio
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from bootstrap import desired_state
-from bootstrap.apply import Change, apply
-from bootstrap.errors import BootstrapError
-from bootstrap.record import Record
+from prefect_hamilton.bootstrap import desired_state
+from prefect_hamilton.bootstrap.apply import Change, apply
+from prefect_hamilton.bootstrap.errors import BootstrapError
+from prefect_hamilton.bootstrap.record import Record
+from prefect_hamilton.bootstrap.register_deployments import register
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -21,9 +22,9 @@ def main() -> None:
 
 @app.command("apply")
 def apply_command(
-    file: Annotated[Path, typer.Option(help="The desired state (YAML).")] = Path(
-        "bootstrap/desired-state.yaml"
-    ),
+    file: Annotated[
+        Path, typer.Option(help="The desired state (YAML).", show_default="the package's")
+    ] = desired_state.FILE,
     add: Annotated[
         list[Path] | None,
         typer.Option(help="A file that adds to it; its entries replace those of the same name."),
@@ -64,13 +65,6 @@ def register_command(
     GIT_ACCESS_TOKEN is the token for a private repository.
     """
     try:
-        # The image has what words a failed clone; a checkout has it elsewhere.
-        from bootstrap.register_deployments import register
-    except ModuleNotFoundError as error:
-        if error.name != "flow_pod":
-            raise
-        fail(BootstrapError("register is for the bootstrap's pod; here, use `prefect deploy`."))
-    try:
         code = register(names)
     except BootstrapError as error:
         fail(error)
@@ -84,4 +78,4 @@ def fail(error: BootstrapError) -> NoReturn:
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m bootstrap")
+    app(prog_name="python -m prefect_hamilton.bootstrap")

@@ -2,7 +2,7 @@
 
 import os
 
-from hamilton_ui_service.settings import LOGGING
+from prefect_hamilton.hamilton_ui.settings import LOGGING
 
 bind = f"0.0.0.0:{os.environ.get('PORT', '8241')}"  # a pod's own address
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))

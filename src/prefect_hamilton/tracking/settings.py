@@ -1,4 +1,4 @@
-"""Where a flow run is tracked, and how long it may wait for that: see `flows.tracking`."""
+"""Where a flow run is tracked, and how long it may wait for that."""
 
 import os
 import threading
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from flows.masking import mask
+from prefect_hamilton.masking import mask
 
 DEFAULT_URL = "http://localhost:8241"
 

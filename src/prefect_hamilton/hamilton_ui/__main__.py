@@ -10,7 +10,7 @@ import typer
 from django.db import OperationalError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-logger = logging.getLogger("hamilton_ui_service")
+logger = logging.getLogger("prefect_hamilton.hamilton_ui")
 
 WaitSeconds = Annotated[
     float, typer.Option(min=0, help="How long to wait for the database to accept connections.")
@@ -19,7 +19,7 @@ WaitSeconds = Annotated[
 
 def connect(wait_seconds: float) -> None:
     """Set Django up and wait for the database; exits 1 with the reason if it does not come."""
-    from hamilton_ui_service import database
+    from prefect_hamilton.hamilton_ui import database
 
     try:
         database.wait(wait_seconds)
@@ -38,7 +38,7 @@ def serve() -> None:
         [
             "gunicorn",
             "--config",
-            "python:hamilton_ui_service.gunicorn_config",
+            "python:prefect_hamilton.hamilton_ui.gunicorn_config",
             "server.wsgi:application",
         ],
     )
@@ -48,7 +48,7 @@ def serve() -> None:
 def migrate(wait_seconds: WaitSeconds = 300) -> None:
     """Bring the database to this version's schema; any number of processes may do so at once."""
     connect(wait_seconds)
-    from hamilton_ui_service import database
+    from prefect_hamilton.hamilton_ui import database
 
     database.migrate()
 
@@ -66,7 +66,7 @@ def prune(
 ) -> None:
     """Delete old runs, and end those whose process is gone."""
     connect(wait_seconds)
-    from hamilton_ui_service import database
+    from prefect_hamilton.hamilton_ui import database
 
     if stale_hours:
         ended = database.end_stale_runs(timedelta(hours=stale_hours))

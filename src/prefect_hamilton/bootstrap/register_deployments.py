@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import typer
-from flow_pod import pull_errors
 from prefect.runner.storage import GitRepository
 from pydantic import SecretStr
 from tenacity import (
@@ -21,7 +20,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from bootstrap.errors import BootstrapError
+from prefect_hamilton.bootstrap.errors import BootstrapError
+from prefect_hamilton.flow_pod import pull_errors
 
 COMMIT = re.compile("(?:[0-9a-f]{40}|[0-9a-f]{64})", re.IGNORECASE)
 """A whole SHA: a Git server gives out a commit by nothing less."""

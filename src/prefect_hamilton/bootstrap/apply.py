@@ -33,8 +33,8 @@ from prefect.workers.base import BaseWorker
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from bootstrap import hamilton
-from bootstrap.desired_state import (
+from prefect_hamilton.bootstrap import hamilton
+from prefect_hamilton.bootstrap.desired_state import (
     Automation,
     Block,
     DesiredState,
@@ -47,8 +47,8 @@ from bootstrap.desired_state import (
     resolve,
     resolve_nested,
 )
-from bootstrap.errors import BootstrapError
-from bootstrap.record import NoRecord
+from prefect_hamilton.bootstrap.errors import BootstrapError
+from prefect_hamilton.bootstrap.record import NoRecord
 
 DEFAULT_HAMILTON_URL = "http://localhost:8241"
 
