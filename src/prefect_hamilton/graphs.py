@@ -2,9 +2,9 @@
 
     graphs.show("prepare_data_task", driver, ["features"], inputs={...})
 
-Hamilton describes the graph; Graphviz draws it, by the program `dot` where that is installed, by the
-library inside the pygraphviz wheel otherwise. Text is set in DejaVu Sans, Debian's or the one that
-comes with matplotlib, so a picture looks the same on every machine.
+Hamilton describes the graph; Graphviz draws it, by the program `dot` where that is installed, by
+the library inside the pygraphviz wheel otherwise. Text is set in DejaVu Sans, Debian's or the one
+that comes with matplotlib, so a picture looks the same on every machine.
 """
 
 import base64
