@@ -138,7 +138,8 @@ def test_flows_draw_a_dataflow_without_a_home_or_a_display() -> None:
         "from hamilton import ad_hoc_utils, driver\n"
         "from prefect_hamilton import graphs\n"
         "source = 'def a(b: int) -> int:\\n    return b\\n'\n"
-        "dataflow = driver.Builder().with_modules(ad_hoc_utils.module_from_source(source)).build()\n"
+        "module = ad_hoc_utils.module_from_source(source)\n"
+        "dataflow = driver.Builder().with_modules(module).build()\n"
         "print(graphs.render(dataflow, ['a'], inputs={'b': 1})[:4])"
     )
     assert run("flows", "python", "-c", program).strip() == r"b'\x89PNG'"
