@@ -284,7 +284,7 @@ def load_metrics(
     ):
         connection.prepare(target, [warehouse.METRICS, warehouse.MONTHLY, warehouse.LOADS])
         held = metrics_load.read_held(connection, target, checked.accepted)
-        metrics.rows_read = len(checked.accepted) + len(held.rows)
+        metrics.rows_read = len(checked.accepted) + held.rows_read
         transformed = transform_metrics(checked.accepted, held, anomaly_z_threshold)
         log = _load_log(checked, transformed, source)
         updated = -math.inf
@@ -367,8 +367,10 @@ def enterprise_data_pipeline(
         anomaly_z_threshold = _setting("anomaly_z_threshold", 3.0)
 
         limits = Limits(source_timeout_seconds, source_max_megabytes)
-        extracted = extract_metrics(source_url, limits, return_state=True)
-        checked = validate_metrics(cast("pd.DataFrame", extracted.result()))
+        # Nothing keeps the raw records once they are checked: they take more memory than the rows.
+        checked = validate_metrics(
+            cast("pd.DataFrame", extract_metrics(source_url, limits, return_state=True).result())
+        )
         if len(checked.rejected):
             quarantine_rejected(checked.rejected, source, target)
         _require_quality(checked, source, target, max_rejected_ratio)

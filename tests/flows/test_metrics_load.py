@@ -85,7 +85,7 @@ class Loader:
         """Each row and month is, to the last bit, what one load of all observations gives."""
         rows, months = self.read(METRICS), self.read(MONTHLY)
         observed = rows[["metric", "time", "value"]]
-        nothing = Held(rows.head(0), months.head(0), pd.DataFrame(), months.head(0))
+        nothing = Held(rows.head(0), months.head(0), pd.DataFrame(), months.head(0), 0)
         once = transform(observed.assign(time=observed["time"].dt.tz_localize("UTC")), nothing)
         for found, expected in ((rows, once.metrics), (months, once.months)):
             pd.testing.assert_frame_equal(
