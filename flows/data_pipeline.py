@@ -42,7 +42,7 @@ from prefect.states import Failed
 from prefect.variables import Variable
 from pydantic import BaseModel, Field
 
-from flows import command_line, dag_picture, extract, metrics_load, warehouse
+from flows import command_line, dag_picture, extract, memory, metrics_load, warehouse
 from flows.decoration import (
     best_effort,
     create_link_artifact,
@@ -148,10 +148,8 @@ def extract_metrics(source_url: str, limits: Limits) -> "pd.DataFrame | State[pd
 def validate_metrics(raw_records: "pd.DataFrame") -> Checked:
     """Sort the records into accepted and rejected ones, and find gaps in time."""
     import pandas as pd
-    from hamilton import driver
-
     from flows import tracking
-    from flows.dataflows import metrics_quality
+    from flows.dataflows import driver, metrics_quality
 
     name = "validate_metrics"
     outputs = ["accepted_records", "rejected_records", "time_gaps", "quality_report"]
@@ -216,10 +214,8 @@ def transform_metrics(
     Statistics and months are those of all records, the held ones included; so rows and months that
     are held already may change too.
     """
-    from hamilton import driver
-
     from flows import tracking
-    from flows.dataflows import metrics_transform
+    from flows.dataflows import driver, metrics_transform
 
     name = "transform_metrics"
     outputs = ["metric_rows", "month_rows", "recalculated_rows", "recalculated_months"]
@@ -286,6 +282,7 @@ def load_metrics(
         held = metrics_load.read_held(connection, target, checked.accepted)
         metrics.rows_read = len(checked.accepted) + held.rows_read
         transformed = transform_metrics(checked.accepted, held, anomaly_z_threshold)
+        memory.give_back()
         log = _load_log(checked, transformed, source)
         updated = -math.inf
         for written, rows in metrics_load.write(
@@ -371,6 +368,7 @@ def enterprise_data_pipeline(
         checked = validate_metrics(
             cast("pd.DataFrame", extract_metrics(source_url, limits, return_state=True).result())
         )
+        memory.give_back()
         if len(checked.rejected):
             quarantine_rejected(checked.rejected, source, target)
         _require_quality(checked, source, target, max_rejected_ratio)
@@ -433,7 +431,7 @@ def _publish(
     summary: LoadSummary, checked: Checked, transformed: Transformed, target: Target
 ) -> None:
     """Publish what a person looks for first: a preview, a summary and a link."""
-    latest = transformed.metrics.sort_values(["time", "metric"]).tail(PREVIEW_ROWS)
+    latest = _latest(transformed.metrics)
     create_table_artifact(
         table=json.loads(latest.to_json(orient="records", date_format="iso", double_precision=3)),
         key="pipeline-preview",
@@ -470,6 +468,12 @@ def _publish(
         key="pipeline-link",
         description=f"Where {summary.target_table} came to be: {address}",
     )
+
+
+def _latest(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the last rows by time and metric, without sorting a copy of all."""
+    times = rows["time"].nlargest(PREVIEW_ROWS)
+    return rows[rows["time"] >= times.min()].sort_values(["time", "metric"]).tail(PREVIEW_ROWS)
 
 
 def _metrics_markdown(rows: "pd.DataFrame") -> str:
