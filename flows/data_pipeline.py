@@ -280,6 +280,7 @@ def load_metrics(
     ):
         connection.prepare(target, [warehouse.METRICS, warehouse.MONTHLY, warehouse.LOADS])
         held = metrics_load.read_held(connection, target, checked.accepted)
+        memory.give_back()
         metrics.rows_read = len(checked.accepted) + held.rows_read
         transformed = transform_metrics(checked.accepted, held, anomaly_z_threshold)
         memory.give_back()
@@ -357,6 +358,7 @@ def enterprise_data_pipeline(
     """
     logger = get_run_logger()
     source = _shown(source_url)
+    memory.share()
     try:
         target = Target.parse(target_table)
         warehouse.check(warehouse.warehouse_url(), target)

@@ -1,16 +1,24 @@
-"""What is freed goes back to the system, so that a process is as large as what it holds."""
+"""A process is as large as what it holds: what is freed can be used for anything, or goes back."""
 
 import gc
 
 
-def give_back() -> None:
-    """Return memory that is free, but kept by Python, Arrow or the C library for later use.
+def share() -> None:
+    """Let Arrow take memory from the C library, as NumPy does, in this process from now on.
 
-    What a step leaves behind adds to what the next one takes otherwise, for each of them keeps what
-    the others could use.
+    What Arrow's own allocator has kept of a text column is of no use to a column of numbers.
+    """
+    import pyarrow as pa
+
+    pa.set_memory_pool(pa.system_memory_pool())
+
+
+def give_back() -> None:
+    """Give what is free back to the system: to the next step it would be on top of what it takes.
+
+    The C library keeps it otherwise, in pieces.
     """
     import pyarrow as pa
 
     gc.collect()
-    pa.default_memory_pool().release_unused()
-    pa.system_memory_pool().release_unused()  # all that malloc gave, not Arrow's alone
+    pa.system_memory_pool().release_unused()  # all of the C library's, not only Arrow's
