@@ -148,6 +148,7 @@ def extract_metrics(source_url: str, limits: Limits) -> "pd.DataFrame | State[pd
 def validate_metrics(raw_records: "pd.DataFrame") -> Checked:
     """Sort the records into accepted and rejected ones, and find gaps in time."""
     import pandas as pd
+
     from flows import tracking
     from flows.dataflows import driver, metrics_quality
 
