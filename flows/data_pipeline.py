@@ -476,7 +476,8 @@ def _publish(
 def _latest(rows: "pd.DataFrame") -> "pd.DataFrame":
     """Return the last rows by time and metric, without sorting a copy of all."""
     times = rows["time"].nlargest(PREVIEW_ROWS)
-    return rows[rows["time"] >= times.min()].sort_values(["time", "metric"]).tail(PREVIEW_ROWS)
+    latest: pd.DataFrame = rows[rows["time"] >= times.min()].sort_values(["time", "metric"])
+    return latest.tail(PREVIEW_ROWS)
 
 
 def _metrics_markdown(rows: "pd.DataFrame") -> str:

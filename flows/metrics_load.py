@@ -105,23 +105,28 @@ class _Replaced:
 
     def __init__(self, accepted: "pd.DataFrame") -> None:
         import numpy as np
+        import pandas as pd
 
         self.looked_at = 0
-        code, self._metrics = accepted["metric"].factorize()
+        code, names = accepted["metric"].factorize()
+        self._metrics = pd.Index(names)
         time = accepted["time"].dt.tz_convert(None).to_numpy()
         self._times = np.unique(time)
         # Metric and time as one number.
         self._keys = np.sort(code * len(self._times) + self._times.searchsorted(time))
 
     def are_not(self, rows: "pd.DataFrame") -> "np.ndarray":
+        import pandas as pd
+
         self.looked_at += len(rows)
-        code = self._metrics.get_indexer(rows["metric"])
+        code = self._metrics.get_indexer(pd.Index(rows["metric"]))
         time = rows["time"].to_numpy()
         position = self._times.searchsorted(time).clip(max=len(self._times) - 1)
         key = code * len(self._times) + position
         found = self._keys.searchsorted(key).clip(max=len(self._keys) - 1)
         known = (code >= 0) & (self._times[position] == time)
-        return ~(known & (self._keys[found] == key))
+        replaced: np.ndarray = known & (self._keys[found] == key)
+        return ~replaced
 
 
 def _read_ranges(

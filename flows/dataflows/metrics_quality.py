@@ -260,7 +260,8 @@ def _time(text: "pd.Series[str]") -> "pd.Series[pd.Timestamp]":
 
 
 def _number(text: "pd.Series[str]") -> "pd.Series[float]":
-    return pd.to_numeric(text, errors="coerce").astype("float64")
+    number: pd.Series[float] = pd.to_numeric(text, errors="coerce").astype("float64")
+    return number
 
 
 def _without(rows: pd.DataFrame, left_out: "pd.Series[bool]") -> pd.DataFrame:

@@ -282,7 +282,11 @@ def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
     code, names = rows["metric"].factorize()
     steps = np.diff(code)
     times = np.diff(rows["time"].to_numpy()).astype("int64")
-    if names.is_monotonic_increasing and (steps >= 0).all() and (times[steps == 0] >= 0).all():
+    if (
+        pd.Index(names).is_monotonic_increasing
+        and (steps >= 0).all()
+        and (times[steps == 0] >= 0).all()
+    ):
         return rows.reset_index(drop=True)
     return rows.sort_values(KEY, ignore_index=True)
 
