@@ -249,7 +249,10 @@ def _in_blocks(
 ) -> "pd.Series[Any]":
     """Parse text some of it at a time, for pandas makes Python objects of all that it parses."""
     starts = range(0, max(len(text), 1), BLOCK_SIZE)
-    return pd.concat([parse(text.iloc[start : start + BLOCK_SIZE]) for start in starts])
+    parsed: pd.Series[Any] = pd.concat(
+        [parse(text.iloc[start : start + BLOCK_SIZE]) for start in starts]
+    )
+    return parsed
 
 
 def _time(text: "pd.Series[str]") -> "pd.Series[pd.Timestamp]":
