@@ -42,7 +42,7 @@ from prefect.states import Failed
 from prefect.variables import Variable
 from pydantic import BaseModel, Field
 
-from flows import extract, metrics_load, warehouse
+from flows import extract, memory, metrics_load, warehouse
 from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits, add_source_limits
 from flows.metrics_load import LARGEST_BATCH, Held, Transformed
 from flows.warehouse import DEFAULT_TARGET, Target, TargetTable
@@ -149,9 +149,8 @@ def extract_metrics(source_url: str, limits: Limits) -> "pd.DataFrame | State[pd
 def validate_metrics(raw_records: "pd.DataFrame") -> Checked:
     """Sort the records into accepted and rejected ones, and find gaps in time."""
     import pandas as pd
-    from hamilton import driver
 
-    from flows.dataflows import metrics_quality
+    from flows.dataflows import driver, metrics_quality
     from prefect_hamilton import tracking
 
     name = "validate_metrics"
@@ -217,9 +216,7 @@ def transform_metrics(
     Statistics and months are those of all records, the held ones included; so rows and months that
     are held already may change too.
     """
-    from hamilton import driver
-
-    from flows.dataflows import metrics_transform
+    from flows.dataflows import driver, metrics_transform
     from prefect_hamilton import tracking
 
     name = "transform_metrics"
@@ -285,8 +282,10 @@ def load_metrics(
     ):
         connection.prepare(target, [warehouse.METRICS, warehouse.MONTHLY, warehouse.LOADS])
         held = metrics_load.read_held(connection, target, checked.accepted)
-        metrics.rows_read = len(checked.accepted) + len(held.rows)
+        memory.give_back()
+        metrics.rows_read = len(checked.accepted) + held.rows_read
         transformed = transform_metrics(checked.accepted, held, anomaly_z_threshold)
+        memory.give_back()
         log = _load_log(checked, transformed, source)
         updated = -math.inf
         for written, rows in metrics_load.write(
@@ -361,6 +360,7 @@ def enterprise_data_pipeline(
     """
     logger = get_run_logger()
     source = _shown(source_url)
+    memory.share()
     try:
         target = Target.parse(target_table)
         warehouse.check(warehouse.warehouse_url(), target)
@@ -368,8 +368,11 @@ def enterprise_data_pipeline(
         anomaly_z_threshold = _setting("anomaly_z_threshold", 3.0)
 
         limits = Limits(source_timeout_seconds, source_max_megabytes)
-        extracted = extract_metrics(source_url, limits, return_state=True)
-        checked = validate_metrics(cast("pd.DataFrame", extracted.result()))
+        # Nothing keeps the raw records once they are checked: they take more memory than the rows.
+        checked = validate_metrics(
+            cast("pd.DataFrame", extract_metrics(source_url, limits, return_state=True).result())
+        )
+        memory.give_back()
         if len(checked.rejected):
             quarantine_rejected(checked.rejected, source, target)
         _require_quality(checked, source, target, max_rejected_ratio)
@@ -432,7 +435,7 @@ def _publish(
     summary: LoadSummary, checked: Checked, transformed: Transformed, target: Target
 ) -> None:
     """Publish what a person looks for first: a preview, a summary and a link."""
-    latest = transformed.metrics.sort_values(["time", "metric"]).tail(PREVIEW_ROWS)
+    latest = _latest(transformed.metrics)
     create_table_artifact(
         table=json.loads(latest.to_json(orient="records", date_format="iso", double_precision=3)),
         key="pipeline-preview",
@@ -469,6 +472,13 @@ def _publish(
         key="pipeline-link",
         description=f"Where {summary.target_table} came to be: {address}",
     )
+
+
+def _latest(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the last rows by time and metric, without sorting a copy of all."""
+    times = rows["time"].nlargest(PREVIEW_ROWS)
+    latest: pd.DataFrame = rows[rows["time"] >= times.min()].sort_values(["time", "metric"])
+    return latest.tail(PREVIEW_ROWS)
 
 
 def _metrics_markdown(rows: "pd.DataFrame") -> str:
