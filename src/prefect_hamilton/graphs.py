@@ -2,9 +2,9 @@
 
     graphs.show("prepare_data_task", driver, ["features"], inputs={...})
 
-Hamilton describes the graph, the Graphviz library inside the pygraphviz wheel draws it: no `dot`
-program is needed. Nor are fonts: text is set in the DejaVu Sans that comes with matplotlib, on
-every machine, so a picture looks the same everywhere.
+Hamilton describes the graph; Graphviz draws it, by the program `dot` where that is installed, by
+the library inside the pygraphviz wheel otherwise. Text is set in DejaVu Sans, Debian's or the one
+that comes with matplotlib, so a picture looks the same on every machine.
 """
 
 import base64
@@ -12,6 +12,7 @@ import html
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,7 @@ sys.stdout.buffer.write(graph.draw(format="png", prog="dot"))
 _FONTS_CONF = """<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 <fontconfig>
-  <dir>{fonts}</dir>
+{folders}
   <cachedir>{cache}</cachedir>
   <match target="pattern">
     <edit name="family" mode="assign" binding="strong"><string>DejaVu Sans</string></edit>
@@ -149,13 +150,13 @@ def _draw(dot_source: str) -> bytes:
     """Lay out and draw a graph in the DOT language; returns a PNG."""
     with tempfile.TemporaryDirectory(prefix="dag-picture-") as folder:
         fonts_conf = Path(folder) / "fonts.conf"
+        folders = "\n".join(f"  <dir>{escape(str(found))}</dir>" for found in _font_folders())
         fonts_conf.write_text(
-            _FONTS_CONF.format(fonts=escape(str(_dejavu_folder())), cache=escape(folder)),
-            encoding="utf-8",
+            _FONTS_CONF.format(folders=folders, cache=escape(folder)), encoding="utf-8"
         )
         try:
             drawing = subprocess.run(
-                [sys.executable, "-P", "-c", _DRAW],
+                _command(),
                 input=dot_source.encode(),
                 env=os.environ | {"FONTCONFIG_FILE": str(fonts_conf)},
                 capture_output=True,
@@ -170,9 +171,21 @@ def _draw(dot_source: str) -> bytes:
     return drawing.stdout
 
 
-def _dejavu_folder() -> Path:
+def _command() -> list[str]:
+    """Return the command that reads the DOT language and writes a PNG."""
+    if dot := shutil.which("dot"):
+        return [dot, "-Tpng"]
+    if importlib.util.find_spec("pygraphviz"):
+        return [sys.executable, "-P", "-c", _DRAW]
+    raise RuntimeError(
+        "Graphviz is not installed: install its program dot, or prefect-hamilton[pictures]"
+    )
+
+
+def _font_folders() -> list[Path]:
+    folders = [Path("/usr/share/fonts/truetype/dejavu")]
     # Located, not imported: importing matplotlib takes a second.
     matplotlib = importlib.util.find_spec("matplotlib")
-    if matplotlib is None or matplotlib.origin is None:
-        raise ModuleNotFoundError("matplotlib is not installed: DAG pictures use its fonts")
-    return Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf"
+    if matplotlib is not None and matplotlib.origin is not None:
+        folders.append(Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf")
+    return [folder for folder in folders if folder.exists()]

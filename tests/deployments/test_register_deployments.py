@@ -20,7 +20,7 @@ from prefect.exceptions import ObjectAlreadyExists
 
 from prefect_hamilton.bootstrap import register_deployments
 from prefect_hamilton.bootstrap.__main__ import app
-from tests.deployments.git_server import ROOT, GitServer, git, prefect_environment
+from tests.deployments.git_server import GitServer, git, prefect_environment
 
 pytestmark = pytest.mark.services
 
@@ -291,14 +291,6 @@ def test_no_token_appears_when_it_is_refused(
     assert "refuses the credential" in output
     for word in ("hunter", "zebra", quote(token, safe="")):
         assert word not in output
-
-
-def test_outside_of_its_image_it_says_what_to_do() -> None:
-    command = [sys.executable, "-m", "prefect_hamilton.bootstrap", "register", "nightly"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "use `prefect deploy`" in done.stderr
 
 
 def test_schedules_that_prefect_yaml_ends_are_ended(
