@@ -46,7 +46,7 @@ from flows import extract, memory, metrics_load, warehouse
 from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits, add_source_limits
 from flows.metrics_load import LARGEST_BATCH, Held, Transformed
 from flows.warehouse import DEFAULT_TARGET, Target, TargetTable
-from prefect_hamilton import command_line, graphs
+from prefect_hamilton import command_line, dataflow
 from prefect_hamilton.artifacts import (
     best_effort,
     create_link_artifact,
@@ -150,25 +150,19 @@ def validate_metrics(raw_records: "pd.DataFrame") -> Checked:
     """Sort the records into accepted and rejected ones, and find gaps in time."""
     import pandas as pd
 
-    from flows.dataflows import driver, metrics_quality
-    from prefect_hamilton import tracking
+    from flows.dataflows import metrics_quality
 
-    name = "validate_metrics"
     outputs = ["accepted_records", "rejected_records", "time_gaps", "quality_report"]
-    with measure(name) as metrics:
+    with measure("validate_metrics") as metrics:
         inputs = {
             "raw_records": raw_records,
             "metric_dimension": _dimension(),
             "as_of": pd.Timestamp(datetime.now(UTC)),
         }
-        with tracking.track(name, dag_name="metrics-quality") as tracked:
-            builder = driver.Builder().with_modules(metrics_quality)
-            dataflow = builder.with_adapters(*tracked.adapters).build()
-            result = dataflow.execute(outputs, inputs=inputs)
-        checked = Checked(*(result[output] for output in outputs))
+        run = dataflow.execute(metrics_quality, outputs, inputs=inputs, name="metrics-quality")
+        checked = Checked(*(run[output] for output in outputs))
         metrics.rows_read = checked.report["rows_read"]
         metrics.rows_rejected = checked.report["rows_rejected"]
-    graphs.show(name, dataflow, outputs, inputs=inputs)
     get_run_logger().info(
         "Accepted %s records, rejected %s; %s gaps in time",
         f"{len(checked.accepted):,}",
@@ -216,12 +210,10 @@ def transform_metrics(
     Statistics and months are those of all records, the held ones included; so rows and months that
     are held already may change too.
     """
-    from flows.dataflows import driver, metrics_transform
-    from prefect_hamilton import tracking
+    from flows.dataflows import metrics_transform
 
-    name = "transform_metrics"
     outputs = ["metric_rows", "month_rows", "recalculated_rows", "recalculated_months"]
-    with measure(name) as metrics:
+    with measure("transform_metrics") as metrics:
         inputs = {
             "accepted_records": accepted,
             "held_rows": held.rows,
@@ -230,13 +222,9 @@ def transform_metrics(
             "metric_dimension": _dimension(),
             "anomaly_z_threshold": anomaly_z_threshold,
         }
-        with tracking.track(name, dag_name="metrics-transform") as tracked:
-            builder = driver.Builder().with_modules(metrics_transform)
-            dataflow = builder.with_adapters(*tracked.adapters).build()
-            result = dataflow.execute(outputs, inputs=inputs)
+        run = dataflow.execute(metrics_transform, outputs, inputs=inputs, name="metrics-transform")
         metrics.rows_read = len(accepted)
-    graphs.show(name, dataflow, outputs, inputs=inputs)
-    rows, months = result["metric_rows"], result["month_rows"]
+    rows, months = run["metric_rows"], run["month_rows"]
     get_run_logger().info(
         "Found %s anomalies in %s records, %s months of %s metrics",
         f"{int(rows['is_anomaly'].sum()):,}",
@@ -247,9 +235,9 @@ def transform_metrics(
     return Transformed(
         metrics=rows,
         months=months,
-        recalculated=result["recalculated_rows"],
-        recalculated_months=result["recalculated_months"],
-        run_url=tracked.run_url,
+        recalculated=run["recalculated_rows"],
+        recalculated_months=run["recalculated_months"],
+        run_url=run.url,
     )
 
 

@@ -1,4 +1,4 @@
-"""Hamilton dataflows of the flows, and Hamilton's `driver` to run them with.
+"""Hamilton dataflows of the flows.
 
 Hamilton loads an extension for every library that it finds, and with it the library: Matplotlib,
 scikit-learn and more, 110 MB. The dataflows here need the one for pandas.
@@ -9,7 +9,3 @@ from hamilton import registry
 if not registry.INITIALIZED:
     registry.INITIALIZED = True  # first, for the extension imports what would load all
     registry.load_extension("pandas")
-
-from hamilton import driver
-
-__all__ = ["driver"]
