@@ -21,14 +21,14 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Failed
 from pydantic import BaseModel, Field
 
-from flows import command_line, dag_picture
-from flows.decoration import (
+from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits, add_source_limits
+from prefect_hamilton import command_line, graphs
+from prefect_hamilton.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
 )
-from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -162,9 +162,10 @@ def prepare_data_task(
     import pandas as pd
     from hamilton import driver
 
-    from flows import extract, tracking
+    from flows import extract
     from flows.dataflows import absenteeism_features
     from flows.dataflows.absenteeism_features import RawDataError
+    from prefect_hamilton import tracking
 
     name = "prepare_data_task"
     outputs = ["user_id", *feature_set, label]
@@ -183,7 +184,7 @@ def prepare_data_task(
         except RawDataError as error:
             return Failed(message=str(error))
     model_data = pd.DataFrame({output: result[output] for output in outputs})
-    dag_picture.show(name, dataflow, outputs, inputs=inputs)
+    graphs.show(name, dataflow, outputs, inputs=inputs)
     create_table_artifact(
         table=json.loads(model_data.head(PREVIEW_ROWS).to_json(orient="records")),
         key="absenteeism-model-data",
@@ -209,9 +210,9 @@ def train_and_evaluate_model_task(
     """Train on everybody but the people held out, measure on those."""
     from hamilton import driver
 
-    from flows import tracking
     from flows.dataflows import absenteeism_model
     from flows.dataflows.absenteeism_model import SplitError
+    from prefect_hamilton import tracking
 
     name = "train_and_evaluate_model_task"
     outputs = ["comparison", "cross_validation", "further_scores", "training_data", "predictions"]
@@ -230,7 +231,7 @@ def train_and_evaluate_model_task(
             result = dataflow.execute(outputs, inputs=inputs)
         except SplitError as error:
             return Failed(message=str(error))
-    dag_picture.show(name, dataflow, outputs, inputs=inputs)
+    graphs.show(name, dataflow, outputs, inputs=inputs)
     comparison, training, predictions = (
         result["comparison"],
         result["training_data"],
@@ -421,7 +422,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="default: %(default)s",
     )
     parser.add_argument("--model", choices=get_args(Model), default="linear", help="%(default)s")
-    command_line.add_source_limits(parser)
+    add_source_limits(parser)
     options = vars(parser.parse_args(arguments))
     return command_line.run(absenteeism_prediction_flow, options, in_short)
 

@@ -42,8 +42,12 @@ from prefect.states import Failed
 from prefect.variables import Variable
 from pydantic import BaseModel, Field
 
-from flows import command_line, dag_picture, extract, metrics_load, warehouse
-from flows.decoration import (
+from flows import extract, metrics_load, warehouse
+from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits, add_source_limits
+from flows.metrics_load import LARGEST_BATCH, Held, Transformed
+from flows.warehouse import DEFAULT_TARGET, Target, TargetTable
+from prefect_hamilton import command_line, graphs
+from prefect_hamilton.artifacts import (
     best_effort,
     create_link_artifact,
     create_markdown_artifact,
@@ -51,10 +55,7 @@ from flows.decoration import (
     create_table_artifact,
     update_progress_artifact,
 )
-from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits
-from flows.metrics_load import LARGEST_BATCH, Held, Transformed
-from flows.task_metrics import measure
-from flows.warehouse import DEFAULT_TARGET, Target, TargetTable
+from prefect_hamilton.metrics import measure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,8 +151,8 @@ def validate_metrics(raw_records: "pd.DataFrame") -> Checked:
     import pandas as pd
     from hamilton import driver
 
-    from flows import tracking
     from flows.dataflows import metrics_quality
+    from prefect_hamilton import tracking
 
     name = "validate_metrics"
     outputs = ["accepted_records", "rejected_records", "time_gaps", "quality_report"]
@@ -168,7 +169,7 @@ def validate_metrics(raw_records: "pd.DataFrame") -> Checked:
         checked = Checked(*(result[output] for output in outputs))
         metrics.rows_read = checked.report["rows_read"]
         metrics.rows_rejected = checked.report["rows_rejected"]
-    dag_picture.show(name, dataflow, outputs, inputs=inputs)
+    graphs.show(name, dataflow, outputs, inputs=inputs)
     get_run_logger().info(
         "Accepted %s records, rejected %s; %s gaps in time",
         f"{len(checked.accepted):,}",
@@ -218,8 +219,8 @@ def transform_metrics(
     """
     from hamilton import driver
 
-    from flows import tracking
     from flows.dataflows import metrics_transform
+    from prefect_hamilton import tracking
 
     name = "transform_metrics"
     outputs = ["metric_rows", "month_rows", "recalculated_rows", "recalculated_months"]
@@ -237,7 +238,7 @@ def transform_metrics(
             dataflow = builder.with_adapters(*tracked.adapters).build()
             result = dataflow.execute(outputs, inputs=inputs)
         metrics.rows_read = len(accepted)
-    dag_picture.show(name, dataflow, outputs, inputs=inputs)
+    graphs.show(name, dataflow, outputs, inputs=inputs)
     rows, months = result["metric_rows"], result["month_rows"]
     get_run_logger().info(
         "Found %s anomalies in %s records, %s months of %s metrics",
@@ -647,7 +648,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--source-url", default=DEFAULT_SOURCE, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=500, help="default: %(default)s")
     parser.add_argument("--target-table", default=DEFAULT_TARGET, help="default: %(default)s")
-    command_line.add_source_limits(parser)
+    add_source_limits(parser)
     options = vars(parser.parse_args(arguments))
     return command_line.run(enterprise_data_pipeline, options, _in_short)
 

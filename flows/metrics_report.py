@@ -22,8 +22,6 @@ from prefect.states import Completed, Failed
 from prefect.utilities.urls import url_for
 
 from flows import warehouse
-from flows.decoration import best_effort
-from flows.task_metrics import measure
 from flows.warehouse import (
     DEFAULT_TARGET,
     LOADS,
@@ -34,6 +32,8 @@ from flows.warehouse import (
     TargetTable,
     Warehouse,
 )
+from prefect_hamilton.artifacts import best_effort
+from prefect_hamilton.metrics import measure
 
 if TYPE_CHECKING:
     import pandas as pd

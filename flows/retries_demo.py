@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import task_run
 from prefect.states import Failed
 
-from flows import command_line
+from prefect_hamilton import command_line
 
 
 class DemonstrationError(Exception):

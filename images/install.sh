@@ -6,3 +6,5 @@ uv venv --quiet --python /usr/local/bin/python3 /opt/venv
 uv export --quiet --frozen --no-default-groups --no-emit-project --output-file requirements.txt "$@"
 VIRTUAL_ENV=/opt/venv uv pip install --quiet --no-config --no-deps --require-hashes --requirements requirements.txt
 ./slim.sh /opt/venv
+# The project's own package is a layer of its own.
+echo /opt/prefect-hamilton > "$(echo /opt/venv/lib/python3.*/site-packages)/prefect-hamilton.pth"

@@ -786,7 +786,7 @@ class Valkey(PodSettings):
 
 
 class State(BaseModel):
-    """Additional objects of the Prefect server, in the format of bootstrap/desired-state.yaml."""
+    """Additional objects of the Prefect server, in the format of the image's desired-state.yaml."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -72,16 +72,16 @@ def configure(state: Path) -> None:
 
     from django.conf import settings
 
-    from scripts import hamilton_ui_page
+    from prefect_hamilton.hamilton_ui import ui_files
 
     own = {
         "DEBUG": False,
         "SECRET_KEY": secret_key(state),
         "ALLOWED_HOSTS": ["localhost", HOST],
         # The folder whose `build/` is served as the page.
-        "BASE_DIR": hamilton_ui_page.prepare(package / "build", state / "page"),
+        "BASE_DIR": ui_files.prepare(package / "build", state / "page"),
         "MIDDLEWARE": [
-            "scripts.hamilton_ui_page.content_security_policy",
+            "prefect_hamilton.hamilton_ui.ui_files.content_security_policy",
             *defaults.MIDDLEWARE,
         ],
         "DATABASES": {

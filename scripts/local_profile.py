@@ -23,7 +23,7 @@ import psutil
 from packaging.version import Version
 from pydantic import BaseModel, ValidationError
 
-from scripts import prefect_ui_page
+from prefect_hamilton.server import ui_files
 
 ROOT = Path(__file__).resolve().parents[1]
 HOST = "127.0.0.1"
@@ -313,7 +313,7 @@ def _running_path(state: Path) -> Path:
 
 
 def _ui_path(state: Path) -> Path:
-    return state / "prefect-ui" / prefect_ui_page.key()
+    return state / "prefect-ui" / ui_files.key()
 
 
 def _prepare_ui(state: Path) -> None:
@@ -324,7 +324,7 @@ def _prepare_ui(state: Path) -> None:
     target.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="draft-", dir=target.parent) as draft:
         done = subprocess.run(
-            [sys.executable, "-m", "scripts.prefect_ui_page", f"{draft}/ui"],
+            [sys.executable, "-m", "prefect_hamilton.server.ui_files", f"{draft}/ui"],
             cwd=ROOT,
             env=Profile(state=state).environment(),
             stdin=subprocess.DEVNULL,

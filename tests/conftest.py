@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bootstrap.hamilton import ensure_project
-from tests import services
+from prefect_hamilton.bootstrap.hamilton import ensure_project
+from tests import services, web
 
 pytest_plugins = ["tests.browser"]
 
@@ -79,6 +79,13 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[service
     """A Prefect server for all tests of the session."""
     with services.prefect_server(tmp_path_factory.mktemp("prefect")) as service:
         yield service
+
+
+@pytest.fixture
+def web_server() -> Iterator[web.WebServer]:
+    """A web server for this test."""
+    with web.serve() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

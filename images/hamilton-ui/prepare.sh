@@ -1,14 +1,15 @@
 #!/bin/sh
 # Makes the installed Hamilton UI ready to serve: `prepare.sh /opt/venv`. Used by the image's build stage.
 set -eu
+build=$PWD
 cd "$1"/lib/python3.*/site-packages/hamilton_ui
 
 # The page without its calls to third parties.
-PYTHONPATH=/opt/prefect-hamilton "$1/bin/python" -c '
+PYTHONPATH="$build" "$1/bin/python" -c '
 from pathlib import Path
-from scripts import hamilton_ui_page
+import ui_files
 page = Path("build/index.html")
-page.write_text(hamilton_ui_page.clean(page.read_text()))
+page.write_text(ui_files.clean(page.read_text()))
 '
 if grep -E '(src|href)="https?:' build/index.html; then
   echo "the page still loads the above" >&2

@@ -11,8 +11,8 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-from bootstrap.desired_state import DesiredState, load, resolve_nested
-from tests.chart.charts import ROOT, Object, Release, check, env, render
+from prefect_hamilton.bootstrap.desired_state import FILE, DesiredState, load, resolve_nested
+from tests.chart.charts import Object, Release, check, env, render
 from tests.chart.conftest import PROFILES, profile_values
 
 NAMESPACE = {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}
@@ -212,7 +212,7 @@ def test_a_failed_run_is_reported_by_a_pod(default: Release) -> None:
     """The same automation as on a laptop, but for the deployment that it runs."""
     content = yaml.safe_load(default.get("ConfigMap", "bootstrap")["data"]["state.yaml"])
     (here,) = DesiredState.model_validate({"automations": content["automations"]}).automations
-    (there,) = load([ROOT / "bootstrap/desired-state.yaml"]).automations
+    (there,) = load([FILE]).automations
     assert here.run_deployment == "Failed Run Report/on-failure-k8s"
     assert here == there.model_copy(update={"run_deployment": here.run_deployment})
 

@@ -66,11 +66,10 @@ def run_as_a_pod_does(
         deployment = client.read_deployment_by_name(WALKTHROUGH)
         created = client.create_flow_run_from_deployment(deployment.id)
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "flow_pod"],
+        [sys.executable, "-P", "-m", "prefect_hamilton.flow_pod"],
         cwd=folder,
         env=prefect_environment(
             api_url,
-            PYTHONPATH=str(ROOT / "images/flows"),
             PREFECT__FLOW_RUN_ID=str(created.id),
             GIT_SSL_CAINFO=str(git_server.certificate),
             PREFECT_LOGGING_LEVEL="DEBUG",

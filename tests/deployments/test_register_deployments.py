@@ -1,4 +1,4 @@
-"""`python -m bootstrap register`: clones the flow repository, registers its deployments."""
+"""`bootstrap register` clones the flow repository and registers its deployments."""
 
 import contextlib
 import os
@@ -18,7 +18,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists
 
-from bootstrap.__main__ import app
+from prefect_hamilton.bootstrap import register_deployments
+from prefect_hamilton.bootstrap.__main__ import app
 from tests.deployments.git_server import ROOT, GitServer, git, prefect_environment
 
 pytestmark = pytest.mark.services
@@ -27,9 +28,9 @@ pytestmark = pytest.mark.services
 def register(*names: str, folder: Path, environment: dict[str, str]) -> tuple[int, str]:
     """Exit code and output of the command, with what the image has on its path."""
     done = subprocess.run(
-        [sys.executable, "-m", "bootstrap", "register", *names],
+        [sys.executable, "-m", "prefect_hamilton.bootstrap", "register", *names],
         cwd=folder,
-        env={**environment, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'images/flows'}"},
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -224,9 +225,6 @@ def test_an_unclear_wish_for_submodules_is_refused(tmp_path: Path) -> None:
 def module() -> Iterator[ModuleType]:
     """What registers, imported as in its image; a failure is not tried again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "images/flows"))
-        from bootstrap import register_deployments
-
         patch.setattr(register_deployments.pull.retry, "stop", tenacity.stop_after_attempt(1))
         yield register_deployments
 
@@ -296,7 +294,7 @@ def test_no_token_appears_when_it_is_refused(
 
 
 def test_outside_of_its_image_it_says_what_to_do() -> None:
-    command = [sys.executable, "-m", "bootstrap", "register", "nightly"]
+    command = [sys.executable, "-m", "prefect_hamilton.bootstrap", "register", "nightly"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1

@@ -15,7 +15,7 @@ from prefect.utilities.callables import parameter_schema
 from flows import absenteeism
 from flows.absenteeism import Evaluation, absenteeism_prediction_flow
 from flows.dataflows import absenteeism_features
-from tests.flows.conftest import WebServer
+from tests.web import WebServer
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("prefect_api")]
 

@@ -16,7 +16,7 @@ from flows.dataflows.absenteeism_features import RawDataError
 from flows.dataflows.absenteeism_model import SplitError
 from flows.extract import ExtractError
 from flows.limits import Limits
-from tests.flows.conftest import WebServer
+from tests.web import WebServer
 
 SAMPLE = absenteeism.SAMPLES["absenteeism-at-work"]
 HOURS = "absenteeism_time_in_hours"

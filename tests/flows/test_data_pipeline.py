@@ -23,8 +23,8 @@ from prefect.variables import Variable
 
 from flows import data_pipeline, warehouse
 from flows.data_pipeline import LoadSummary, enterprise_data_pipeline
-from tests.flows.conftest import WebServer
 from tests.services import ROOT
+from tests.web import WebServer
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("prefect_api")]
 

@@ -8,10 +8,11 @@ from matplotlib.figure import Figure
 from prefect import State
 from prefect.client.orchestration._artifacts.client import ArtifactClient
 
-from flows import dag_picture, warehouse
+from flows import warehouse
 from flows.absenteeism import Evaluation, absenteeism_prediction_flow
 from flows.data_pipeline import LoadSummary, enterprise_data_pipeline
 from flows.metrics_report import metrics_quality_report
+from prefect_hamilton import graphs
 from tests.flows.test_data_pipeline import artifacts, read, run_id
 from tests.flows.test_reports import markdown
 
@@ -32,7 +33,7 @@ def no_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphviz ends with an error."""
-    monkeypatch.setattr(dag_picture, "_DRAW", "raise SystemExit('no layout')")
+    monkeypatch.setattr(graphs, "_DRAW", "raise SystemExit('no layout')")
 
 
 def load() -> State[Any]:

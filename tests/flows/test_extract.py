@@ -23,7 +23,7 @@ from moto.server import ThreadedMotoServer
 from flows import extract
 from flows.extract import ExtractError, public_url, read_records
 from flows.limits import Limits
-from tests.flows.conftest import WebServer
+from tests.web import WebServer
 
 RECORDS = [
     {"time": "2024-01-01", "metric": "load", "value": 0.30000000000000004},

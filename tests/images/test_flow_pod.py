@@ -28,7 +28,7 @@ from tests.services import ROOT, Service
 pytestmark = pytest.mark.services
 
 FLOWS = ROOT / "tests/images"
-PACKAGE = ROOT / "images/flows"
+PACKAGE = ROOT / "src"
 
 eventually = tenacity.retry(
     stop=tenacity.stop_after_delay(60), wait=tenacity.wait_fixed(0.2), reraise=True
@@ -90,7 +90,7 @@ class Pods:
     def executing(self, flow_run: FlowRun, **env: str) -> Iterator[subprocess.Popen[str]]:
         """The pod's process; killed if it has not ended when the block does."""
         process = subprocess.Popen(
-            [self.python, "-P", "-m", "flow_pod"],
+            [self.python, "-P", "-m", "prefect_hamilton.flow_pod"],
             env={
                 "PATH": os.environ["PATH"],
                 "PYTHONPATH": str(PACKAGE),
@@ -444,7 +444,7 @@ def test_a_run_that_was_cancelled_before_does_not_start(
 def start(pods: Pods, *arguments: str, **env: str) -> tuple[int, str]:
     """Exit code and errors of a pod's command without an API."""
     done = subprocess.run(
-        [pods.python, "-P", "-m", "flow_pod", *arguments],
+        [pods.python, "-P", "-m", "prefect_hamilton.flow_pod", *arguments],
         env={"PYTHONPATH": str(PACKAGE), **env},
         capture_output=True,
         text=True,

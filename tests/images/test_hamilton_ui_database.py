@@ -12,7 +12,6 @@ import psycopg
 import pytest
 
 from scripts.hamilton_ui import package_folder
-from tests.services import ROOT
 
 pytestmark = pytest.mark.services
 
@@ -24,7 +23,7 @@ import django
 from django.utils import timezone
 
 django.setup()
-from hamilton_ui_service import database
+from prefect_hamilton.hamilton_ui import database
 from trackingserver_run_tracking.models import DAGRun, NodeRun
 
 database.migrate()
@@ -74,13 +73,12 @@ def database(postgres: str) -> Iterator[dict[str, str]]:
 def test_a_silent_run_ends_though_a_node_without_a_run_was_heard_of(
     database: dict[str, str], tmp_path: Path
 ) -> None:
-    path = [ROOT / "images/hamilton-ui", package_folder()]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env=os.environ
         | database
         | {
-            "PYTHONPATH": os.pathsep.join(map(str, path)),
+            "PYTHONPATH": str(package_folder()),
             "DJANGO_SETTINGS_MODULE": "server.settings",
             "DJANGO_SECRET_KEY": "of-the-test",
             "HAMILTON_ENV": "mini",

@@ -144,7 +144,7 @@ def test_the_prefect_server_answers(containers: list[Container]) -> None:
     for path in ("/dashboard", "/v2/"):
         page = get(f"http://{server.address}:4200{path}", accept="text/html").text
         assert "default-src 'self'" in page
-        assert "prefect_ui_pictures.js" in page
+        assert "ui_pictures.js" in page
 
 
 def test_the_hamilton_ui_migrates_serves_and_prunes(

@@ -16,9 +16,9 @@ import pytest
 import yaml
 from prefect.events.schemas.automations import AutomationCore
 
-from bootstrap import desired_state
-from bootstrap.apply import _comparable
-from bootstrap.errors import BootstrapError
+from prefect_hamilton.bootstrap import desired_state
+from prefect_hamilton.bootstrap.apply import _comparable
+from prefect_hamilton.bootstrap.errors import BootstrapError
 from tests import services
 
 pytestmark = pytest.mark.services
@@ -60,6 +60,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Servic
         yield service
 
 
+APPLY = [sys.executable, "-m", "prefect_hamilton.bootstrap", "apply"]
+
+
 def write(path: Path, content: object) -> Path:
     path.write_text(yaml.safe_dump(content))
     return path
@@ -69,7 +72,17 @@ def apply(
     file: Path, api_url: str, *more: str, timeout: str = "30", **env: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "bootstrap", "apply", "--file", file, "--timeout", timeout, *more],
+        [
+            sys.executable,
+            "-m",
+            "prefect_hamilton.bootstrap",
+            "apply",
+            "--file",
+            file,
+            "--timeout",
+            timeout,
+            *more,
+        ],
         env=os.environ | {"PREFECT_API_URL": api_url, "THE_URL": "duckdb:///s3cret"} | env,
         capture_output=True,
         text=True,
@@ -434,8 +447,7 @@ def test_a_later_file_adds_and_replaces_by_name(tmp_path: Path) -> None:
 
 
 def test_the_project_s_own_files_are_valid() -> None:
-    folder = services.ROOT / "bootstrap"
-    state = desired_state.load([folder / "desired-state.yaml", folder / "local.yaml"])
+    state = desired_state.load([desired_state.FILE, services.ROOT / "scripts/local.yaml"])
     assert [pool.name for pool in state.work_pools] == ["local-process-pool"]
 
 

@@ -9,11 +9,11 @@ import pytest
 from prefect.client.schemas.objects import State
 from sklearn.linear_model import QuantileRegressor
 
-from flows import tracking_sdk
 from flows.absenteeism import absenteeism_prediction_flow
 from flows.data_pipeline import enterprise_data_pipeline
 from flows.failed_run_report import failed_run_report
 from flows.warehouse import DuckDBWarehouse
+from prefect_hamilton.tracking import sdk as tracking_sdk
 from scripts import outcomes
 from scripts.demo import Run
 from tests.conftest import HamiltonUi

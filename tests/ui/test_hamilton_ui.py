@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from bootstrap.hamilton import HamiltonError, ensure_project
+from prefect_hamilton.bootstrap.hamilton import HamiltonError, ensure_project
 from tests import services
 from tests.conftest import HamiltonUi
 

@@ -10,8 +10,9 @@ import httpx
 import prefect
 import pytest
 
-from scripts import local_profile, prefect_ui_page
-from scripts.prefect_ui_page import UiError
+from prefect_hamilton.server import ui_files
+from prefect_hamilton.server.ui_files import UiError
+from scripts import local_profile
 from tests import prefect_views, services
 
 
@@ -37,17 +38,17 @@ def text_of(ui: Path) -> str:
 
 
 def test_the_analytics_client_has_no_key(package: dict[str, Path], ui: Path) -> None:
-    (client,) = (file for file in ui.rglob("*.js") if prefect_ui_page.ANALYTICS in file.read_text())
-    (key,) = (found[0] for found in prefect_ui_page.KEY.finditer(client.read_text()))
+    (client,) = (file for file in ui.rglob("*.js") if ui_files.ANALYTICS in file.read_text())
+    (key,) = (found[0] for found in ui_files.KEY.finditer(client.read_text()))
 
-    prefect_ui_page.main([])
+    ui_files.main([])
 
     assert key not in text_of(ui)
     assert "return``" in client.read_text()
 
 
 def test_nothing_else_of_the_package_is_changed(package: dict[str, Path]) -> None:
-    prefect_ui_page.main([])
+    ui_files.main([])
 
     for name, folder in package.items():
         original = Path(prefect.__file__).parent / "server" / folder.name
@@ -62,28 +63,28 @@ def test_nothing_else_of_the_package_is_changed(package: dict[str, Path]) -> Non
         }
         client = {path for path in changed if path.parent == Path("assets")}
         assert len(client) == ("v2" in name)
-        assert changed - client == {Path("index.html"), Path("prefect_ui_pictures.js")}
+        assert changed - client == {Path("index.html"), Path("ui_pictures.js")}
 
 
 def test_policy_and_pictures_come_before_the_scripts_of_the_ui(package: dict[str, Path]) -> None:
-    prefect_ui_page.main([])
+    ui_files.main([])
 
     for folder in package.values():
         html = (folder / "index.html").read_text()
         policy, pictures, own = (
             html.index(text)
-            for text in ("Content-Security-Policy", "prefect_ui_pictures.js", 'type="module"')
+            for text in ("Content-Security-Policy", "ui_pictures.js", 'type="module"')
         )
         assert policy < pictures < own
 
 
 def test_an_unknown_form_of_the_key_ends_the_build(ui: Path) -> None:
-    (client,) = (file for file in ui.rglob("*.js") if prefect_ui_page.ANALYTICS in file.read_text())
-    client.write_text(prefect_ui_page.KEY.sub("return atob(`aGVsbG8=`)", client.read_text()))
+    (client,) = (file for file in ui.rglob("*.js") if ui_files.ANALYTICS in file.read_text())
+    client.write_text(ui_files.KEY.sub("return atob(`aGVsbG8=`)", client.read_text()))
     page = (ui / "index.html").read_text()
 
     with pytest.raises(SystemExit, match=r"cannot be prepared: .*0 keys of the analytics client"):
-        prefect_ui_page.main([])
+        ui_files.main([])
     assert (ui / "index.html").read_text() == page
 
 
@@ -102,14 +103,14 @@ def test_an_unknown_page_ends_the_build(ui: Path, old: str, new: str, reason: st
     page.write_text(page.read_text().replace(old, new))
 
     with pytest.raises(UiError, match=reason):
-        prefect_ui_page.prepare(ui)
+        ui_files.prepare(ui)
 
 
 def test_a_prepared_ui_is_not_prepared_again(ui: Path) -> None:
-    prefect_ui_page.prepare(ui)
+    ui_files.prepare(ui)
 
     with pytest.raises(UiError):
-        prefect_ui_page.prepare(ui)
+        ui_files.prepare(ui)
 
 
 def test_the_walk_goes_to_every_view(ui: Path) -> None:
@@ -129,9 +130,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Servic
 @pytest.mark.parametrize("base", prefect_views.UIS.values(), ids=prefect_views.UIS)
 def test_the_local_profile_serves_the_prepared_files(served: services.Service, base: str) -> None:
     page = httpx.get(f"{served.url}{base}/dashboard", headers={"Accept": "text/html"}).text
-    assert f'content="{prefect_ui_page.POLICY}"' in page
-    pictures = httpx.get(f"{served.url}{base}/prefect_ui_pictures.js")
-    assert pictures.text == prefect_ui_page.PICTURES.read_text()
+    assert f'content="{ui_files.POLICY}"' in page
+    pictures = httpx.get(f"{served.url}{base}/ui_pictures.js")
+    assert pictures.text == ui_files.PICTURES.read_text()
     for script in re.findall(r'src="([^"]+)"', page):
         assert "javascript" in httpx.get(served.url + script).headers["content-type"]
 
@@ -154,4 +155,4 @@ def test_the_files_of_an_older_version_go(tmp_path: Path) -> None:
     local_profile.prepare(tmp_path)
 
     (left,) = (tmp_path / "prefect-ui").iterdir()
-    assert left.name == prefect_ui_page.key()
+    assert left.name == ui_files.key()

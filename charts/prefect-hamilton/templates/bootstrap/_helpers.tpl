@@ -2,7 +2,7 @@
 {{ include "prefect-hamilton.fullname" . }}-bootstrap
 {{- end }}
 
-{{/* What the servers are to hold beside the image's bootstrap/desired-state.yaml. */}}
+{{/* What the servers are to hold beside the image's desired-state.yaml. */}}
 {{- define "prefect-hamilton.bootstrap.state" -}}
 {{- $state := .Values.bootstrap.state -}}
 {{- with include "prefect-hamilton.workPools" . | fromYaml }}
@@ -135,14 +135,14 @@ template:
     containers:
       - name: bootstrap
         {{- include "prefect-hamilton.container" $context | nindent 8 }}
-        {{- $apply := printf "python -m bootstrap apply --file /opt/prefect-hamilton/bootstrap/desired-state.yaml --add /bootstrap/state.yaml --timeout=%v" .Values.bootstrap.timeoutSeconds }}
+        {{- $apply := printf "python -m prefect_hamilton.bootstrap apply --add /bootstrap/state.yaml --timeout=%v" .Values.bootstrap.timeoutSeconds }}
         {{- if include "prefect-hamilton.flows.repository" . }}
         args:
           - sh
           - -ec
           - |
             {{ $apply }}
-            python -m bootstrap register {{- range .Values.flows.deployments }} {{ . | squote }}{{ end }}
+            python -m prefect_hamilton.bootstrap register {{- range .Values.flows.deployments }} {{ . | squote }}{{ end }}
             # Automations that run what has just been registered.
             {{ $apply }}
         {{- else }}

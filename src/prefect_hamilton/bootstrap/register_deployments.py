@@ -1,0 +1,142 @@
+"""Clones the flow repository as a flow run does and registers its deployments as a person does."""
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import typer
+from prefect.runner.storage import GitRepository
+from pydantic import SecretStr
+from tenacity import (
+    RetryCallState,
+    retry,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
+
+from prefect_hamilton.bootstrap.errors import BootstrapError
+from prefect_hamilton.flow_pod import pull_errors
+
+COMMIT = re.compile("(?:[0-9a-f]{40}|[0-9a-f]{64})", re.IGNORECASE)
+"""A whole SHA: a Git server gives out a commit by nothing less."""
+
+ADDRESS = re.compile(
+    r"(?:(?P<scheme>[a-z][a-z0-9+.-]*)://)?(?P<before_host>[^@]*)@.*", re.IGNORECASE | re.DOTALL
+)
+"""A URL, or user@host:path as SSH has it, with an @ somewhere."""
+
+FAILURES = (RuntimeError, subprocess.CalledProcessError)
+"""Of `git clone`, which Prefect words, and of `git fetch` for a commit."""
+
+
+def register(names: list[str]) -> int:
+    """Register what `names` name or match; returns the exit code of `prefect deploy`.
+
+    Reads FLOWS_REPOSITORY, FLOWS_REF (branch, tag or commit), GIT_ACCESS_TOKEN for a private
+    repository, and FLOWS_SUBMODULES. prefect.yaml gets the reference as FLOWS_COMMIT or
+    FLOWS_BRANCH.
+    Raises BootstrapError when one of the first two is missing or the address holds a credential,
+    and when the repository cannot be cloned or has no prefect.yaml.
+    """
+    for name in ("FLOWS_REPOSITORY", "FLOWS_REF"):
+        if not os.environ.get(name):
+            raise BootstrapError(f"{name} is not set: it says what to clone.")
+    repository, ref = os.environ["FLOWS_REPOSITORY"], os.environ["FLOWS_REF"]
+    check_credential(repository)
+    if os.environ.get("FLOWS_SUBMODULES") not in (None, "", "true"):
+        # To git_clone any text but the empty one is true.
+        raise BootstrapError("FLOWS_SUBMODULES may be true or left unset.")
+    named = {"FLOWS_COMMIT": ref.lower()} if COMMIT.fullmatch(ref) else {"FLOWS_BRANCH": ref}
+    with tempfile.TemporaryDirectory() as folder:
+        checkout = clone(repository, Path(folder), named)
+        typer.echo(f"Cloned {repository} at {ref}.")
+        if not (checkout / "prefect.yaml").exists():
+            raise BootstrapError(f"{repository} at {ref} has no prefect.yaml.")
+        command = ["prefect", "--no-prompt", "deploy"]
+        for name in names:
+            command += ["--name", name]
+        environment = os.environ | named
+        return subprocess.run(command, cwd=checkout, env=environment, check=False).returncode
+
+
+def check_credential(repository: str) -> None:
+    """Refuse an address that holds a credential, and say so where a token will not be used.
+
+    Such an address would be stored with each deployment and printed. Where its credential begins
+    and ends cannot be told for sure, as people forget to percent-encode it.
+    """
+    if holds_credential(repository):
+        raise BootstrapError(
+            "FLOWS_REPOSITORY holds a credential, which would be stored with each deployment for "
+            "all to read: set the address without it, and GIT_ACCESS_TOKEN to the token (the "
+            "chart's value is flows.gitCredential). An @ in the path is written as %40."
+        )
+    if os.environ.get("GIT_ACCESS_TOKEN") and not repository.lower().startswith("https://"):
+        typer.echo(
+            "GIT_ACCESS_TOKEN is not used: Prefect sends a token only to an https:// address, and "
+            f"FLOWS_REPOSITORY is {repository}."
+        )
+
+
+def holds_credential(repository: str) -> bool:
+    """Whether the address names a user or, by SSH, whose user is no secret, a password."""
+    if not (found := ADDRESS.fullmatch(repository)):
+        return False
+    scheme = (found["scheme"] or "ssh").lower()
+    if scheme == "file":
+        return False
+    return ":" in found["before_host"] or scheme not in ("ssh", "git+ssh", "ssh+git")
+
+
+def clone(repository: str, folder: Path, named: Mapping[str, str]) -> Path:
+    """Clone at the branch or commit that `named` has; raises BootstrapError where that fails."""
+    token = os.environ.get("GIT_ACCESS_TOKEN")
+    try:
+        storage = GitRepository(
+            url=repository,
+            credentials={"access_token": SecretStr(token)} if token else None,
+            name="flows",
+            branch=named.get("FLOWS_BRANCH"),
+            commit_sha=named.get("FLOWS_COMMIT"),
+            include_submodules=bool(os.environ.get("FLOWS_SUBMODULES")),
+        )
+        storage.set_base_path(folder)
+        asyncio.run(pull(storage))
+    except FAILURES as error:
+        raise BootstrapError(reason(error)) from error
+    except ValueError as error:  # an address or a reference that Prefect does not pass on to git
+        ref = os.environ["FLOWS_REF"]
+        why = str(error).rstrip(".")
+        raise BootstrapError(f"Cannot clone {repository} at {ref}: {why}.") from error
+    return storage.destination
+
+
+def reason(error: BaseException) -> str:
+    """Return why the repository cannot be cloned."""
+    repository, ref = os.environ["FLOWS_REPOSITORY"], os.environ["FLOWS_REF"]
+    return pull_errors.explain_to_installer(error, repository, ref)
+
+
+def say(attempt: RetryCallState) -> None:
+    """Tell why it is tried again."""
+    if attempt.outcome and (error := attempt.outcome.exception()):
+        typer.echo(f"Trying again: {reason(error)}")
+
+
+@retry(
+    stop=stop_after_attempt(3),
+    wait=wait_random_exponential(max=10),
+    retry=retry_if_exception_type(FAILURES),
+    before_sleep=say,
+    reraise=True,
+)
+async def pull(storage: GitRepository) -> None:
+    """Clone into an empty folder: Prefect takes what is left of a clone for the whole."""
+    shutil.rmtree(storage.destination, ignore_errors=True)
+    await storage.pull_code()

@@ -1,0 +1,37 @@
+"""Execute the flow run that PREFECT__FLOW_RUN_ID, or the only argument, names."""
+
+import gc
+import os
+import signal
+import sys
+from uuid import UUID
+
+
+def flow_run_id() -> UUID:
+    """Return the flow run to execute; exit 2 and say how to name one if there is none."""
+    value = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("PREFECT__FLOW_RUN_ID", "")
+    try:
+        return UUID(value)
+    except ValueError:
+        sys.stderr.write(
+            f"flow_pod: {value!r} is not the id of a flow run; set PREFECT__FLOW_RUN_ID\n"
+        )
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    # A pod may be told to end while Prefect is still being imported. The signal then waits until
+    # somebody handles it, so that the run is rescheduled.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    # What Prefect's modules make stays: no search for garbage meanwhile, and none among it later,
+    # which would also copy the pages that the fork shares.
+    gc.disable()
+    # First: it ends a pod in whose image Prefect does not fit.
+    from prefect_hamilton.flow_pod import _prefect  # noqa: F401, I001
+    from prefect_hamilton.flow_pod import launcher, outages
+
+    gc.freeze()
+    gc.enable()
+    outages.repeat_requests()
+    sys.exit(launcher.execute(flow_run_id()))

@@ -1,0 +1,69 @@
+"""Django settings of the Hamilton UI in a cluster: those of the package, made fit for production.
+
+The package's own settings read DB_HOST, DB_PORT, DB_NAME, DB_USER, DB_PASSWORD, DJANGO_SECRET_KEY,
+HAMILTON_ALLOWED_HOSTS, HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY and HAMILTON_BLOB_STORE with what it
+needs. Added here:
+
+- HAMILTON_UI_HTTPS: `true` if browsers reach this through HTTPS that ends at a proxy, which sets
+  X-Forwarded-Proto; cookies are then for HTTPS only.
+- LOG_LEVEL: WARNING unless set. Logs are one JSON object a line.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from server.settings import *  # noqa: F403  # Django reads settings as names of this module
+from server.settings import (
+    ALLOWED_HOSTS,
+    BASE_DIR,
+    HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY,
+    MIDDLEWARE,
+)
+
+# An empty key would lock everybody out; the chart's way to say "none" is an empty string.
+HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY = HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY or None
+ALLOWED_HOSTS = [host.strip() for host in ALLOWED_HOSTS if host.strip()]
+
+MIDDLEWARE = [
+    MIDDLEWARE[0],  # /api/ping, for any Host
+    "prefect_hamilton.hamilton_ui.ui_files.content_security_policy",
+    "prefect_hamilton.hamilton_ui.middleware.close_unused_pages",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    *[m for m in MIDDLEWARE[1:] if m != "django.middleware.security.SecurityMiddleware"],
+]
+
+# The page's own files are named after their content: a browser may keep them for ever.
+WHITENOISE_ROOT = BASE_DIR / "build"
+WHITENOISE_IMMUTABLE_FILE_TEST = r"^/assets/"
+STATICFILES_DIRS: list[Path] = []
+STATIC_ROOT = None
+
+HTTPS = os.environ.get("HAMILTON_UI_HTTPS", "").lower() == "true"
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
+SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
+SESSION_COOKIE_SECURE = HTTPS
+CSRF_COOKIE_SECURE = HTTPS
+
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "json": {
+            "()": "pythonjsonlogger.json.JsonFormatter",
+            "fmt": "{levelname}{name}{message}",
+            "style": "{",
+            "timestamp": True,
+            "rename_fields": {"levelname": "level", "name": "logger"},
+        }
+    },
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "json"}},
+    # A request for another host is answered 400; no need of a traceback, too.
+    "loggers": {
+        "django.security.DisallowedHost": {"handlers": [], "propagate": False},
+        "prefect_hamilton.hamilton_ui": {"level": "INFO"},
+    },
+    # INFO is several lines a request.
+    "root": {"handlers": ["console"], "level": os.environ.get("LOG_LEVEL", "WARNING")},
+}

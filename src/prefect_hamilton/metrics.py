@@ -1,0 +1,129 @@
+"""What a task did, in numbers: rows read, rejected and written, and seconds.
+
+Each measurement becomes a Prefect event, `flows.task.measured`, that automations can react to. When
+`OTEL_EXPORTER_OTLP_ENDPOINT` is set it also goes there by OTLP over HTTP; nothing is imported or
+sent for OpenTelemetry otherwise. A collector that is down, or a setting of OpenTelemetry that makes
+no sense, costs a warning, never the run.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from prefect.events import emit_event
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run, task_run
+from pydantic import BaseModel
+
+from prefect_hamilton.masking import mask
+
+EVENT = "flows.task.measured"
+ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
+EXPORT_TIMEOUT = 3.0  # seconds
+
+
+class TaskMetrics(BaseModel):
+    """One task run's numbers; a task fills in those it has."""
+
+    task: str
+    rows_read: int = 0
+    rows_rejected: int = 0
+    rows_written: int = 0
+    seconds: float = 0.0
+
+
+@contextmanager
+def measure(task: str) -> Iterator[TaskMetrics]:
+    """Time the block and publish its numbers when it ends, also when it fails.
+
+    Inside a Prefect task run; `task` is its name.
+    """
+    metrics = TaskMetrics(task=task)
+    start = time.perf_counter()
+    try:
+        yield metrics
+    finally:
+        metrics.seconds = round(time.perf_counter() - start, 3)
+        _emit_event(metrics)
+        if any(os.environ.get(name) for name in ENDPOINT_VARIABLES):
+            _export(metrics)
+
+
+def _emit_event(metrics: TaskMetrics) -> None:
+    run_id, parent_id = task_run.get_id(), flow_run.get_id()
+    related = []
+    if parent_id:
+        related.append(
+            {
+                "prefect.resource.id": f"prefect.flow-run.{parent_id}",
+                "prefect.resource.role": "flow-run",
+                "prefect.resource.name": flow_run.get_name() or "",
+            }
+        )
+    emit_event(
+        event=EVENT,
+        resource={
+            "prefect.resource.id": f"prefect.task-run.{run_id}",
+            "prefect.resource.name": task_run.get_name() or metrics.task,
+        },
+        related=related,
+        payload=metrics.model_dump(),
+    )
+
+
+def _export(metrics: TaskMetrics) -> None:
+    logger = get_run_logger()
+    try:
+        sent = _collector().send(metrics, flow_run.get_flow_name() or "")
+    except ImportError:
+        logger.warning(
+            "Task metrics are not sent: OpenTelemetry is missing, install the dependency group otlp"
+        )
+        return
+    except Exception as error:  # whatever OpenTelemetry makes of its environment variables
+        logger.warning("Task metrics are not sent: %s; the run goes on without", mask(repr(error)))
+        return
+    if not sent:
+        logger.warning("Task metrics did not reach the OTLP endpoint; the run goes on without")
+
+
+class _Collector:
+    """Where this process sends its metrics; given up after the first failure."""
+
+    def __init__(self) -> None:
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+        from opentelemetry.sdk.resources import Resource
+
+        self._exporter = OTLPMetricExporter(timeout=EXPORT_TIMEOUT)
+        # Read when a task ends, not by the clock: what a short run does not send then may never go.
+        self._reader = InMemoryMetricReader()
+        resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "flows")})
+        provider = MeterProvider(metric_readers=[self._reader], resource=resource)
+        meter = provider.get_meter("flows")
+        self._rows = {
+            name: meter.create_counter(f"flows.task.{name}", unit="{row}")
+            for name in ("rows_read", "rows_rejected", "rows_written")
+        }
+        self._seconds = meter.create_histogram("flows.task.seconds", unit="s")
+        self._given_up = False
+
+    def send(self, metrics: TaskMetrics, flow: str) -> bool:
+        """Send all numbers of this process so far; False, once, when they did not arrive."""
+        if self._given_up:
+            return True
+        attributes = {"flow": flow, "task": metrics.task}
+        for name, counter in self._rows.items():
+            counter.add(getattr(metrics, name), attributes)
+        self._seconds.record(metrics.seconds, attributes)
+        data = self._reader.get_metrics_data()
+        self._given_up = data is not None and self._exporter.export(data).name != "SUCCESS"
+        return not self._given_up
+
+
+@cache
+def _collector() -> _Collector:
+    return _Collector()

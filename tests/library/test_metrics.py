@@ -1,0 +1,113 @@
+"""Task metrics: a Prefect event for each task, and OpenTelemetry only when it is configured."""
+
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from prefect import flow, task
+from prefect.events.clients import AssertingEventsClient
+from prefect.events.worker import EventsWorker
+from prefect.testing.fixtures import asserting_events_worker  # noqa: F401 (a fixture)
+
+from prefect_hamilton import metrics as metrics_module
+from tests.web import Answer, WebServer
+
+pytestmark = [pytest.mark.services, pytest.mark.usefixtures("prefect_api")]
+
+
+@pytest.fixture(autouse=True)
+def fresh_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in metrics_module.ENDPOINT_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    metrics_module._collector.cache_clear()
+
+
+@task
+def measured(fail: bool) -> None:
+    with metrics_module.measure("measured") as metrics:
+        metrics.rows_read, metrics.rows_rejected, metrics.rows_written = 10, 3, 7
+        if fail:
+            raise ValueError("on purpose")
+
+
+@flow(name="measured flow")
+def measured_flow(fail: bool = False) -> None:
+    measured(fail)
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_each_task_run_emits_its_numbers(
+    asserting_events_worker: EventsWorker,  # noqa: F811
+    fail: bool,
+) -> None:
+    state = measured_flow(fail, return_state=True)
+    asserting_events_worker.drain()
+    client = asserting_events_worker._client
+    assert isinstance(client, AssertingEventsClient)
+    (event,) = [event for event in client.events if event.event == metrics_module.EVENT]
+    seconds = event.payload.pop("seconds")
+    assert seconds >= 0
+    assert event.payload == {
+        "task": "measured",
+        "rows_read": 10,
+        "rows_rejected": 3,
+        "rows_written": 7,
+    }
+    assert event.resource.id.startswith("prefect.task-run.")
+    flow_run_id = f"prefect.flow-run.{state.state_details.flow_run_id}"
+    assert flow_run_id in [related.id for related in event.related]
+
+
+def test_a_collector_gets_them_too_when_configured(
+    web_server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[ExportMetricsServiceRequest] = []
+
+    def collect(body: bytes) -> Answer:
+        received.append(ExportMetricsServiceRequest.FromString(body))
+        return 200, {"Content-Type": "application/x-protobuf"}, b""
+
+    web_server.answers["/v1/metrics"] = collect
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", web_server.url)
+    measured_flow()
+    (request,) = received
+    points: dict[str, Any] = {
+        metric.name: (metric.sum.data_points or metric.histogram.data_points)[0]
+        for metric in request.resource_metrics[0].scope_metrics[0].metrics
+    }
+    assert {name: points[name].as_int for name in points if "rows" in name} == {
+        "flows.task.rows_read": 10,
+        "flows.task.rows_rejected": 3,
+        "flows.task.rows_written": 7,
+    }
+    assert points["flows.task.seconds"].count == 1
+    attributes = {
+        item.key: item.value.string_value for item in points["flows.task.seconds"].attributes
+    }
+    assert attributes == {"flow": "measured flow", "task": "measured"}
+
+
+def test_nothing_is_sent_otherwise(web_server: WebServer) -> None:
+    measured_flow()
+    assert web_server.requests == []
+    assert metrics_module._collector.cache_info().currsize == 0
+
+
+def test_a_collector_that_is_down_costs_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    assert measured_flow(return_state=True).is_completed()
+    assert measured_flow(return_state=True).is_completed()
+    told = [record for record in caplog.records if "did not reach" in record.getMessage()]
+    assert len(told) == 1
+
+
+def test_a_setting_that_opentelemetry_refuses_costs_one_warning_a_task_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_METRICS_EXEMPLAR_FILTER", "bogus")
+    assert measured_flow(return_state=True).is_completed()
+    told = [record for record in caplog.records if "are not sent: " in record.getMessage()]
+    assert len(told) == 1
