@@ -371,7 +371,11 @@ def test_a_crash_that_cannot_be_reported_is_told_by_the_exit_code(
     pods: Pods, prefect_server: Service
 ) -> None:
     run = pods.flow_run(end="wait")
-    quickly = {"PREFECT_API_REQUEST_TIMEOUT": "1", "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    quickly = {
+        "PREFECT_API_REQUEST_TIMEOUT": "1",
+        "PREFECT_CLIENT_MAX_RETRIES": "0",
+        "PREFECT_HAMILTON_API_OUTAGE_SECONDS": "1",
+    }
     with pods.executing(run, **quickly) as pod:
         pods.wait_for_log(run, "about to wait")
         pid = engine_pid(pods.log(run))
