@@ -356,10 +356,8 @@ def enterprise_data_pipeline(
         anomaly_z_threshold = _setting("anomaly_z_threshold", 3.0)
 
         limits = Limits(source_timeout_seconds, source_max_megabytes)
-        # Nothing keeps the raw records once they are checked: they take more memory than the rows.
-        checked = validate_metrics(
-            cast("pd.DataFrame", extract_metrics(source_url, limits, return_state=True).result())
-        )
+        extracted = extract_metrics(source_url, limits, return_state=True)
+        checked = validate_metrics(_taken(extracted))
         memory.give_back()
         if len(checked.rejected):
             quarantine_rejected(checked.rejected, source, target)
@@ -387,6 +385,17 @@ def enterprise_data_pipeline(
     _publish(summary, checked, transformed, target)
     logger.info("Done: %s", _in_short(summary))
     return summary
+
+
+def _taken(extracted: "State[Any]") -> "pd.DataFrame":
+    """Return the result of a state, which no longer holds it.
+
+    Timers that Prefect starts in a task run keep its state for minutes, and so the raw records,
+    which take more memory than the rows that they become.
+    """
+    records = cast("pd.DataFrame", extracted.result())
+    extracted.data = None
+    return records
 
 
 def _require_quality(
