@@ -86,6 +86,11 @@ def answer(status: int, **headers: str) -> Action:
     return act
 
 
+async def pass_on(request: Request, fault: Fault) -> None:
+    """Let the request through to the server, where an older fault would meet it."""
+    await request.proxy.forward(request)
+
+
 async def reset(request: Request, fault: Fault) -> None:
     """Reset the connection instead of an answer."""
     _reset(request)
@@ -151,14 +156,6 @@ class FaultProxy:
         fault = Fault(action, pattern, times)
         self._faults.insert(0, fault)
         return fault
-
-    def watch(self, pattern: str) -> Fault:
-        """Count the requests that the pattern matches, and let them pass."""
-
-        async def forward(request: Request, fault: Fault) -> None:
-            await self.forward(request)
-
-        return self.add(forward, pattern)
 
     def end(self, fault: Fault) -> None:
         """End a fault: held requests go on, and others meet it no more."""
