@@ -323,9 +323,7 @@ def test_a_repository_reads_no_secret_of_the_bootstrap(tmp_path: Path) -> None:
     path = tmp_path / "prefect-state.yaml"
     secret = {"name": "a", "type": "secret", "values": {"value": {"from_env": "WAREHOUSE_URL"}}}
     path.write_text(yaml.safe_dump({"blocks": [secret]}))
-    with pytest.raises(
-        BootstrapError, match=r"^prefect-state\.yaml: blocks: a repository"
-    ):
+    with pytest.raises(BootstrapError, match=r"^prefect-state\.yaml: blocks: a repository"):
         desired_state.load_repository(path)
 
 
