@@ -1,15 +1,21 @@
 """A flow run gets one Job for each attempt that it waits for, whatever its worker goes through."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import anyio
 import pytest
 import tenacity
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from prefect_hamilton.worker import attempts
 from prefect_hamilton.worker import worker as worker_module
 from prefect_hamilton.worker.worker import Worker
 from tests import services
@@ -159,3 +165,19 @@ async def test_a_worker_gives_up_an_api_that_does_not_answer(
         slow_path.refuse()
 
     assert kubernetes.jobs == {}
+
+
+async def test_the_program_is_a_worker_of_type_kubernetes(
+    pool: Pool, kubernetes: KubernetesApi, tmp_path: Path
+) -> None:
+    pool.new_run()
+    program = [sys.executable, "-P", "-m", "prefect_hamilton.worker", "start", "--run-once"]
+    done = await anyio.run_process(
+        [*program, "--type=kubernetes", f"--pool={pool.name}"],
+        env=os.environ | {"PREFECT_API_URL": f"{pool.server.url}/api", "HOME": str(tmp_path)},
+        stderr=subprocess.STDOUT,
+    )
+
+    assert b"Warning" not in done.stdout
+    [job] = kubernetes.jobs.values()
+    assert attempts.ATTEMPT_LABEL in job["metadata"]["labels"]
