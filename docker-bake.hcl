@@ -13,7 +13,7 @@ variable "BASE_IMAGE" { default = "python:3.13-slim" }
 variable "INDEX" { default = "" }
 
 group "default" {
-  targets = ["prefect", "flows", "hamilton-ui"]
+  targets = ["prefect", "flows", "flows-build", "example-flows", "hamilton-ui"]
 }
 
 target "image" {
@@ -22,6 +22,8 @@ target "image" {
     image = [
       { name = "prefect", does = "Prefect server, Kubernetes worker and bootstrap" },
       { name = "flows", does = "Runs one Prefect flow run with Hamilton dataflows" },
+      { name = "flows-build", does = "Builds images of flows that import more packages" },
+      { name = "example-flows", does = "Runs one run of the example flows" },
       { name = "hamilton-ui", does = "Hamilton UI: tracking server and page" },
     ]
   }

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Leaves in a virtual environment what runs: `slim.sh /opt/venv`. Used by install.sh.
+# Leaves in a folder of packages what runs, compiled: `slim.sh /opt/venv/lib/python3.13/site-packages`.
 set -eu
-site=$(echo "$1"/lib/python3.*/site-packages)
+site=$1
 
 # Test suites, C headers and sources, and source maps of web pages.
 find "$site" -type d -name tests -prune -exec rm -rf {} +
@@ -22,4 +22,4 @@ find "$site" -path '*/django/*/locale/*' \( -name '*.po' -o -name '*.mo' \) ! -p
 
 # Bytecode that is never checked against its source: nothing in an image changes, and no start compiles.
 find "$site" -type d -name __pycache__ -prune -exec rm -rf {} +
-"$1/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash "$site"
+python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash "$site"

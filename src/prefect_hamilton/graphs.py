@@ -2,15 +2,17 @@
 
     graphs.show("prepare_data_task", driver, ["features"], inputs={...})
 
-Hamilton describes the graph, the Graphviz library inside the pygraphviz wheel draws it: no `dot`
-program is needed. Nor are fonts: text is set in the DejaVu Sans that comes with matplotlib, on
-every machine, so a picture looks the same everywhere.
+Hamilton describes the graph; Graphviz draws it, by the program `dot` where that is installed, by
+the library inside the pygraphviz wheel otherwise. Text is set in DejaVu Sans, Debian's or the one
+that comes with matplotlib, so a picture looks the same on every machine.
 """
 
 import base64
+import html
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +23,8 @@ from xml.sax.saxutils import escape
 
 from prefect.artifacts import create_markdown_artifact
 
-from prefect_hamilton.artifacts import best_effort
+from prefect_hamilton.artifacts import best_effort, slug
+from prefect_hamilton.masking import MASK, mask, names_secret
 
 if TYPE_CHECKING:
     import graphviz
@@ -47,7 +50,7 @@ sys.stdout.buffer.write(graph.draw(format="png", prog="dot"))
 _FONTS_CONF = """<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 <fontconfig>
-  <dir>{fonts}</dir>
+{folders}
   <cachedir>{cache}</cachedir>
   <match target="pattern">
     <edit name="family" mode="assign" binding="strong"><string>DejaVu Sans</string></edit>
@@ -58,24 +61,32 @@ _FONTS_CONF = """<?xml version="1.0"?>
 
 @best_effort("a picture of the dataflow")
 def show(
-    task_name: str, driver: "Driver", final_vars: Sequence[str], *, inputs: Mapping[str, Any]
+    task_name: str,
+    driver: "Driver",
+    final_vars: Sequence[Any],
+    *,
+    inputs: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
 ) -> None:
     """Draw and publish what the running task executed; a failure costs a warning."""
-    publish(task_name, render(driver, final_vars, inputs=inputs, title=task_name))
+    png = render(driver, final_vars, inputs=inputs, overrides=overrides, title=task_name)
+    publish(task_name, png)
 
 
 def render(
     driver: "Driver",
-    final_vars: Sequence[str],
+    final_vars: Sequence[Any],
     *,
     inputs: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     title: str | None = None,
 ) -> bytes:
     """
     Draw what `driver.execute(final_vars, inputs=inputs)` runs.
 
     Returns a PNG of at most `DPI * MAX_INCHES` pixels a side. The same dataflow gives the same
-    bytes, in every process. Of inputs only names and types are shown, of the config also values.
+    bytes, in every process. Of inputs only names and types are shown, of the config also values,
+    with secrets masked.
     Raises ValueError when Hamilton cannot plan the execution, RuntimeError when Graphviz cannot
     draw it.
     """
@@ -85,21 +96,24 @@ def render(
     digraph = driver.visualize_execution(
         list(final_vars),
         inputs=dict(inputs or {}),
+        overrides=dict(overrides or {}),
         # Graphviz as a library, unlike the dot program, labels no node by its name unless told:
         # Hamilton's legend counts on it.
         graphviz_kwargs={"graph_attr": graph_attr, "node_attr": {"label": r"\N"}},
     )
-    return _draw(_ordered_source(digraph))
+    return _draw(_without_secrets(_ordered_source(digraph), driver.graph.config))
 
 
 def publish(task_name: str, png: bytes) -> None:
     """Publish a picture as a markdown artifact of the running task."""
-    slug = re.sub(r"[^a-z0-9]+", "-", task_name.lower()).strip("-")
+    # _sync: in an async task the function would return a coroutine instead.
+    create: Any = create_markdown_artifact
     data_uri = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-    create_markdown_artifact(
+    create(
         markdown=f"![Hamilton DAG of {task_name}]({data_uri})",
-        key=f"hamilton-dag-{slug}",
+        key=f"hamilton-dag-{slug(task_name)}",
         description=f"Hamilton DAG: {task_name} execution",
+        _sync=True,
     )
 
 
@@ -123,17 +137,26 @@ def _ordered_source(digraph: "graphviz.Digraph") -> str:
     )
 
 
+def _without_secrets(dot_source: str, config: Mapping[str, Any]) -> str:
+    """Mask the config's values where they are secrets: Hamilton writes them as text."""
+    for name, value in config.items():
+        shown = MASK if names_secret(name) else mask(str(value))
+        if shown != str(value):
+            dot_source = dot_source.replace(html.escape(str(value)), html.escape(shown))
+    return dot_source
+
+
 def _draw(dot_source: str) -> bytes:
     """Lay out and draw a graph in the DOT language; returns a PNG."""
     with tempfile.TemporaryDirectory(prefix="dag-picture-") as folder:
         fonts_conf = Path(folder) / "fonts.conf"
+        folders = "\n".join(f"  <dir>{escape(str(found))}</dir>" for found in _font_folders())
         fonts_conf.write_text(
-            _FONTS_CONF.format(fonts=escape(str(_dejavu_folder())), cache=escape(folder)),
-            encoding="utf-8",
+            _FONTS_CONF.format(folders=folders, cache=escape(folder)), encoding="utf-8"
         )
         try:
             drawing = subprocess.run(
-                [sys.executable, "-P", "-c", _DRAW],
+                _command(),
                 input=dot_source.encode(),
                 env=os.environ | {"FONTCONFIG_FILE": str(fonts_conf)},
                 capture_output=True,
@@ -148,9 +171,21 @@ def _draw(dot_source: str) -> bytes:
     return drawing.stdout
 
 
-def _dejavu_folder() -> Path:
+def _command() -> list[str]:
+    """Return the command that reads the DOT language and writes a PNG."""
+    if dot := shutil.which("dot"):
+        return [dot, "-Tpng"]
+    if importlib.util.find_spec("pygraphviz"):
+        return [sys.executable, "-P", "-c", _DRAW]
+    raise RuntimeError(
+        "Graphviz is not installed: install its program dot, or prefect-hamilton[pictures]"
+    )
+
+
+def _font_folders() -> list[Path]:
+    folders = [Path("/usr/share/fonts/truetype/dejavu")]
     # Located, not imported: importing matplotlib takes a second.
     matplotlib = importlib.util.find_spec("matplotlib")
-    if matplotlib is None or matplotlib.origin is None:
-        raise ModuleNotFoundError("matplotlib is not installed: DAG pictures use its fonts")
-    return Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf"
+    if matplotlib is not None and matplotlib.origin is not None:
+        folders.append(Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf")
+    return [folder for folder in folders if folder.exists()]
