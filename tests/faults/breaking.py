@@ -1,5 +1,6 @@
 """What breaks: pods drawn from a seed, and named faults that are held for a while and mended."""
 
+import os
 import random
 import threading
 import time
@@ -12,6 +13,7 @@ from scripts import kind
 from tests.clusters import NAMESPACE, RELEASE, Cluster
 from tests.faults.load import FLOW_PODS, Load, component
 
+PAUSE = [float(word) for word in os.environ.get("FAULTS_PAUSE", "6 12").split()]
 VICTIMS = ["server", "worker", "postgres", "git-server", "background-services", "valkey"]
 FLOW_POD = "flow-run"
 
@@ -33,7 +35,7 @@ def delete(cluster: Cluster, pod: str, *, force: bool) -> None:
 
 @dataclass
 class Draws:
-    """Deletes a pod drawn from a seed every 6 to 12 seconds, in a thread."""
+    """Deletes a pod drawn from a seed, then the next one after a pause, in a thread."""
 
     load: Load
     seed: int
@@ -61,7 +63,7 @@ class Draws:
         weights = [2] * len(present) + [1]
         while True:
             # All draws in any case, so that the same seed always gives the same faults.
-            pause, place, force = draws.uniform(6, 12), draws.random(), draws.random() < 0.5
+            pause, place, force = draws.uniform(*PAUSE), draws.random(), draws.random() < 0.5
             (victim,) = draws.choices([*present, FLOW_POD], weights)
             if self.ended.wait(pause):
                 return

@@ -10,6 +10,7 @@
 | FAULTS_SEEDS | 1 2 3 | from each follow the mix of runs and the faults, their times and victims |
 | FAULTS_PROFILES | default high-availability | the installations, each a file of values/ |
 | FAULTS_INTERVAL | 4 | seconds between the creation of two runs |
+| FAULTS_PAUSE | 6 12 | seconds from one drawn fault to the next, at least and at most |
 | FAULTS_SMALL | 10 | runs of the load under which one named fault is tried |
 | FAULTS_SETTLE | 600 | seconds after the last fault within which every run must have ended |
 | FAULTS_CLUSTER | | a kind cluster that is there, to be used and kept; without it one is made |
@@ -64,8 +65,8 @@ def pytest_terminal_summary(
 
 
 @pytest.fixture(scope="session")
-def bare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A kind cluster with the recorder."""
+def bare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, str]]:
+    """A kind cluster with the recorder and the images, and a text that changes with them."""
     if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
         pytest.skip(f"not on PATH: {', '.join(missing)}")
     if subprocess.run(["docker", "version"], capture_output=True, check=False).returncode:
@@ -81,31 +82,32 @@ def bare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             else:
                 kind.create_cluster(NAME, cluster.port, cluster.hamilton_port, kind.NODE_IMAGE)
             files = [kind.VALUES, *(VALUES / f"{profile}.yaml" for profile in PROFILES)]
-            kind.load_images(
-                NAME, sorted({i for f in files[1:] for i in chart_images.images([files[0], f])})
-            )
+            images = {i for each in files[1:] for i in chart_images.images([files[0], each])}
+            identity = kind.load_images(NAME, sorted(images))
             Recorder(cluster).install()
-            yield cluster
+            yield cluster, identity
         finally:
             if not EXISTING:
                 kind.run("kind", "delete", "cluster", "--name", NAME)
 
 
 @pytest.fixture(scope="session")
-def cluster(bare_cluster: Cluster, profile: str) -> Iterator[Cluster]:
-    """The release with the profile's values, from nothing."""
-    cluster = bare_cluster
+def cluster(bare_cluster: tuple[Cluster, str], profile: str) -> Cluster:
+    """The release with the profile's values; from nothing, unless the cluster was there."""
+    cluster, identity = bare_cluster
     context = kind.context_of(NAME)
-    cluster.run("kubectl", "delete", "namespace", NAMESPACE, "--ignore-not-found")
+    if not EXISTING:
+        cluster.run("kubectl", "delete", "namespace", NAMESPACE, "--ignore-not-found")
     kind.create_namespace(context)
     options = ["--values", str(kind.VALUES), "--values", str(VALUES / f"{profile}.yaml")]
     options += ["--set-string", f"server.url=http://localhost:{cluster.port}"]
-    cluster.helm("install", RELEASE, str(chart_images.CHART), *options)
+    options += ["--set-string", f"rolloutToken={identity}"]
+    cluster.helm("upgrade", "--install", RELEASE, str(chart_images.CHART), *options)
     commit, _ = kind.snapshot()
     kind.publish(context, commit, timeout=600)
     kind.wait_until_ready(context, timeout=600)
     cluster.__dict__.pop("api", None)  # the password of this installation is another one
-    yield cluster
+    return cluster
 
 
 @pytest.fixture

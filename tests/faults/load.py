@@ -17,7 +17,7 @@ import httpx
 import tenacity
 
 from scripts import kind
-from tests.clusters import RELEASE, WALKTHROUGH, Cluster
+from tests.clusters import RELEASE, WALKTHROUGH, Cluster, eventually
 from tests.faults.verdict import FINAL, Report, Run, judge, longest_gap
 from tests.services import ROOT
 
@@ -42,7 +42,7 @@ def _is_worth_another_try(error: BaseException) -> bool:
 
 patiently = tenacity.retry(
     retry=tenacity.retry_if_exception(_is_worth_another_try),
-    stop=tenacity.stop_after_delay(400),
+    stop=tenacity.stop_after_delay(900),
     wait=tenacity.wait_fixed(1),
     reraise=True,
 )
@@ -65,7 +65,9 @@ class Recorder:
                     "name": "recorder",
                     "image": image,
                     "command": ["python", "/script/recorder.py"],
-                    "readinessProbe": {"httpGet": {"port": 8080, "path": "/rows"}},
+                    # Without a request it would get what the others leave.
+                    "resources": {"requests": {"cpu": "200m"}},
+                    "startupProbe": {"tcpSocket": {"port": 8080}, "failureThreshold": 90},
                     "volumeMounts": [
                         {"name": "script", "mountPath": "/script"},
                         {"name": "data", "mountPath": "/data"},
@@ -102,6 +104,7 @@ class Recorder:
         where = ("-n", RECORDER_NAMESPACE)
         self.cluster.run("kubectl", *where, "rollout", "status", "deploy/recorder", "--timeout=2m")
 
+    @eventually
     def rows(self) -> list[dict[str, Any]]:
         service = f"/api/v1/namespaces/{RECORDER_NAMESPACE}/services/recorder:8080/proxy/rows"
         return list(json.loads(self.cluster.run("kubectl", "get", "--raw", service)))
@@ -139,6 +142,8 @@ class Load:
 
     def register(self) -> None:
         """Create the deployments, limits, the automation and the schedule."""
+        # Nothing of an earlier load holds a slot.
+        self.cluster.kubectl("delete", "jobs", "-l", FLOW_PODS)
         pull_steps = self.cluster.deployment(WALKTHROUGH)["pull_steps"]
         for name in {*MIX, *OTHERS}:
             flow_id = self.ask("POST", "/flows/", name=name.replace("_", "-"))["id"]
@@ -213,8 +218,6 @@ class Load:
             self.create(name)
             each(number)
             time.sleep(max(0.0, at - time.monotonic()))
-        for future in list(self.creating):
-            future.result()
 
     def settle(self, what: str) -> Report:
         """Wait until all have ended, or the time is over, and judge them."""
@@ -226,7 +229,8 @@ class Load:
             final = {run_id for run_id, run in known.items() if run["state_type"] in FINAL}
             if not normal and canary.done() and canary.result() in final:
                 normal = time.time() - ended
-            if normal and len(final) == len(known) and not self.active_pods():
+            accepted = all(future.done() for future in self.creating)
+            if normal and accepted and len(final) == len(known) and not self.active_pods():
                 break
             time.sleep(2)
         return self.report(what, ended, normal or SETTLE)
@@ -273,7 +277,7 @@ class Load:
         for row in rows:
             mine[row["run"]].append(row)
         kinds = {deployment: kind for kind, deployment in self.deployments.items()}
-        asked = {future.result(): kind for future, kind in self.creating.items()}
+        asked = {future.result(): name for future, name in self.creating.items()}
         asked |= {run["id"]: kinds[run["deployment_id"]] for run in known.values()}
         report = Report(what, faults=self.faults, to_normal=normal)
         report.longest_gap = longest_gap(rows, self.began, ended)
