@@ -22,7 +22,7 @@ from prefect.states import Failed
 from pydantic import BaseModel, Field
 
 from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits, add_source_limits
-from prefect_hamilton import command_line, graphs
+from prefect_hamilton import command_line, dataflow
 from prefect_hamilton.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
@@ -160,31 +160,27 @@ def prepare_data_task(
 ) -> "pd.DataFrame | State[pd.DataFrame]":
     """Compute features and label: columns user_id, the features, the label; one row an absence."""
     import pandas as pd
-    from hamilton import driver
 
     from flows import extract
     from flows.dataflows import absenteeism_features
     from flows.dataflows.absenteeism_features import RawDataError
-    from prefect_hamilton import tracking
 
-    name = "prepare_data_task"
     outputs = ["user_id", *feature_set, label]
     try:
         raw_data = extract.read_table(
             raw_data_location, separator=";", samples=SAMPLES, limits=limits
         )
+        run = dataflow.execute(
+            absenteeism_features,
+            outputs,
+            inputs={"raw_data": raw_data},
+            name="absenteeism-prepare-data",
+        )
     except extract.ExtractError as error:
         return Failed(message=str(error), data=error)
-    inputs = {"raw_data": raw_data}
-    with tracking.track(name, dag_name="absenteeism-prepare-data") as tracked:
-        builder = driver.Builder().with_modules(absenteeism_features)
-        dataflow = builder.with_adapters(*tracked.adapters).build()
-        try:
-            result = dataflow.execute(outputs, inputs=inputs)
-        except RawDataError as error:
-            return Failed(message=str(error))
-    model_data = pd.DataFrame({output: result[output] for output in outputs})
-    graphs.show(name, dataflow, outputs, inputs=inputs)
+    except RawDataError as error:
+        return Failed(message=str(error))
+    model_data = pd.DataFrame({output: run[output] for output in outputs})
     create_table_artifact(
         table=json.loads(model_data.head(PREVIEW_ROWS).to_json(orient="records")),
         key="absenteeism-model-data",
@@ -208,38 +204,34 @@ def train_and_evaluate_model_task(
     model: Model,
 ) -> Evaluation | State[Evaluation]:
     """Train on everybody but the people held out, measure on those."""
-    from hamilton import driver
-
     from flows.dataflows import absenteeism_model
     from flows.dataflows.absenteeism_model import SplitError
-    from prefect_hamilton import tracking
 
-    name = "train_and_evaluate_model_task"
     outputs = ["comparison", "cross_validation", "further_scores", "training_data", "predictions"]
     outputs += ["weights"]
-    inputs = {
-        "model_data": model_data,
-        "feature_set": feature_set,
-        "validation_user_ids": validation_user_ids,
-        "seed": SEED,
-    }
-    with tracking.track(name, dag_name="absenteeism-train-and-evaluate-model") as tracked:
-        builder = driver.Builder().with_modules(absenteeism_model)
-        builder = builder.with_config({"label": label, "model": model})
-        dataflow = builder.with_adapters(*tracked.adapters).build()
-        try:
-            result = dataflow.execute(outputs, inputs=inputs)
-        except SplitError as error:
-            return Failed(message=str(error))
-    graphs.show(name, dataflow, outputs, inputs=inputs)
+    try:
+        run = dataflow.execute(
+            absenteeism_model,
+            outputs,
+            inputs={
+                "model_data": model_data,
+                "feature_set": feature_set,
+                "validation_user_ids": validation_user_ids,
+                "seed": SEED,
+            },
+            config={"label": label, "model": model},
+            name="absenteeism-train-and-evaluate-model",
+        )
+    except SplitError as error:
+        return Failed(message=str(error))
     comparison, training, predictions = (
-        result["comparison"],
-        result["training_data"],
-        result["predictions"],
+        run["comparison"],
+        run["training_data"],
+        run["predictions"],
     )
     known = not math.isnan(comparison["low"])
     low = comparison["low"] if known else None
-    columns = result["weights"]
+    columns = run["weights"]
     evaluation = Evaluation(
         label=label,
         model=model,
@@ -254,8 +246,8 @@ def train_and_evaluate_model_task(
         improvement_low=low,
         improvement_high=comparison["high"] if known else None,
         verdict=verdict(comparison["improvement"], low),
-        cross_validation=result["cross_validation"].to_dict("records"),
-        further_scores=result["further_scores"].to_dict("records"),
+        cross_validation=run["cross_validation"].to_dict("records"),
+        further_scores=run["further_scores"].to_dict("records"),
         columns=len(columns),
         weights=columns[columns["weight"].abs() > NO_WEIGHT].to_dict("records"),
     )

@@ -42,11 +42,11 @@ from prefect.states import Failed
 from prefect.variables import Variable
 from pydantic import BaseModel, Field
 
-from flows import extract, metrics_load, warehouse
+from flows import extract, memory, metrics_load, warehouse
 from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits, add_source_limits
 from flows.metrics_load import LARGEST_BATCH, Held, Transformed
 from flows.warehouse import DEFAULT_TARGET, Target, TargetTable
-from prefect_hamilton import command_line, graphs
+from prefect_hamilton import command_line, dataflow
 from prefect_hamilton.artifacts import (
     best_effort,
     create_link_artifact,
@@ -149,27 +149,20 @@ def extract_metrics(source_url: str, limits: Limits) -> "pd.DataFrame | State[pd
 def validate_metrics(raw_records: "pd.DataFrame") -> Checked:
     """Sort the records into accepted and rejected ones, and find gaps in time."""
     import pandas as pd
-    from hamilton import driver
 
     from flows.dataflows import metrics_quality
-    from prefect_hamilton import tracking
 
-    name = "validate_metrics"
     outputs = ["accepted_records", "rejected_records", "time_gaps", "quality_report"]
-    with measure(name) as metrics:
+    with measure("validate_metrics") as metrics:
         inputs = {
             "raw_records": raw_records,
             "metric_dimension": _dimension(),
             "as_of": pd.Timestamp(datetime.now(UTC)),
         }
-        with tracking.track(name, dag_name="metrics-quality") as tracked:
-            builder = driver.Builder().with_modules(metrics_quality)
-            dataflow = builder.with_adapters(*tracked.adapters).build()
-            result = dataflow.execute(outputs, inputs=inputs)
-        checked = Checked(*(result[output] for output in outputs))
+        run = dataflow.execute(metrics_quality, outputs, inputs=inputs, name="metrics-quality")
+        checked = Checked(*(run[output] for output in outputs))
         metrics.rows_read = checked.report["rows_read"]
         metrics.rows_rejected = checked.report["rows_rejected"]
-    graphs.show(name, dataflow, outputs, inputs=inputs)
     get_run_logger().info(
         "Accepted %s records, rejected %s; %s gaps in time",
         f"{len(checked.accepted):,}",
@@ -217,14 +210,10 @@ def transform_metrics(
     Statistics and months are those of all records, the held ones included; so rows and months that
     are held already may change too.
     """
-    from hamilton import driver
-
     from flows.dataflows import metrics_transform
-    from prefect_hamilton import tracking
 
-    name = "transform_metrics"
     outputs = ["metric_rows", "month_rows", "recalculated_rows", "recalculated_months"]
-    with measure(name) as metrics:
+    with measure("transform_metrics") as metrics:
         inputs = {
             "accepted_records": accepted,
             "held_rows": held.rows,
@@ -233,13 +222,9 @@ def transform_metrics(
             "metric_dimension": _dimension(),
             "anomaly_z_threshold": anomaly_z_threshold,
         }
-        with tracking.track(name, dag_name="metrics-transform") as tracked:
-            builder = driver.Builder().with_modules(metrics_transform)
-            dataflow = builder.with_adapters(*tracked.adapters).build()
-            result = dataflow.execute(outputs, inputs=inputs)
+        run = dataflow.execute(metrics_transform, outputs, inputs=inputs, name="metrics-transform")
         metrics.rows_read = len(accepted)
-    graphs.show(name, dataflow, outputs, inputs=inputs)
-    rows, months = result["metric_rows"], result["month_rows"]
+    rows, months = run["metric_rows"], run["month_rows"]
     get_run_logger().info(
         "Found %s anomalies in %s records, %s months of %s metrics",
         f"{int(rows['is_anomaly'].sum()):,}",
@@ -250,9 +235,9 @@ def transform_metrics(
     return Transformed(
         metrics=rows,
         months=months,
-        recalculated=result["recalculated_rows"],
-        recalculated_months=result["recalculated_months"],
-        run_url=tracked.run_url,
+        recalculated=run["recalculated_rows"],
+        recalculated_months=run["recalculated_months"],
+        run_url=run.url,
     )
 
 
@@ -285,8 +270,10 @@ def load_metrics(
     ):
         connection.prepare(target, [warehouse.METRICS, warehouse.MONTHLY, warehouse.LOADS])
         held = metrics_load.read_held(connection, target, checked.accepted)
-        metrics.rows_read = len(checked.accepted) + len(held.rows)
+        memory.give_back()
+        metrics.rows_read = len(checked.accepted) + held.rows_read
         transformed = transform_metrics(checked.accepted, held, anomaly_z_threshold)
+        memory.give_back()
         log = _load_log(checked, transformed, source)
         updated = -math.inf
         for written, rows in metrics_load.write(
@@ -361,6 +348,7 @@ def enterprise_data_pipeline(
     """
     logger = get_run_logger()
     source = _shown(source_url)
+    memory.share()
     try:
         target = Target.parse(target_table)
         warehouse.check(warehouse.warehouse_url(), target)
@@ -369,7 +357,8 @@ def enterprise_data_pipeline(
 
         limits = Limits(source_timeout_seconds, source_max_megabytes)
         extracted = extract_metrics(source_url, limits, return_state=True)
-        checked = validate_metrics(cast("pd.DataFrame", extracted.result()))
+        checked = validate_metrics(_taken(extracted))
+        memory.give_back()
         if len(checked.rejected):
             quarantine_rejected(checked.rejected, source, target)
         _require_quality(checked, source, target, max_rejected_ratio)
@@ -396,6 +385,17 @@ def enterprise_data_pipeline(
     _publish(summary, checked, transformed, target)
     logger.info("Done: %s", _in_short(summary))
     return summary
+
+
+def _taken(extracted: "State[Any]") -> "pd.DataFrame":
+    """Return the result of a state, which no longer holds it.
+
+    Timers that Prefect starts in a task run keep its state for minutes, and so the raw records,
+    which take more memory than the rows that they become.
+    """
+    records = cast("pd.DataFrame", extracted.result())
+    extracted.data = None
+    return records
 
 
 def _require_quality(
@@ -432,7 +432,7 @@ def _publish(
     summary: LoadSummary, checked: Checked, transformed: Transformed, target: Target
 ) -> None:
     """Publish what a person looks for first: a preview, a summary and a link."""
-    latest = transformed.metrics.sort_values(["time", "metric"]).tail(PREVIEW_ROWS)
+    latest = _latest(transformed.metrics)
     create_table_artifact(
         table=json.loads(latest.to_json(orient="records", date_format="iso", double_precision=3)),
         key="pipeline-preview",
@@ -469,6 +469,13 @@ def _publish(
         key="pipeline-link",
         description=f"Where {summary.target_table} came to be: {address}",
     )
+
+
+def _latest(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the last rows by time and metric, without sorting a copy of all."""
+    times = rows["time"].nlargest(PREVIEW_ROWS)
+    latest: pd.DataFrame = rows[rows["time"] >= times.min()].sort_values(["time", "metric"])
+    return latest.tail(PREVIEW_ROWS)
 
 
 def _metrics_markdown(rows: "pd.DataFrame") -> str:

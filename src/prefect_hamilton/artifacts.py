@@ -4,6 +4,7 @@ None of it makes a run fail, or repeat work that has succeeded: what cannot be p
 warning. An artifact that is the work itself, as a report's, is published with Prefect's functions.
 """
 
+import re
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar, cast
@@ -14,6 +15,11 @@ from prefect.logging import get_run_logger
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+def slug(name: str) -> str:
+    """Return a name as an artifact's key may hold it: lower-case letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def best_effort(what: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:

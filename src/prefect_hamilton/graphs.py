@@ -8,6 +8,7 @@ that comes with matplotlib, so a picture looks the same on every machine.
 """
 
 import base64
+import html
 import importlib.util
 import os
 import re
@@ -22,7 +23,8 @@ from xml.sax.saxutils import escape
 
 from prefect.artifacts import create_markdown_artifact
 
-from prefect_hamilton.artifacts import best_effort
+from prefect_hamilton.artifacts import best_effort, slug
+from prefect_hamilton.masking import MASK, mask, names_secret
 
 if TYPE_CHECKING:
     import graphviz
@@ -59,24 +61,32 @@ _FONTS_CONF = """<?xml version="1.0"?>
 
 @best_effort("a picture of the dataflow")
 def show(
-    task_name: str, driver: "Driver", final_vars: Sequence[str], *, inputs: Mapping[str, Any]
+    task_name: str,
+    driver: "Driver",
+    final_vars: Sequence[Any],
+    *,
+    inputs: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
 ) -> None:
     """Draw and publish what the running task executed; a failure costs a warning."""
-    publish(task_name, render(driver, final_vars, inputs=inputs, title=task_name))
+    png = render(driver, final_vars, inputs=inputs, overrides=overrides, title=task_name)
+    publish(task_name, png)
 
 
 def render(
     driver: "Driver",
-    final_vars: Sequence[str],
+    final_vars: Sequence[Any],
     *,
     inputs: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
     title: str | None = None,
 ) -> bytes:
     """
     Draw what `driver.execute(final_vars, inputs=inputs)` runs.
 
     Returns a PNG of at most `DPI * MAX_INCHES` pixels a side. The same dataflow gives the same
-    bytes, in every process. Of inputs only names and types are shown, of the config also values.
+    bytes, in every process. Of inputs only names and types are shown, of the config also values,
+    with secrets masked.
     Raises ValueError when Hamilton cannot plan the execution, RuntimeError when Graphviz cannot
     draw it.
     """
@@ -86,21 +96,24 @@ def render(
     digraph = driver.visualize_execution(
         list(final_vars),
         inputs=dict(inputs or {}),
+        overrides=dict(overrides or {}),
         # Graphviz as a library, unlike the dot program, labels no node by its name unless told:
         # Hamilton's legend counts on it.
         graphviz_kwargs={"graph_attr": graph_attr, "node_attr": {"label": r"\N"}},
     )
-    return _draw(_ordered_source(digraph))
+    return _draw(_without_secrets(_ordered_source(digraph), driver.graph.config))
 
 
 def publish(task_name: str, png: bytes) -> None:
     """Publish a picture as a markdown artifact of the running task."""
-    slug = re.sub(r"[^a-z0-9]+", "-", task_name.lower()).strip("-")
+    # _sync: in an async task the function would return a coroutine instead.
+    create: Any = create_markdown_artifact
     data_uri = f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
-    create_markdown_artifact(
+    create(
         markdown=f"![Hamilton DAG of {task_name}]({data_uri})",
-        key=f"hamilton-dag-{slug}",
+        key=f"hamilton-dag-{slug(task_name)}",
         description=f"Hamilton DAG: {task_name} execution",
+        _sync=True,
     )
 
 
@@ -122,6 +135,15 @@ def _ordered_source(digraph: "graphviz.Digraph") -> str:
         lambda rows: "".join(sorted(re.findall(r"<tr>.*?</tr>", rows.group()))),
         digraph.source,
     )
+
+
+def _without_secrets(dot_source: str, config: Mapping[str, Any]) -> str:
+    """Mask the config's values where they are secrets: Hamilton writes them as text."""
+    for name, value in config.items():
+        shown = MASK if names_secret(name) else mask(str(value))
+        if shown != str(value):
+            dot_source = dot_source.replace(html.escape(str(value)), html.escape(shown))
+    return dot_source
 
 
 def _draw(dot_source: str) -> bytes:

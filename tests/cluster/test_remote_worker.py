@@ -62,7 +62,7 @@ def namespace(
 ) -> Iterator[dict[str, str]]:
     """A namespace with the repository on a Git server that wants a credential; yields its keys."""
     kind.run("docker", "build", "--quiet", "--tag", IMAGE, str(GIT_SERVER))
-    kind.load_images(NAME, [IMAGE])
+    kind.load_images(NAME, [IMAGE, "prefect-hamilton/flows:0.1.0"])
     names = ("token", "certificate.pem", "client_key", "host_key.pub")
     keys = {name: kind.run("docker", "run", "--rm", IMAGE, "cat", name) for name in names}
     with ExitStack() as stack:

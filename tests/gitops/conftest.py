@@ -238,7 +238,8 @@ def name_images(team: Team) -> None:
     kind.load_images(NAME, chart_images.images([kind.VALUES]))
     ctr = ["docker", "exec", f"{NAME}-control-plane", "ctr", "--namespace", "k8s.io", "images"]
     for image in ("prefect", "flows", "hamilton-ui"):
-        source = f"docker.io/prefect-hamilton/{image}:0.1.0"
+        built = "example-flows" if image == "flows" else image
+        source = f"docker.io/prefect-hamilton/{built}:0.1.0"
         for target in (
             f"{REGISTRY}/prefect-hamilton/{image}:0.1.0",
             f"{REGISTRY}/prefect-hamilton/{image}:0.1.1",

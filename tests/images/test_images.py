@@ -23,7 +23,7 @@ HARDENED = [
     "--cap-drop=ALL",
     "--security-opt=no-new-privileges",
 ]
-IMAGES = ("prefect", "flows", "hamilton-ui")
+IMAGES = ("prefect", "flows", "example-flows", "hamilton-ui")
 
 
 def docker(*arguments: str, check: bool = True) -> str:
@@ -118,15 +118,38 @@ def test_every_module_is_compiled(name: str) -> None:
 
 
 def test_flows_find_their_libraries() -> None:
+    lean = (
+        "import hamilton.driver, hamilton_sdk.adapters, opentelemetry.exporter.otlp.proto.http, "
+        "pandas, prefect.runner._flow_run_executor, prefect_hamilton.graphs"
+    )
+    run("flows", "python", "-c", lean)
     run(
-        "flows",
+        "example-flows",
         "python",
         "-c",
-        "import duckdb, hamilton.driver, hamilton_sdk.adapters, matplotlib.pyplot, numpy.testing, "
-        "opentelemetry.exporter.otlp.proto.http, pandas, pandera.pandas, psycopg, pyarrow.dataset, "
-        "pyarrow.parquet, pygraphviz, s3fs, scipy.optimize, scipy.stats, sklearn.ensemble, "
-        "sklearn.metrics, prefect.runner._flow_run_executor",
+        f"{lean}, duckdb, matplotlib.pyplot, numpy.testing, pandera.pandas, psycopg, "
+        "pyarrow.dataset, pyarrow.parquet, s3fs, scipy.optimize, scipy.stats, sklearn.ensemble, "
+        "sklearn.metrics",
     )
+
+
+def test_flows_draw_a_dataflow_without_a_home_or_a_display() -> None:
+    program = (
+        "from hamilton import ad_hoc_utils, driver\n"
+        "from prefect_hamilton import graphs\n"
+        "source = 'def a(b: int) -> int:\\n    return b\\n'\n"
+        "module = ad_hoc_utils.module_from_source(source)\n"
+        "dataflow = driver.Builder().with_modules(module).build()\n"
+        "print(graphs.render(dataflow, ['a'], inputs={'b': 1})[:4])"
+    )
+    assert run("flows", "python", "-c", program).strip() == r"b'\x89PNG'"
+
+
+def test_what_a_team_adds_leaves_the_packages_of_the_image_as_they_are() -> None:
+    """`example-flows` is made with `install-locked`, as the docs tell a team to."""
+    listed = run("example-flows", "ls", "/opt/venv/lib/python3.13/site-packages")
+    assert "duckdb" in listed.split()
+    assert "pandas" not in listed.split()
 
 
 def test_git_speaks_ssh_for_a_user_without_a_name() -> None:

@@ -114,6 +114,17 @@ def test_names_types_title_and_legend_are_text(
     assert "s3cret-location" not in drawn[0]
 
 
+def test_a_secret_of_the_config_is_not_in_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(graphs, "_draw", lambda source: drawn.append(source) or b"")
+    config = {"source": "postgresql://me:hunter2&<x>@db/warehouse", "api_key": "hunter3", "on": 1}
+    module = ad_hoc_utils.module_from_source(DATAFLOW)
+    dataflow = driver.Builder().with_modules(module).with_config(config).build()
+    graphs.render(dataflow, ["joined"], inputs=INPUTS)
+    assert "hunter" not in drawn[0]
+    assert "postgresql://***@db/warehouse" in drawn[0]
+
+
 def test_a_large_dataflow_is_scaled_to_a_bounded_size() -> None:
     chain = "def n0(start: int) -> int:\n    return start\n" + "".join(
         f"def n{i}(n{i - 1}: int) -> int:\n    return n{i - 1}\n" for i in range(1, 60)

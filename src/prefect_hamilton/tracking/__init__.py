@@ -42,6 +42,7 @@ from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
+from prefect_hamilton.artifacts import slug
 from prefect_hamilton.tracking.settings import FlowRunTracking, Settings, TrackingError
 
 _quiet_lock = threading.Lock()
@@ -73,18 +74,24 @@ class Tracked:
 
 @contextmanager
 def track(
-    task_name: str, *, dag_name: str | None = None, tags: Mapping[str, str] | None = None
+    task_name: str,
+    *,
+    dag_name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    enabled: bool = True,
+    link: bool = True,
 ) -> Iterator[Tracked]:
     """Track the dataflows that are built and executed in this block.
 
     They show in the Hamilton UI as `prefect_<task_name>`, tagged with the Prefect task, flow and
-    flow run, and with `dataflow=<dag_name>` when that is given. Exceptions of the block pass
-    through; none comes from the tracking.
+    flow run, and with `dataflow=<dag_name>` when that is given. The link is published as an
+    artifact of the run unless `link` is false. Exceptions of the block pass through; none comes
+    from the tracking. Where `enabled` is false nothing is tracked.
 
     Hamilton's logger is silent meanwhile, also when tracking is off: when a node raises, it would
     log its input values, which could be a URL with a password. The exception reaches the task.
     """
-    logger = _run_logger()
+    logger = run_logger()
     run_id = flow_run.get_id()
     shared = _of_flow_run(run_id)
     tracked = Tracked()
@@ -100,7 +107,7 @@ def track(
 
     sender = None
     try:
-        settings = None if shared.given_up else Settings.from_env()
+        settings = Settings.from_env() if enabled and not shared.given_up else None
         if settings is not None:
             # The SDK takes seconds to import: only flows that track pay for it.
             from prefect_hamilton.tracking import sdk as tracking_sdk
@@ -110,7 +117,8 @@ def track(
             def started(hamilton_run_id: int) -> None:
                 tracked.run_url = f"{project_url}/runs/{hamilton_run_id}"
                 logger.info("Hamilton UI tracking is on: %s", tracked.run_url)
-                _publish_link(task_name, tracked.run_url, logger)
+                if link:
+                    _publish_link(task_name, tracked.run_url, logger)
 
             sender = tracking_sdk.Sender(settings, shared)
             tracker = tracking_sdk.BestEffortTracker(
@@ -152,7 +160,8 @@ def _quiet_hamilton() -> Iterator[None]:
                 hamilton.setLevel(_level_before)
 
 
-def _run_logger() -> "logging.Logger | logging.LoggerAdapter[Any]":
+def run_logger() -> "logging.Logger | logging.LoggerAdapter[Any]":
+    """Return the logger of the task or flow run; outside of one, this module's."""
     try:
         return get_run_logger()
     except MissingContextError:
@@ -180,7 +189,7 @@ def _publish_link(
     create: Any = create_markdown_artifact
     try:
         create(
-            key=f"hamilton-run-{task_name.lower().replace('_', '-')}",
+            key=f"hamilton-run-{slug(task_name)}",
             markdown=f"[prefect_{task_name} in the Hamilton UI]({url})",
             description=f"Hamilton UI: {task_name} execution",
             _sync=True,

@@ -1,0 +1,287 @@
+"""Execute a Hamilton dataflow inside a Prefect task or flow.
+
+    @task
+    def prepare(path: str) -> pd.DataFrame:
+        run = dataflow.execute(features, ["table"], inputs={"path": path})
+        return run["table"]
+
+The Hamilton UI shows the execution when it is configured (see `prefect_hamilton.tracking`), and the
+task run gets a picture of the dataflow and a link to the Hamilton UI as artifacts, and the nodes'
+times as a log line. None of these makes a run fail. Each can be turned off: `track`, `link`,
+`picture`, `timings`. Secrets are masked in all of them.
+
+A node that raises fails the execution with its own exception's type and a message that names the
+node; see `NodeError`. Outside of a run, as in a test, a dataflow is executed all the same, and
+nothing is published.
+
+Importing this module imports neither Hamilton nor pandas.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+
+from prefect.runtime import flow_run, task_run
+
+from prefect_hamilton import graphs, tracking
+from prefect_hamilton.errors import NodeError, named
+
+if TYPE_CHECKING:
+    from hamilton.async_driver import AsyncDriver
+    from hamilton.driver import Builder, Driver
+
+    from prefect_hamilton._hooks import Observer
+
+__all__ = ["Dataflow", "NodeError", "Run", "aexecute", "execute"]
+
+LONGEST = 3
+"""Nodes that the log line about times names."""
+
+Modules = ModuleType | Sequence[ModuleType]
+Outputs = str | Sequence[str | Callable[..., Any]]
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Dataflow` that `execute` takes as well; they are described there."""
+
+    name: str | None
+    tags: Mapping[str, str]
+    track: bool
+    link: bool
+    picture: bool
+    timings: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """What an execution gave: `run["node"]` is a node's result.
+
+    `results` is what Hamilton returned: a dict, unless an adapter builds something else. `url` is
+    the permalink in the Hamilton UI, None where the run is not tracked. `node_seconds` are the
+    times of the nodes that were computed, in the order of their end.
+    """
+
+    results: Any
+    url: str | None = None
+    seconds: float = 0.0
+    node_seconds: Mapping[str, float] = field(default_factory=dict)
+
+    def __getitem__(self, output: str) -> Any:
+        """Return the result of an output."""
+        return self.results[output]
+
+
+@dataclass(frozen=True)
+class Dataflow:
+    """A dataflow that is described once and executed as often as one likes.
+
+        FEATURES = Dataflow(features, config={"label": "hours"}).with_cache(path="/data/cache")
+        run = FEATURES.execute(["table"], inputs={"path": path})
+
+    The `with_` methods are those of Hamilton's `driver.Builder` and take its objects. Each returns
+    another Dataflow.
+
+    Attributes:
+        modules: The module of the nodes, or several.
+        config: Hamilton's config: what decides which nodes there are. Also given to nodes as input.
+        name: How the dataflow is called in the Hamilton UI's tag `dataflow`; without it as its
+            modules are. Pictures, links and the version in the Hamilton UI are named after the
+            task, or after the flow where there is no task.
+        tags: Further tags of the run in the Hamilton UI.
+        track: Whether to track in the Hamilton UI, where one is configured.
+        link: Whether to publish the link to the Hamilton UI as an artifact.
+        picture: Whether to publish a picture of the dataflow as an artifact.
+        timings: Whether to log the times of the nodes.
+
+    """
+
+    modules: Modules
+    config: Mapping[str, Any] = field(default_factory=dict)
+    name: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    track: bool = True
+    link: bool = True
+    picture: bool = True
+    timings: bool = True
+    _steps: tuple[Callable[["Builder"], Any], ...] = ()
+
+    def with_builder(self, step: Callable[["Builder"], Any]) -> Self:
+        """Let `step` change the builder of each execution, by any of its methods."""
+        return replace(self, _steps=(*self._steps, step))
+
+    def with_adapters(self, *adapters: Any) -> Self:
+        """Add Hamilton adapters."""
+        return self.with_builder(lambda builder: builder.with_adapters(*adapters))
+
+    def with_materializers(self, *materializers: Any) -> Self:
+        """Add materializers; an output may be the id of one."""
+        return self.with_builder(lambda builder: builder.with_materializers(*materializers))
+
+    def with_cache(self, **options: Any) -> Self:
+        """Let Hamilton cache the results of nodes."""
+        return self.with_builder(lambda builder: builder.with_cache(**options))
+
+    def execute(
+        self,
+        outputs: Outputs,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """
+        Compute the outputs from the inputs.
+
+        Args:
+            outputs: The nodes whose results are wanted: names, or the functions themselves.
+            inputs: What the nodes need that no node computes.
+            overrides: Results of nodes that are then not computed.
+
+        Raises:
+            NodeError: A node failed; it is also of the type that the node raised.
+            ValueError: Hamilton cannot plan the execution, as an input is missing.
+
+        """
+        from hamilton import driver
+
+        from prefect_hamilton._hooks import Observer
+
+        observer = Observer()
+        with self._tracked() as tracked, _named_failures():
+            built: Driver = self._builder(driver.Builder(), *tracked.adapters, observer).build()
+            started = time.perf_counter()
+            results = built.execute(_listed(outputs), inputs=inputs, overrides=overrides)
+            seconds = time.perf_counter() - started
+        self._publish(built, outputs, inputs, overrides, observer, seconds)
+        return Run(results, tracked.run_url, seconds, observer.seconds)
+
+    async def aexecute(
+        self,
+        outputs: Outputs,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """Do as `execute` does with Hamilton's async driver: nodes may be coroutine functions.
+
+        That driver takes no materializers.
+        """
+        from hamilton import async_driver
+
+        from prefect_hamilton._hooks import AsyncHooks, Observer
+
+        observer = Observer()
+        with self._tracked() as tracked, _named_failures():
+            hooks = AsyncHooks(*tracked.adapters, observer)
+            built: AsyncDriver = await self._builder(async_driver.Builder(), hooks).build()
+            started = time.perf_counter()
+            results = await built.execute(_listed(outputs), inputs=inputs, overrides=overrides)
+            seconds = time.perf_counter() - started
+        await asyncio.to_thread(self._publish, built, outputs, inputs, overrides, observer, seconds)
+        return Run(results, tracked.run_url, seconds, observer.seconds)
+
+    def driver(self) -> "Driver":
+        """Build Hamilton's driver without any of what a run adds, to look at the dataflow."""
+        from hamilton import driver
+
+        return self._builder(driver.Builder()).build()
+
+    def _builder(self, builder: Any, *adapters: Any) -> Any:
+        builder.with_modules(*_modules(self.modules)).with_config(dict(self.config))
+        for step in self._steps:
+            step(builder)
+        return builder.with_adapters(*adapters)
+
+    def _tracked(self) -> Any:
+        name = self.name or "+".join(m.__name__.rpartition(".")[2] for m in _modules(self.modules))
+        return tracking.track(
+            _run_name() or name,
+            dag_name=name,
+            tags=self.tags,
+            enabled=self.track,
+            link=self.link,
+        )
+
+    def _publish(
+        self,
+        built: "Driver",
+        outputs: Outputs,
+        inputs: Mapping[str, Any] | None,
+        overrides: Mapping[str, Any] | None,
+        observer: "Observer",
+        seconds: float,
+    ) -> None:
+        run_name = _run_name()
+        if run_name is None:
+            return
+        if self.picture:
+            graphs.show(
+                run_name, built, _listed(outputs), inputs=inputs or {}, overrides=overrides or {}
+            )
+        if self.timings:
+            tracking.run_logger().info(_timings(observer.seconds, seconds))
+
+
+def execute(
+    modules: Modules,
+    outputs: Outputs,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    adapters: Sequence[Any] = (),
+    **options: Unpack[Options],
+) -> Run:
+    """Execute a dataflow once: `Dataflow(modules, config, **options).execute(outputs, …)`."""
+    dataflow = Dataflow(modules, config or {}, **options).with_adapters(*adapters)
+    return dataflow.execute(outputs, inputs=inputs, overrides=overrides)
+
+
+async def aexecute(
+    modules: Modules,
+    outputs: Outputs,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    adapters: Sequence[Any] = (),
+    **options: Unpack[Options],
+) -> Run:
+    """Execute a dataflow with coroutines once; see `Dataflow.aexecute`."""
+    dataflow = Dataflow(modules, config or {}, **options).with_adapters(*adapters)
+    return await dataflow.aexecute(outputs, inputs=inputs, overrides=overrides)
+
+
+@contextmanager
+def _named_failures() -> Iterator[None]:
+    """Raise a NodeError for the exception of a node; others pass through."""
+    try:
+        yield
+    except Exception as error:
+        failure = named(error)
+        if failure is None:
+            raise
+        raise failure from error
+
+
+def _modules(modules: Modules) -> Sequence[ModuleType]:
+    return [modules] if isinstance(modules, ModuleType) else modules
+
+
+def _listed(outputs: Outputs) -> list[Any]:
+    return [outputs] if isinstance(outputs, str) else list(outputs)
+
+
+def _run_name() -> str | None:
+    """Return the name of the task that runs, else of the flow; None outside of a run."""
+    return task_run.get_task_name() or flow_run.get_flow_name()
+
+
+def _timings(node_seconds: Mapping[str, float], seconds: float) -> str:
+    longest = sorted(node_seconds.items(), key=lambda item: item[1], reverse=True)[:LONGEST]
+    shown = ", ".join(f"{name} {taken:.2f} s" for name, taken in longest)
+    nodes = f"{len(node_seconds)} node{'' if len(node_seconds) == 1 else 's'}"
+    return f"Computed {nodes} in {seconds:.2f} s{'; longest: ' if shown else ''}{shown}"
