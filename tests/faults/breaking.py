@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scripts import kind
-from tests.clusters import NAMESPACE, RELEASE, Cluster
+from tests.clusters import NAMESPACE, RELEASE, Cluster, eventually
 from tests.faults.load import FLOW_PODS, Load, component
 
 PAUSE = [float(word) for word in os.environ.get("FAULTS_PAUSE", "6 12").split()]
@@ -18,6 +18,7 @@ VICTIMS = ["server", "worker", "postgres", "git-server", "background-services", 
 FLOW_POD = "flow-run"
 
 
+@eventually
 def names(cluster: Cluster, selector: str) -> list[str]:
     """Names of the pods that run, or are to, and have not been told to end."""
     return sorted(
@@ -28,6 +29,7 @@ def names(cluster: Cluster, selector: str) -> list[str]:
     )
 
 
+@eventually
 def delete(cluster: Cluster, pod: str, *, force: bool) -> None:
     options = ["--grace-period=0", "--force"] if force else []
     cluster.kubectl("delete", "pod", pod, "--wait=false", "--ignore-not-found", *options)

@@ -258,6 +258,7 @@ class Load:
             )
         return {run["id"]: run for run in found}
 
+    @eventually
     def active_pods(self) -> list[str]:
         """Names of the flow pods of this load that have not ended, but those of the schedule."""
         phases = "status.phase!=Succeeded,status.phase!=Failed"
