@@ -1,7 +1,7 @@
 # Thin: each target calls one well-known program or a script with its own --help.
 # A fresh machine needs Python 3.11, 3.12 or 3.13 and make; uv is fetched when it is not there.
 .DEFAULT_GOAL := help
-.PHONY: help up down status login logs env demo kind kind-push kind-env kind-demo kind-down test test-cluster test-gitops render lint clean
+.PHONY: help up down status login logs env demo kind kind-push kind-env kind-demo kind-down test test-cluster test-faults test-gitops render lint clean
 
 # Never fetches a Python: the newest of these that the machine has.
 PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
@@ -65,6 +65,10 @@ else
 	@docker buildx bake --load
 	@.venv/bin/pytest -m cluster tests/images tests/cluster $(OPTIONS)
 endif
+
+test-faults: .venv/dev.stamp ## Flow runs under load while pods die; options: tests/faults/conftest.py
+	@docker buildx bake --load prefect flows
+	@.venv/bin/pytest -n 0 -m cluster tests/faults $(OPTIONS)
 
 test-gitops: .venv/dev.stamp ## Test syncs from Git on a kind cluster that has Argo CD, perhaps Flux: KIND_CLUSTER=name
 	@.venv/bin/pytest -m cluster tests/gitops $(OPTIONS)

@@ -37,6 +37,9 @@ Flows = Annotated[
     typer.Option(help="Folder of another flows repository, whose deployments are registered."),
 ]
 
+APPLY = ["python", "-m", "prefect_hamilton.bootstrap", "apply"]
+STATE_FILE = "prefect-state.yaml"
+"""Beside prefect.yaml: variables, limits and automations."""
 
 PAGE = 200
 """How many flow runs the server returns at once, at most."""
@@ -262,17 +265,22 @@ def local_deployments(flows: FlowsFolder = OWN) -> list[str]:
 
 
 def deploy(profile: Profile, names: list[str], flows: FlowsFolder = OWN) -> None:
-    """Register deployments by Prefect's own command, in the environment of their folder."""
+    """Register deployments by Prefect's own command, in the environment of their folder.
+
+    With what the folder's state file asks for; that of this project is part of what `apply` does.
+    """
+    state = flows.path / STATE_FILE
+    if flows != OWN and state.exists():
+        _run(profile, [*APPLY, "--file", str(state)])
     options = [word for name in names for word in ("--name", name)]
     _run(profile, ["prefect", "--no-prompt", "deploy", *options], flows)
 
 
 def apply(profile: Profile) -> list[str]:
     """Apply the desired state; returns what the bootstrap says, a line each."""
-    command = ["python", "-m", "prefect_hamilton.bootstrap", "apply"]
-    command += ["--add", "prefect-state.yaml", "--add", "scripts/local.yaml"]
     record = str(profile.state / "bootstrap.json")
-    return _run(profile, [*command, "--record", record]).splitlines()
+    files = ["--add", STATE_FILE, "--add", "scripts/local.yaml"]
+    return _run(profile, [*APPLY, *files, "--record", record]).splitlines()
 
 
 def changes(lines: list[str]) -> list[str]:

@@ -10,17 +10,8 @@ import httpx
 import pytest
 
 from scripts import kind
-from tests.cluster.conftest import (
-    CHART,
-    KUBECONFIG,
-    LONG_LIVED,
-    NAME,
-    RELEASE,
-    WALKTHROUGH,
-    Cluster,
-    eventually,
-    needs_kind,
-)
+from tests.cluster.conftest import CHART, KUBECONFIG, NAME, needs_kind
+from tests.clusters import LONG_LIVED, RELEASE, WALKTHROUGH, Cluster, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
