@@ -290,10 +290,10 @@ def test_the_death_of_the_worker_ends_its_run_as_crashed_and_the_worker_comes_ba
 def test_a_run_survives_the_death_of_the_server(profile: LocalProfile) -> None:
     run = profile.trigger(WALKTHROUGH, "server-killed")
     wait_until(lambda: profile.state_of(run) == "Running")
-    killed = profile.process("prefect server start")
+    killed = profile.process("prefect_hamilton.server")
     killed.kill()
     assert profile.ended(run) == "Completed"
-    wait_until(lambda: profile.process("prefect server start").pid != killed.pid)
+    wait_until(lambda: profile.process("prefect_hamilton.server").pid != killed.pid)
     wait_until(lambda: profile.run("status").returncode == 0)
 
 
@@ -386,7 +386,7 @@ def test_a_damaged_password_file_is_one_sentence(tmp_path: Path, content: str) -
 
 def test_the_processes_started_one_by_one(tmp_path: Path) -> None:
     alone = LocalProfile(tmp_path)
-    server = alone.start_in_a_terminal("prefect server start")
+    server = alone.start_in_a_terminal("python -m prefect_hamilton.server")
     try:
         wait_until(lambda: alone.api.get("/health").is_success)
         assert alone.api.get("/work_pools/local-process-pool").status_code == 401

@@ -4,21 +4,27 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+import tenacity
 
 FINAL = ["COMPLETED", "FAILED", "CRASHED"]
 
 
+def _is_busy(error: BaseException) -> bool:
+    """Whether SQLite was locked, and nothing was written."""
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 503
+
+
 class Api:
-    """An API as a client without Prefect's repetitions sees it."""
+    """An API, asked without Prefect's client."""
 
     def __init__(self, url: str) -> None:
         self._http = httpx.Client(base_url=f"{url}/api", timeout=30)
 
     def post(self, path: str, **body: Any) -> Any:
-        return self._http.post(path, json=body).raise_for_status().json()
+        return self._ask("POST", path, json=body)
 
     def get(self, path: str) -> Any:
-        return self._http.get(path).raise_for_status().json()
+        return self._ask("GET", path)
 
     def new_run(self) -> UUID:
         """A flow run that is scheduled for now."""
@@ -28,10 +34,10 @@ class Api:
     def propose(self, run: UUID, type_: str, *, name: str | None = None, **headers: str) -> Any:
         """Propose a state; returns the answer's status: ACCEPT, REJECT or ABORT."""
         state = {"type": type_} | ({"name": name} if name else {})
-        response = self._http.post(
-            f"/flow_runs/{run}/set_state", json={"state": state}, headers=headers
+        answer = self._ask(
+            "POST", f"/flow_runs/{run}/set_state", json={"state": state}, headers=headers
         )
-        return response.raise_for_status().json()["status"]
+        return answer["status"]
 
     def state(self, run: UUID) -> Any:
         return self.get(f"/flow_runs/{run}")["state"]
@@ -40,3 +46,12 @@ class Api:
         """Types of all states of the run, the first one first."""
         states = self.get(f"/flow_run_states/?flow_run_id={run}")
         return [state["type"] for state in sorted(states, key=lambda state: state["timestamp"])]
+
+    @tenacity.retry(
+        retry=tenacity.retry_if_exception(_is_busy),
+        stop=tenacity.stop_after_delay(60),
+        wait=tenacity.wait_fixed(0.2),
+        reraise=True,
+    )
+    def _ask(self, method: str, path: str, **options: Any) -> Any:
+        return self._http.request(method, path, **options).raise_for_status().json()

@@ -1,5 +1,6 @@
 """Rules about the states of flow runs that Prefect's server lacks."""
 
+import asyncio
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -91,6 +92,8 @@ async def orchestration_parameters(
     """Take the place of Prefect's `provide_flow_orchestration_parameters`."""
     if expected is None:
         return {}
+    # The end of a connection is read after its request, and there may be more to read before.
+    await asyncio.sleep(0.01)
     if await request.is_disconnected():
         # A worker that gave up does not make the Job of a state that it no longer asks for.
         raise HTTPException(408, "The sender of the proposal has not waited for its answer.")
