@@ -72,10 +72,11 @@ test-gitops: .venv/dev.stamp ## Test syncs from Git on a kind cluster that has A
 render: .venv/run.stamp ## Write what of kustomize/ follows from the chart; only look: OPTIONS=--check
 	@$(RUN) scripts.render $(OPTIONS)
 
-lint: .venv/dev.stamp ## Lint, format, types and lock file only
+lint: .venv/dev.stamp ## Lint, format, types, imports and lock file only
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
+	@.venv/bin/lint-imports
 	@$(UV) lock --check --quiet --python .venv/bin/python && echo 'uv.lock fits pyproject.toml.'
 
 clean: ## End the local profile and remove its data, .venv and caches

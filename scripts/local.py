@@ -269,7 +269,8 @@ def deploy(profile: Profile, names: list[str], flows: FlowsFolder = OWN) -> None
 
 def apply(profile: Profile) -> list[str]:
     """Apply the desired state; returns what the bootstrap says, a line each."""
-    command = ["python", "-m", "prefect_hamilton.bootstrap", "apply", "--add", "scripts/local.yaml"]
+    command = ["python", "-m", "prefect_hamilton.bootstrap", "apply"]
+    command += ["--add", "prefect-state.yaml", "--add", "scripts/local.yaml"]
     record = str(profile.state / "bootstrap.json")
     return _run(profile, [*command, "--record", record]).splitlines()
 

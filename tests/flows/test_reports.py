@@ -19,8 +19,8 @@ from prefect.client.schemas.filters import (
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from flows.data_pipeline import enterprise_data_pipeline
-from flows.failed_run_report import failed_run_report
 from flows.metrics_report import metrics_quality_report
+from prefect_hamilton.flows.failed_run_report import failed_run_report
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("prefect_api")]
 

@@ -18,9 +18,9 @@ from prefect.client.schemas.actions import BlockDocumentUpdate
 
 from flows import warehouse
 from flows.data_pipeline import enterprise_data_pipeline
-from flows.failed_run_report import failed_run_report
 from flows.metrics_report import metrics_quality_report
 from flows.warehouse import METRICS, Target, WarehouseError
+from prefect_hamilton.flows.failed_run_report import failed_run_report
 from tests.flows.test_reports import markdown
 from tests.services import ROOT
 

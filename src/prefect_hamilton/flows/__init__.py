@@ -1,0 +1,1 @@
+"""Flows that the platform deploys for any repository; entrypoints are module paths."""
