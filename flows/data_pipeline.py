@@ -42,7 +42,7 @@ from prefect.states import Failed
 from prefect.variables import Variable
 from pydantic import BaseModel, Field
 
-from flows import extract, metrics_load, warehouse
+from flows import extract, memory, metrics_load, warehouse
 from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits, add_source_limits
 from flows.metrics_load import LARGEST_BATCH, Held, Transformed
 from flows.warehouse import DEFAULT_TARGET, Target, TargetTable
@@ -270,8 +270,10 @@ def load_metrics(
     ):
         connection.prepare(target, [warehouse.METRICS, warehouse.MONTHLY, warehouse.LOADS])
         held = metrics_load.read_held(connection, target, checked.accepted)
-        metrics.rows_read = len(checked.accepted) + len(held.rows)
+        memory.give_back()
+        metrics.rows_read = len(checked.accepted) + held.rows_read
         transformed = transform_metrics(checked.accepted, held, anomaly_z_threshold)
+        memory.give_back()
         log = _load_log(checked, transformed, source)
         updated = -math.inf
         for written, rows in metrics_load.write(
@@ -346,6 +348,7 @@ def enterprise_data_pipeline(
     """
     logger = get_run_logger()
     source = _shown(source_url)
+    memory.share()
     try:
         target = Target.parse(target_table)
         warehouse.check(warehouse.warehouse_url(), target)
@@ -354,7 +357,8 @@ def enterprise_data_pipeline(
 
         limits = Limits(source_timeout_seconds, source_max_megabytes)
         extracted = extract_metrics(source_url, limits, return_state=True)
-        checked = validate_metrics(cast("pd.DataFrame", extracted.result()))
+        checked = validate_metrics(_taken(extracted))
+        memory.give_back()
         if len(checked.rejected):
             quarantine_rejected(checked.rejected, source, target)
         _require_quality(checked, source, target, max_rejected_ratio)
@@ -381,6 +385,17 @@ def enterprise_data_pipeline(
     _publish(summary, checked, transformed, target)
     logger.info("Done: %s", _in_short(summary))
     return summary
+
+
+def _taken(extracted: "State[Any]") -> "pd.DataFrame":
+    """Return the result of a state, which no longer holds it.
+
+    Timers that Prefect starts in a task run keep its state for minutes, and so the raw records,
+    which take more memory than the rows that they become.
+    """
+    records = cast("pd.DataFrame", extracted.result())
+    extracted.data = None
+    return records
 
 
 def _require_quality(
@@ -417,7 +432,7 @@ def _publish(
     summary: LoadSummary, checked: Checked, transformed: Transformed, target: Target
 ) -> None:
     """Publish what a person looks for first: a preview, a summary and a link."""
-    latest = transformed.metrics.sort_values(["time", "metric"]).tail(PREVIEW_ROWS)
+    latest = _latest(transformed.metrics)
     create_table_artifact(
         table=json.loads(latest.to_json(orient="records", date_format="iso", double_precision=3)),
         key="pipeline-preview",
@@ -454,6 +469,13 @@ def _publish(
         key="pipeline-link",
         description=f"Where {summary.target_table} came to be: {address}",
     )
+
+
+def _latest(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the last rows by time and metric, without sorting a copy of all."""
+    times = rows["time"].nlargest(PREVIEW_ROWS)
+    latest: pd.DataFrame = rows[rows["time"] >= times.min()].sort_values(["time", "metric"])
+    return latest.tail(PREVIEW_ROWS)
 
 
 def _metrics_markdown(rows: "pd.DataFrame") -> str:

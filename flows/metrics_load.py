@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from flows.warehouse import LOADS, METRICS, MONTHLY, TableSpec, Target, Warehouse
+from flows.warehouse import LOADS, METRICS, MONTHLY, TableSpec, Target, Wanted, Warehouse
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 # A load writes whole batches together rather than in more transactions than these, for each costs
@@ -28,15 +29,17 @@ LARGEST_BATCH = 100_000
 class Held:
     """What the warehouse holds around the records to be loaded.
 
-    `rows` and `months` are those of `metrics_transform.context_ranges`; `unfinished` are the load
-    log's rows of loads that were stopped half-way, and `unfinished_months` (columns metric, month)
-    what they may have changed.
+    `rows` and `months` are those of `metrics_transform.context_ranges`, without the rows that the
+    records replace; `unfinished` are the load log's rows of loads that were stopped half-way, and
+    `unfinished_months` (columns metric, month) what they may have changed. `rows_read` counts the
+    replaced rows as well.
     """
 
     rows: "pd.DataFrame"
     months: "pd.DataFrame"
     unfinished: "pd.DataFrame"
     unfinished_months: "pd.DataFrame"
+    rows_read: int
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,48 @@ def read_held(connection: Warehouse, target: Target, accepted: "pd.DataFrame") -
     months = _months_of(unfinished)
     touched = metrics_transform.touched_months(accepted, months)
     ranges = metrics_transform.context_ranges(touched)
-    rows = [*metrics_transform.KEY, "value", *metrics_transform.STATISTICS]
+    columns = [*metrics_transform.KEY, "value", *metrics_transform.STATISTICS]
+    kept = _Replaced(accepted)
+    rows = _read_ranges(connection, target, METRICS, columns, ranges, kept.are_not)
     return Held(
-        rows=_read_ranges(connection, target, METRICS, rows, ranges),
+        rows=rows,
         months=_read_ranges(connection, target, MONTHLY, metrics_transform.MONTH_COLUMNS, ranges),
         unfinished=unfinished,
         unfinished_months=months,
+        rows_read=kept.looked_at,
     )
+
+
+class _Replaced:
+    """Tells which held rows the accepted records replace: those of the same metric and time.
+
+    A reload of a source holds all of its rows already, so this must not take more memory.
+    """
+
+    def __init__(self, accepted: "pd.DataFrame") -> None:
+        import numpy as np
+        import pandas as pd
+
+        self.looked_at = 0
+        code, names = accepted["metric"].factorize()
+        self._metrics = pd.Index(names)
+        time = accepted["time"].dt.tz_convert(None).to_numpy()
+        self._times = np.unique(time)
+        # Metric and time as one number.
+        self._keys = np.sort(code * len(self._times) + self._times.searchsorted(time))
+
+    def are_not(self, rows: "pd.DataFrame") -> "np.ndarray":
+        import pandas as pd
+
+        self.looked_at += len(rows)
+        code = self._metrics.get_indexer(pd.Index(rows["metric"]))
+        time = rows["time"].to_numpy()
+        position = self._times.searchsorted(time).clip(max=len(self._times) - 1)
+        key = code * len(self._times) + position
+        found = self._keys.searchsorted(key).clip(max=len(self._keys) - 1)
+        known = (code >= 0) & (self._times[position] == time)
+        replaced: np.ndarray = known & (self._keys[found] == key)
+        return ~replaced
 
 
 def _read_ranges(
@@ -97,6 +135,7 @@ def _read_ranges(
     spec: TableSpec,
     columns: Iterable[str],
     ranges: "pd.DataFrame",
+    wanted: Wanted | None = None,
 ) -> "pd.DataFrame":
     """Return the rows of metrics from `first` to before `beyond`."""
     metric, time = (f'held."{name}"' for name in spec.key)
@@ -111,7 +150,7 @@ def _read_ranges(
             AND {time} >= wanted."first" AND {time} < wanted.beyond
     """  # noqa: S608
     bounds = [ranges[name].dt.to_pydatetime().tolist() for name in ("first", "beyond")]
-    return connection.read(query, [ranges["metric"].tolist(), *bounds])
+    return connection.read(query, [ranges["metric"].tolist(), *bounds], wanted)
 
 
 def _months_of(loads: "pd.DataFrame") -> "pd.DataFrame":

@@ -34,6 +34,7 @@ from tenacity import (
 
 if TYPE_CHECKING:
     import duckdb
+    import numpy as np
     import pandas as pd
     import psycopg
     import pyarrow as pa
@@ -215,6 +216,9 @@ TargetTable = Annotated[
 ]
 
 
+Wanted = Callable[["pd.DataFrame"], "np.ndarray"]
+
+
 class Warehouse(Protocol):
     """An open connection. Every method is one transaction: all of it happens, or nothing."""
 
@@ -232,8 +236,13 @@ class Warehouse(Protocol):
         Each table at most once. Columns that a frame has beyond the table's are left out.
         """
 
-    def read(self, query: str, parameters: Sequence[Any] = ()) -> "pd.DataFrame":
+    def read(
+        self, query: str, parameters: Sequence[Any] = (), wanted: "Wanted | None" = None
+    ) -> "pd.DataFrame":
         """Return what a query gives; `?` stands for a parameter.
+
+        `wanted` is called with some rows at a time and tells which of them to return; the others
+        are not held in memory.
 
         Columns are str, float64, int64, bool and datetime64[us] on both engines, also when no
         value or no row is there; with nulls, int64 becomes float64 and bool becomes object.
@@ -417,7 +426,7 @@ def _connect_duckdb(
     except (duckdb.Error, OSError) as error:
         if is_locked(error):
             raise WarehouseError(
-                f"{file} is in use by another process since {lock_timeout:.0f} s "
+                f"{file} has been in use by another process for {lock_timeout:.0f} s "
                 f"({_lock_holder(str(error))}): close it there and run again"
             ) from None
         reason = str(error).splitlines()[0]
@@ -663,11 +672,15 @@ class DuckDBWarehouse:
                 self._connection.rollback()
             raise
 
-    def read(self, query: str, parameters: Sequence[Any] = ()) -> "pd.DataFrame":
+    def read(
+        self, query: str, parameters: Sequence[Any] = (), wanted: Wanted | None = None
+    ) -> "pd.DataFrame":
         """Return what a query gives; `?` stands for a parameter."""
-        found = self._connection.sql(query, params=list(parameters)).to_arrow_table()
-        frame: pd.DataFrame = found.to_pandas()
-        return frame
+        import pyarrow as pa
+
+        found = self._connection.sql(query, params=list(parameters)).to_arrow_reader(READ_ROWS)
+        tables = (pa.Table.from_batches([batch]) for batch in found)
+        return _wanted_of(tables, found.schema, wanted)
 
     def has_table(self, target: Target, spec: TableSpec) -> bool:
         """Tell whether a table is there."""
@@ -723,7 +736,9 @@ class PostgresWarehouse:
                 )
                 cursor.execute(_upsert_statement(target, spec, source).encode())
 
-    def read(self, query: str, parameters: Sequence[Any] = ()) -> "pd.DataFrame":
+    def read(
+        self, query: str, parameters: Sequence[Any] = (), wanted: Wanted | None = None
+    ) -> "pd.DataFrame":
         """Return what a query gives; `?` stands for a parameter."""
         query, parameters = query.replace("?", "%s"), list(parameters)
         with self._connection.transaction(), self._connection.cursor() as cursor:
@@ -731,8 +746,7 @@ class PostgresWarehouse:
             cursor.execute(without_rows.encode(), parameters)
             schema = _described(cursor)
             with cursor.copy(f"COPY ({query}) TO STDOUT (FORMAT csv)".encode(), parameters) as copy:
-                frame: pd.DataFrame = _from_csv(copy, schema).to_pandas()
-        return frame
+                return _wanted_of(_from_csv(copy, schema), schema, wanted)
 
     def has_table(self, target: Target, spec: TableSpec) -> bool:
         """Tell whether a table is there."""
@@ -764,7 +778,20 @@ def _process_lock(purpose: str) -> Iterator[None]:
         lock.release()
 
 
-CSV_BYTES = 8_000_000  # of text that are parsed at once
+# Of what is read, so many rows, or bytes of text, are looked at together.
+READ_ROWS = 100_000
+CSV_BYTES = 8_000_000
+
+
+def _wanted_of(
+    tables: "Iterable[pa.Table]", schema: "pa.Schema", wanted: Wanted | None
+) -> "pd.DataFrame":
+    import pyarrow as pa
+
+    if wanted:
+        tables = (table.filter(pa.array(wanted(table.to_pandas()))) for table in tables)
+    frame: pd.DataFrame = pa.concat_tables([schema.empty_table(), *tables]).to_pandas()
+    return frame
 
 
 def _as_csv(table: "pa.Table") -> Iterator[bytes]:
@@ -777,7 +804,9 @@ def _as_csv(table: "pa.Table") -> Iterator[bytes]:
         yield text.getvalue()
 
 
-def _from_csv(copied: Iterable[bytes | bytearray | memoryview], schema: "pa.Schema") -> "pa.Table":
+def _from_csv(
+    copied: Iterable[bytes | bytearray | memoryview], schema: "pa.Schema"
+) -> "Iterator[pa.Table]":
     """Parse CSV as COPY writes it; each piece is a row or several."""
     import pyarrow as pa
     from pyarrow import csv
@@ -797,16 +826,14 @@ def _from_csv(copied: Iterable[bytes | bytearray | memoryview], schema: "pa.Sche
             ),
         )
 
-    tables = [schema.empty_table()]
     text = bytearray()
     for piece in copied:
         text += piece
         if len(text) > CSV_BYTES:
-            tables.append(parse(text))
+            yield parse(text)
             text.clear()
     if text:
-        tables.append(parse(text))
-    return pa.concat_tables(tables)
+        yield parse(text)
 
 
 def _described(cursor: "psycopg.Cursor[Any]") -> "pa.Schema":

@@ -59,9 +59,8 @@ def main(
             )
         if postgres:
             _measure_postgres(postgres, schema, frame, batch_size, file)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     held = frame.memory_usage().sum() / 2**20
-    typer.echo(f"At most {peak:,.0f} MB of memory, {held:,.0f} MB of them the rows")
+    typer.echo(f"At most {_peak():,.0f} MB of memory, {held:,.0f} MB of them the rows")
 
 
 def _measure_postgres(
@@ -111,7 +110,15 @@ def _print(engine: str, what: str, rows: int, work: Callable[[], object]) -> Non
     started = time.perf_counter()
     work()
     seconds = time.perf_counter() - started
-    typer.echo(f"{engine:<10} {what:<20} {seconds:7.1f} s {rows / seconds:12,.0f} rows/s")
+    typer.echo(
+        f"{engine:<10} {what:<20} {seconds:7.1f} s {rows / seconds:12,.0f} rows/s; "
+        f"peak RSS so far {_peak():,.0f} MB"
+    )
+
+
+def _peak() -> float:
+    """Return the most memory that this process has had, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _rows(count: int) -> pd.DataFrame:

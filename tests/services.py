@@ -20,6 +20,8 @@ from scripts import local_profile
 
 ROOT = Path(__file__).parent.parent
 
+OWN_SERVER = ("prefect_hamilton.server",)
+
 
 def output(
     *command: str,
@@ -159,13 +161,17 @@ def prefect_server(
     *,
     python: Path | str = sys.executable,
     port: int | None = None,
+    program: tuple[str, ...] = ("prefect", "server", "start"),
     background_services: bool = False,
     **settings: str,
 ) -> Iterator[Service]:
-    """A Prefect server, its database in `home` unless the settings name another."""
+    """A Prefect server, its database in `home` unless the settings name another.
+
+    `program` is a module and its arguments; `OWN_SERVER` is what the image runs.
+    """
     home.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
-    command = [str(python), "-m", "prefect", "server", "start"]
+    command = [str(python), "-m", *program]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     if not background_services:
         command.append("--no-services")

@@ -9,6 +9,7 @@ Times without an offset count as UTC. What lies beyond microseconds is cut off.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ _STARTS_WITH_YEAR = r"\s*[0-9]{4}"
 _NANOSECONDS = r"(\.[0-9]{6})[0-9]+"
 # The sum of squares of such values is still a number, of however many.
 LARGEST_VALUE = 1e150
+BLOCK_SIZE = 100_000  # records whose text is parsed at once
 
 
 def _rule(reason: str, passes: Any) -> pa.Check:
@@ -121,25 +123,20 @@ def typed_records(
     A time without an offset counts as UTC. What cannot be read becomes null here; the schema then
     says why. Up to a day after `as_of` a time counts as now, for clocks and time zones differ.
     """
-    metric = numbered_records["metric"].astype("str").str.strip()
+    code, names = numbered_records["metric"].astype("str").factorize()
+    metric = pd.Series(names, dtype="str").str.strip()
+    metric = metric.where(metric != "")
     limits = metric_dimension.set_index("metric")
-    text = numbered_records["time"].where(
-        numbered_records["time"].str.match(_STARTS_WITH_YEAR, na=False)
-    )
-    # One time in nanoseconds would take the range of all down to the years 1677 to 2262.
-    text = text.str.replace(_NANOSECONDS, r"\1", regex=True)
-    time = pd.to_datetime(text, utc=True, errors="coerce", format="ISO8601")
-    value = pd.to_numeric(numbered_records["value"], errors="coerce")
     return pd.DataFrame(
         {
             "record_number": numbered_records["record_number"],
-            "time": time.dt.as_unit("us"),
-            "metric": metric.where(metric.notna() & (metric != "")),
-            "value": value.astype("float64"),
+            "time": _in_blocks(numbered_records["time"], _time),
+            "metric": metric.reindex(code).array,
+            "value": _in_blocks(numbered_records["value"], _number),
             "raw_time": numbered_records["time"],
             "raw_value": numbered_records["value"],
-            "minimum": metric.map(limits["minimum"]).astype("float64"),
-            "maximum": metric.map(limits["maximum"]).astype("float64"),
+            "minimum": metric.map(limits["minimum"]).astype("float64").reindex(code).array,
+            "maximum": metric.map(limits["maximum"]).astype("float64").reindex(code).array,
             "metric_is_unstorable": numbered_records["metric_is_unstorable"],
             "latest_time": as_of + pd.Timedelta(days=1),
         }
@@ -163,7 +160,7 @@ def invalid_records(
 def valid_records(typed_records_raw: pd.DataFrame, invalid_records: pd.DataFrame) -> pd.DataFrame:
     """Keep the records that break no rule of their own; the same metric and time may come twice."""
     broken = typed_records_raw["record_number"].isin(invalid_records["record_number"])
-    return typed_records_raw.loc[~broken, ["record_number", "time", "metric", "value"]]
+    return _without(typed_records_raw[["record_number", "time", "metric", "value"]], broken)
 
 
 def duplicate_records(
@@ -201,7 +198,7 @@ def accepted_records(
 ) -> pd.DataFrame:
     """Columns time, metric, value of all records that keep every rule, by metric and time."""
     duplicated = valid_records_raw["record_number"].isin(duplicate_records["record_number"])
-    accepted = valid_records_raw.loc[~duplicated, ["time", "metric", "value"]]
+    accepted = _without(valid_records_raw[["time", "metric", "value"]], duplicated)
     return accepted.sort_values(KEY, ignore_index=True)
 
 
@@ -245,6 +242,34 @@ def quality_report(
         "missing_in_gaps": int(time_gaps["missing"].sum()),
         "unknown_metrics": sorted(set(accepted_records["metric"].unique()) - known),
     }
+
+
+def _in_blocks(
+    text: "pd.Series[str]", parse: "Callable[[pd.Series[str]], pd.Series[Any]]"
+) -> "pd.Series[Any]":
+    """Parse text some of it at a time, for pandas makes Python objects of all that it parses."""
+    starts = range(0, max(len(text), 1), BLOCK_SIZE)
+    parsed: pd.Series[Any] = pd.concat(
+        [parse(text.iloc[start : start + BLOCK_SIZE]) for start in starts]
+    )
+    return parsed
+
+
+def _time(text: "pd.Series[str]") -> "pd.Series[pd.Timestamp]":
+    text = text.where(text.str.match(_STARTS_WITH_YEAR, na=False))
+    # One time in nanoseconds would take the range of all down to the years 1677 to 2262.
+    text = text.str.replace(_NANOSECONDS, r"\1", regex=True)
+    return pd.to_datetime(text, utc=True, errors="coerce", format="ISO8601").dt.as_unit("us")
+
+
+def _number(text: "pd.Series[str]") -> "pd.Series[float]":
+    number: pd.Series[float] = pd.to_numeric(text, errors="coerce").astype("float64")
+    return number
+
+
+def _without(rows: pd.DataFrame, left_out: "pd.Series[bool]") -> pd.DataFrame:
+    """Leave rows out; where there are none to leave out, what comes back shares their memory."""
+    return rows[~left_out] if left_out.any() else rows
 
 
 def _is_unstorable(text: "pd.Series[str]") -> "pd.Series[bool]":

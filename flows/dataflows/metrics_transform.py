@@ -8,6 +8,7 @@ only on the metric's records of its own month and of the 30 days before that mon
 bit: the order in which records come makes no difference.
 """
 
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,9 @@ MONTH_KEY = ["metric", "month"]
 # the month between is a February.
 LOOK_BACK = np.timedelta64(30, "D")
 MONTHS_REACHED = 2
+
+# So many observations have their windows laid out at once.
+BLOCK_SIZE = 100_000
 
 FINITE = pa.Check(np.isfinite, name="finite")
 
@@ -110,10 +114,10 @@ def observations(accepted_records: pd.DataFrame, held_rows: pd.DataFrame) -> pd.
     columns = [*KEY, "value"]
     accepted = accepted_records.assign(time=_without_zone(accepted_records["time"]))[columns]
     if held_rows.empty:
-        return accepted.assign(from_source=True).sort_values(KEY, ignore_index=True)
+        return _in_order(accepted.assign(from_source=True))
     both = pd.concat([accepted, held_rows[columns]], ignore_index=True)
     both["from_source"] = np.arange(len(both)) < len(accepted)
-    return both.drop_duplicates(KEY).sort_values(KEY, ignore_index=True)
+    return _in_order(both.drop_duplicates(KEY))
 
 
 def rolling_mean_7d(observations: pd.DataFrame) -> pd.Series:
@@ -161,8 +165,8 @@ def observed_rows(
     """Each observation with its statistics, unit and station, and whether it is from_source."""
     dimension = metric_dimension.set_index("metric")
     return observations.assign(
-        unit=observations["metric"].map(dimension["unit"]).astype("str"),
-        station=observations["metric"].map(dimension["station"]).astype("str"),
+        unit=_looked_up(observations["metric"], dimension["unit"]),
+        station=_looked_up(observations["metric"], dimension["station"]),
         rolling_mean_7d=rolling_mean_7d,
         rolling_mean_30d=rolling_mean_30d,
         rolling_std_30d=rolling_std_30d,
@@ -174,7 +178,9 @@ def observed_rows(
 @check_output(schema=METRIC_ROW, importance="fail")
 def metric_rows(observed_rows: pd.DataFrame) -> pd.DataFrame:
     """One row a record of the source (key: metric, time), with its statistics."""
-    return observed_rows.loc[observed_rows["from_source"], list(METRIC_ROW.columns)]
+    rows = observed_rows[list(METRIC_ROW.columns)]
+    from_source = observed_rows["from_source"]
+    return rows if from_source.all() else rows[from_source]  # all of them share their memory
 
 
 @check_output(schema=METRIC_ROW, importance="fail")
@@ -271,6 +277,27 @@ def _without_zone(time: pd.Series) -> pd.Series:
     return utc
 
 
+def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows by metric and time; without a copy if they are so already."""
+    code, names = rows["metric"].factorize()
+    steps = np.diff(code)
+    times = np.diff(rows["time"].to_numpy()).astype("int64")
+    if (
+        pd.Index(names).is_monotonic_increasing
+        and (steps >= 0).all()
+        and (times[steps == 0] >= 0).all()
+    ):
+        return rows.reset_index(drop=True)
+    return rows.sort_values(KEY, ignore_index=True)
+
+
+def _looked_up(metric: pd.Series, values: pd.Series) -> pd.Series:
+    """Return what a value by metric is for each; it is looked up once a metric."""
+    code, names = metric.factorize()
+    found: pd.Series = pd.Series(names).map(values).astype("str").take(code)
+    return found.set_axis(metric.index)
+
+
 def _month(time: pd.Series) -> pd.Series:
     """Return the first of each time's month."""
     return _plus_months(time, 0)
@@ -330,37 +357,71 @@ def _rolling(
 
     Pandas computes a window from the one before it, which leaves traces of the values that have
     left. So each month is computed afresh, with the days before it that its windows look back to:
-    then a value never depends on where the observations begin.
+    then a value never depends on where the observations begin. Some months at a time, for the
+    positions take several times the memory of the values.
     """
-    time = observations["time"].to_numpy().astype("datetime64[us]")
-    month = time.astype("datetime64[M]")
-    metric = observations["metric"].factorize()[0]
-    metric_starts = np.flatnonzero(np.diff(metric, prepend=-1))
-    opened = time - np.timedelta64(days, "D")  # the window is open at this end, unless before
-    side: Literal["left", "right"] = "left" if before else "right"
-    first = np.empty(len(time), dtype="int64")
-    lead = np.empty(len(time), dtype="int64")
-    for start, end in zip(metric_starts, [*metric_starts[1:], len(time)], strict=True):
-        part = time[start:end]
-        first[start:end] = start + part.searchsorted(opened[start:end], side)
-        lead[start:end] = start + part.searchsorted(month[start:end] - LOOK_BACK)
+    value = observations["value"].to_numpy()
+    first, starts, leads = _windows(observations, days, of_itself=not before)
+    ends = np.append(starts, len(value))[1:]
+    rolled = np.empty(len(value))
+    for block in _blocks(ends - leads):
+        taken, windows, position = _laid_out(first, starts[block], ends[block], leads[block])
+        beyond = np.arange(len(taken)) + (0 if before else 1)
+        rolling = pd.Series(value[taken]).rolling(
+            _Bounds(first=windows, beyond=beyond), min_periods=before or 1
+        )
+        found = rolling.mean() if statistic == "mean" else rolling.std()
+        rolled[starts[block][0] : ends[block][-1]] = found.to_numpy()[position]
+    return pd.Series(rolled, index=observations.index)
 
-    # Month by month, each with its lead; positions of the observations in that longer row.
-    new = (np.diff(metric, prepend=-1) != 0) | (np.diff(month, prepend=month[:1] - 1) != 0)
-    month_starts = np.flatnonzero(new)
-    own = np.diff(month_starts, append=len(time))
-    leads = lead[month_starts]
-    sizes = month_starts - leads + own
+
+def _windows(
+    observations: pd.DataFrame, days: int, *, of_itself: bool
+) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
+    """Return positions: where windows start, where months do, and what their windows look back to.
+
+    The first is one for each observation, the others are one for each month.
+    """
+    time = observations["time"].to_numpy().astype("datetime64[us]", copy=False)
+    metric = observations["metric"].factorize()[0]
+    new_metric = np.diff(metric, prepend=-1) != 0
+    month = time.astype("datetime64[M]")
+    new_month = np.diff(month, prepend=month[:1] - 1).astype("bool")
+    metric_starts, month_starts = np.flatnonzero(new_metric), np.flatnonzero(new_metric | new_month)
+    month = month[month_starts]
+    # The window is open at this end, unless the observation itself is left out.
+    side: Literal["left", "right"] = "right" if of_itself else "left"
+    first = np.empty(len(time), dtype="int64")
+    leads = np.empty(len(month), dtype="int64")
+    for start, end in pairwise([*metric_starts, len(time)]):
+        part = time[start:end]
+        first[start:end] = start + part.searchsorted(part - np.timedelta64(days, "D"), side)
+        months = slice(*month_starts.searchsorted((start, end)))
+        leads[months] = start + part.searchsorted(month[months] - LOOK_BACK)
+    return first, month_starts, leads
+
+
+def _blocks(sizes: "np.ndarray") -> list[slice]:
+    """Return runs of consecutive months that have about BLOCK_SIZE observations together."""
+    number = np.cumsum(sizes) // BLOCK_SIZE
+    starts = np.flatnonzero(np.diff(number, prepend=-1))
+    return [slice(start, end) for start, end in pairwise([*starts, len(sizes)])]
+
+
+def _laid_out(
+    first: "np.ndarray", starts: "np.ndarray", ends: "np.ndarray", leads: "np.ndarray"
+) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
+    """Lay out months one after the other, each with its lead.
+
+    Returns the positions of the observations that are taken, where the window of each of those
+    starts in that longer row, and where in it the months' own observations are.
+    """
+    sizes = ends - leads
     offsets = np.cumsum(sizes) - sizes
     taken = np.arange(sizes.sum()) + np.repeat(leads - offsets, sizes)
-    shift = np.repeat(offsets - leads, own)
-    position = np.arange(len(time)) + shift
-
-    window_first = np.repeat(offsets, sizes)
-    window_first[position] = first + shift
-    window_beyond = np.arange(len(taken)) + (0 if before else 1)
-    windows = pd.Series(observations["value"].to_numpy()[taken]).rolling(
-        _Bounds(first=window_first, beyond=window_beyond), min_periods=before or 1
-    )
-    rolled = windows.mean() if statistic == "mean" else windows.std()
-    return pd.Series(rolled.to_numpy()[position], index=observations.index)
+    shift = np.repeat(offsets - leads, ends - starts)
+    own = slice(starts[0], ends[-1])
+    position = np.arange(own.start, own.stop) + shift
+    windows = np.repeat(offsets, sizes)
+    windows[position] = first[own] + shift
+    return taken, windows, position

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.cluster.conftest import NAMESPACE, RELEASE, Cluster, eventually
+from tests.clusters import NAMESPACE, RELEASE, Cluster, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import RELEASE, Cluster, eventually
+from tests.clusters import RELEASE, Cluster, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

@@ -9,7 +9,7 @@ from playwright.sync_api import Page
 
 from tests import prefect_views
 from tests.browser import opens, shows
-from tests.cluster.conftest import Cluster
+from tests.clusters import Cluster
 
 pytestmark = [
     pytest.mark.cluster,

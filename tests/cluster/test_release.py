@@ -6,7 +6,8 @@ The namespace enforces Pod Security `restricted`, the cluster its NetworkPolicie
 import httpx
 import pytest
 
-from tests.cluster.conftest import NAMESPACE, RELEASE, Cluster, needs_kind
+from tests.cluster.conftest import needs_kind
+from tests.clusters import NAMESPACE, RELEASE, Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 

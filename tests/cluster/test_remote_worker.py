@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from scripts import kind
-from tests.cluster.conftest import CHART, NAME, RELEASE, Cluster, eventually, needs_kind
+from tests.cluster.conftest import CHART, NAME, needs_kind
+from tests.clusters import RELEASE, Cluster, eventually
 from tests.deployments.git_server import git
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), needs_kind]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.chart.test_worker_role import NEEDED
-from tests.cluster.conftest import RELEASE, Cluster, eventually
+from tests.clusters import RELEASE, Cluster, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 

@@ -10,17 +10,8 @@ import httpx
 import pytest
 
 from scripts import kind
-from tests.cluster.conftest import (
-    CHART,
-    KUBECONFIG,
-    LONG_LIVED,
-    NAME,
-    RELEASE,
-    WALKTHROUGH,
-    Cluster,
-    eventually,
-    needs_kind,
-)
+from tests.cluster.conftest import CHART, KUBECONFIG, NAME, needs_kind
+from tests.clusters import LONG_LIVED, RELEASE, WALKTHROUGH, Cluster, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -161,7 +152,7 @@ def test_it_grows_to_several_servers(cluster: Cluster) -> None:
 
 
 def test_a_backup_brings_back_what_was_lost(cluster: Cluster, tmp_path: Path) -> None:
-    """With the commands of the README."""
+    """With the commands of docs/operate.md."""
     database = f"statefulset/{RELEASE}-postgres"
     runs = {run["id"] for run in cluster.post("/flow_runs/filter", limit=200)}
     dump = tmp_path / "prefect.dump"

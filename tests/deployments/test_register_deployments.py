@@ -2,24 +2,28 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import quote
+from uuid import uuid4
 
 import pytest
 import tenacity
 import typer.testing
+import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectAlreadyExists
 
-from prefect_hamilton.bootstrap import register_deployments
+from prefect_hamilton.bootstrap import desired_state, register_deployments
 from prefect_hamilton.bootstrap.__main__ import app
+from prefect_hamilton.bootstrap.errors import BootstrapError
 from tests.deployments.git_server import GitServer, git, prefect_environment
 
 pytestmark = pytest.mark.services
@@ -291,6 +295,36 @@ def test_no_token_appears_when_it_is_refused(
     assert "refuses the credential" in output
     for word in ("hunter", "zebra", quote(token, safe="")):
         assert word not in output
+
+
+def test_what_the_flows_need_is_registered_with_them(
+    prefect_api: str, git_server: GitServer, flow_repository: Path, tmp_path: Path
+) -> None:
+    name = f"of_the_repository_{uuid4().hex}"
+    state = {"variables": [{"name": name, "value": 7}]}
+    (flow_repository / "prefect-state.yaml").write_text(yaml.safe_dump(state))
+    git("add", "prefect-state.yaml", cwd=flow_repository)
+    git("commit", "--quiet", "-m", "State", cwd=flow_repository)
+    url = git_server.publish(flow_repository, "with-state")
+
+    code, output = register_walkthrough(
+        prefect_api, git_server, tmp_path, FLOWS_REPOSITORY=url, FLOWS_REF="main"
+    )
+
+    assert code == 0, output
+    assert re.search(rf"created +variable +{name}", output)
+    with get_client(sync_client=True) as client:
+        variable = client.read_variable_by_name(name)
+    assert variable is not None
+    assert variable.value == 7
+
+
+def test_a_repository_reads_no_secret_of_the_bootstrap(tmp_path: Path) -> None:
+    path = tmp_path / "prefect-state.yaml"
+    secret = {"name": "a", "type": "secret", "values": {"value": {"from_env": "WAREHOUSE_URL"}}}
+    path.write_text(yaml.safe_dump({"blocks": [secret]}))
+    with pytest.raises(BootstrapError, match=r"^prefect-state\.yaml: blocks: a repository"):
+        desired_state.load_repository(path)
 
 
 def test_schedules_that_prefect_yaml_ends_are_ended(

@@ -1,8 +1,10 @@
 """Loads of metrics on each warehouse: in any order, killed or not, the tables are the same."""
 
+import multiprocessing
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
 
 import numpy as np
 import pandas as pd
@@ -85,7 +87,7 @@ class Loader:
         """Each row and month is, to the last bit, what one load of all observations gives."""
         rows, months = self.read(METRICS), self.read(MONTHLY)
         observed = rows[["metric", "time", "value"]]
-        nothing = Held(rows.head(0), months.head(0), pd.DataFrame(), months.head(0))
+        nothing = Held(rows.head(0), months.head(0), pd.DataFrame(), months.head(0), 0)
         once = transform(observed.assign(time=observed["time"].dt.tz_localize("UTC")), nothing)
         for found, expected in ((rows, once.metrics), (months, once.months)):
             pd.testing.assert_frame_equal(
@@ -222,6 +224,51 @@ def test_distant_records_do_not_read_what_lies_between(loader: Loader) -> None:
     read = held.months["month"].sort_values().dt.strftime("%Y-%m")
     around = ["2010-01", "2010-02", "2010-03", "2010-04"]  # December 2009 is not held
     assert list(read) == [*around, "2022-12", "2023-01", "2023-02", "2023-03", "2023-04"]
+
+
+def test_held_rows_that_the_source_replaces_are_read_but_not_kept(loader: Loader) -> None:
+    held = pd.concat([days("2024-01-01", 40), days("2024-01-01", 40, metric="Wind")])
+    loader.load(held)
+    accepted = pd.concat([days("2024-01-05", 10), days("2024-01-01", 3, metric="unknown")])
+    accepted = accepted.assign(time=accepted["time"].dt.tz_localize("UTC"))
+    found = metrics_load.read_held(loader.connection, loader.target, accepted)
+    assert found.rows_read == 40
+    assert set(found.rows["metric"]) == {"wind"}
+    kept = found.rows["time"].sort_values().dt.strftime("%Y-%m-%d")
+    expected = days("2024-01-01", 4)["time"].tolist() + days("2024-01-15", 26)["time"].tolist()
+    assert list(kept) == [f"{day:%Y-%m-%d}" for day in expected]
+
+
+def load_in_process(url: str, source: pd.DataFrame, run_id: str, start: Barrier) -> None:
+    start.wait(timeout=60)
+    with warehouse.connect(url) as connection:
+        loader = Loader(connection, Target.parse("warehouse.prod.metrics"))
+        loader.load(source, batch_size=20, run_id=run_id)
+
+
+def test_two_processes_that_load_one_target_at_once_both_end_with_all_rows(
+    any_warehouse: str,
+) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    start = spawn.Barrier(2)
+    sources = {"a": days("2024-01-01", 300, 3.0), "b": days("2024-06-01", 300, 5.0)}
+    processes = [
+        spawn.Process(target=load_in_process, args=(any_warehouse, source, run_id, start))
+        for run_id, source in sources.items()
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    with warehouse.connect(any_warehouse) as connection:
+        loader = Loader(connection, Target.parse("warehouse.prod.metrics"))
+        rows = loader.read(METRICS)
+        assert list(rows["time"]) == list(days("2024-01-01", 452)["time"])
+        assert set(rows["value"]) == {3.0, 5.0}
+        assert set(rows["value"][152:300]) in ({3.0}, {5.0})  # of whoever came last
+        loader.assert_tables_follow_from_the_observations()
+        assert list(loader.read(LOADS)["status"]) == ["complete", "complete"]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,20 @@
+"""Fixtures of the images' tests; Prefect is imported in them, after its home is set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import environments
+from tests.services import Service
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+    from tests.images.pods import Pods
 
 
 @pytest.fixture(scope="session")
@@ -11,3 +23,20 @@ def prefect_client_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flow-pod") / "venv"
     # The second group has tenacity, which is the other import of `flow_pod`.
     return environments.make_locked(folder, "flow-pod", "bootstrap")
+
+
+@pytest.fixture
+def client(prefect_api: str) -> Iterator[SyncPrefectClient]:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+@pytest.fixture
+def pods(
+    client: SyncPrefectClient, prefect_server: Service, prefect_client_python: Path, tmp_path: Path
+) -> Pods:
+    from tests.images.pods import Pods
+
+    return Pods(client, prefect_server, prefect_client_python, tmp_path)

@@ -21,12 +21,15 @@ EXECUTOR = "prefect.runner._flow_run_executor"
 
 POD_SIGNATURES = {
     "prefect._internal.urls:strip_auth_from_urls_in_text": "(text, extra_secrets=None)",
+    "prefect.client.base:PrefectHttpxAsyncClient.send": "(self, request, *args, **kwargs)",
+    "prefect.client.base:PrefectHttpxSyncClient.send": "(self, request, *args, **kwargs)",
     "prefect.context:refresh_global_settings_context": "()",
     "prefect.flow_engine:_main": "(argv=None)",
     "prefect.logging.handlers:APILogHandler.aflush": "()",
     "prefect.logging.loggers:flow_run_logger": (
         "(flow_run=None, flow=None, flow_run_id=None, **kwargs)"
     ),
+    "prefect.runner._control_channel:ControlChannel.get_conclusion": "(self, flow_run_id)",
     "prefect.runner._control_channel:ControlChannel.register": "(self, flow_run_id)",
     "prefect.runner._control_channel:ControlChannel.signal": "(self, flow_run_id, intent)",
     f"{EXECUTOR}:FlowRunExecutor.submit": "(self, task_status=<object>)",
@@ -80,12 +83,18 @@ POD_CALLS = {
         "run_crashed_hooks",
     ],
     f"{EXECUTOR}:FlowRunExecutor._start_process": ["start", "start", "add", "started"],
+    # Each request of a client is sent by the method that is replaced.
+    "prefect.client.orchestration.base:BaseClient.request": ["build_request", "send"],
+    "prefect.client.orchestration.base:BaseAsyncClient.request": ["build_request", "send"],
 }
 POD_MEMBERS = (
-    "from prefect._internal.attempt_control import Intent\n"
+    "from prefect._internal.attempt_control import AttemptConclusion, Intent\n"
+    "from prefect._internal.attempt_control import EngineOutcomeReceipt\n"
     "from prefect.runner._control_channel import ControlSignalStatus\n"
     "from prefect.runner._flow_run_executor import FlowRunExecutionResult\n"
     "from typing import get_args\n"
+    "assert EngineOutcomeReceipt in get_args(AttemptConclusion)\n"
+    "assert callable(EngineOutcomeReceipt.orchestration_aborted)\n"
     "assert {'reschedule', 'relinquish'} <= set(get_args(Intent))\n"
     "assert {'ACKNOWLEDGED', 'ALREADY_CONCLUDED'} <= set(ControlSignalStatus.__members__)\n"
     "assert {'handle', 'status_code'} <= set(FlowRunExecutionResult.__dataclass_fields__)\n"

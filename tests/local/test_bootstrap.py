@@ -447,7 +447,8 @@ def test_a_later_file_adds_and_replaces_by_name(tmp_path: Path) -> None:
 
 
 def test_the_project_s_own_files_are_valid() -> None:
-    state = desired_state.load([desired_state.FILE, services.ROOT / "scripts/local.yaml"])
+    paths = [services.ROOT / name for name in ("prefect-state.yaml", "scripts/local.yaml")]
+    state = desired_state.load([desired_state.FILE, *paths])
     assert [pool.name for pool in state.work_pools] == ["local-process-pool"]
 
 

@@ -17,7 +17,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_
 
 @app.callback()
 def main() -> None:
-    """Bring a Prefect server and a Hamilton UI to the wanted state."""
+    """Bring a Prefect server and a Hamilton UI to the desired state."""
 
 
 @app.command("apply")
@@ -60,7 +60,7 @@ def register_command(
         list[str], typer.Argument(help="Deployments of its prefect.yaml: names or patterns.")
     ],
 ) -> None:
-    """Clone FLOWS_REPOSITORY at FLOWS_REF and register its deployments with `prefect deploy`.
+    """Clone FLOWS_REPOSITORY at FLOWS_REF, apply its prefect-state.yaml, register its deployments.
 
     GIT_ACCESS_TOKEN is the token for a private repository.
     """

@@ -165,6 +165,26 @@ class DesiredState(_Closed):
     hamilton: HamiltonProject | None = None
 
 
+REPOSITORY_MAY_HAVE = (
+    "variables",
+    "global_concurrency_limits",
+    "tag_concurrency_limits",
+    "automations",
+)
+"""What a repository of flows may ask for: nothing that reads the bootstrap's environment."""
+
+
+def load_repository(path: Path) -> DesiredState:
+    """Read the state file of a repository. Raises BootstrapError as `load` does."""
+    state = load([path])
+    for field in sorted(state.model_fields_set.difference(REPOSITORY_MAY_HAVE)):
+        raise BootstrapError(
+            f"{path.name}: {field}: a repository of flows may have "
+            f"{', '.join(REPOSITORY_MAY_HAVE)}; move the rest to the chart's bootstrap.state."
+        )
+    return state
+
+
 def load(paths: Sequence[Path]) -> DesiredState:
     """Read and join the files. Raises BootstrapError naming file, place and what is wrong."""
     states = [_load_one(path) for path in paths]

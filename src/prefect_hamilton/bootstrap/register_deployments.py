@@ -20,8 +20,13 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from prefect_hamilton.bootstrap.apply import apply
+from prefect_hamilton.bootstrap.desired_state import DesiredState, load_repository
 from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.flow_pod import pull_errors
+
+STATE_FILE = "prefect-state.yaml"
+"""Beside prefect.yaml: what its flows need on the server."""
 
 COMMIT = re.compile("(?:[0-9a-f]{40}|[0-9a-f]{64})", re.IGNORECASE)
 """A whole SHA: a Git server gives out a commit by nothing less."""
@@ -37,6 +42,8 @@ FAILURES = (RuntimeError, subprocess.CalledProcessError)
 
 def register(names: list[str]) -> int:
     """Register what `names` name or match; returns the exit code of `prefect deploy`.
+
+    What the repository's state file asks for is applied as well.
 
     Reads FLOWS_REPOSITORY, FLOWS_REF (branch, tag or commit), GIT_ACCESS_TOKEN for a private
     repository, and FLOWS_SUBMODULES. prefect.yaml gets the reference as FLOWS_COMMIT or
@@ -58,11 +65,29 @@ def register(names: list[str]) -> int:
         typer.echo(f"Cloned {repository} at {ref}.")
         if not (checkout / "prefect.yaml").exists():
             raise BootstrapError(f"{repository} at {ref} has no prefect.yaml.")
+        state = repository_state(checkout)
+        # A run may start as soon as it is deployed; an automation refers to what is deployed.
+        bring_about(state.model_copy(update={"automations": []}))
         command = ["prefect", "--no-prompt", "deploy"]
         for name in names:
             command += ["--name", name]
         environment = os.environ | named
-        return subprocess.run(command, cwd=checkout, env=environment, check=False).returncode
+        code = subprocess.run(command, cwd=checkout, env=environment, check=False).returncode
+        if code == 0:
+            bring_about(DesiredState(automations=state.automations))
+        return code
+
+
+def repository_state(checkout: Path) -> DesiredState:
+    """Return what the repository's state file asks for; nothing where there is none."""
+    path = checkout / STATE_FILE
+    return load_repository(path) if path.exists() else DesiredState()
+
+
+def bring_about(state: DesiredState) -> None:
+    """Apply a state, with a line for each object."""
+    if state != DesiredState():
+        asyncio.run(apply(state, report=lambda change: typer.echo(f"  {change.line()}")))
 
 
 def check_credential(repository: str) -> None:

@@ -29,8 +29,9 @@ if __name__ == "__main__":
     gc.disable()
     # First: it ends a pod in whose image Prefect does not fit.
     from prefect_hamilton.flow_pod import _prefect  # noqa: F401, I001
-    from prefect_hamilton.flow_pod import launcher
+    from prefect_hamilton.flow_pod import launcher, outages
 
     gc.freeze()
     gc.enable()
+    outages.repeat_requests()
     sys.exit(launcher.execute(flow_run_id()))

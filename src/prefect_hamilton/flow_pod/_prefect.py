@@ -26,7 +26,12 @@ if prefect.__version__.split(".")[:2] != SUPPORTED.split("."):
     exit_unsupported()
 
 try:
-    from prefect._internal.attempt_control import Intent
+    from prefect._internal.attempt_control import (
+        AttemptConclusion,
+        EngineOutcomeReceipt,
+        Intent,
+    )
+    from prefect.client.base import PrefectHttpxAsyncClient, PrefectHttpxSyncClient
     from prefect.context import refresh_global_settings_context
     from prefect.flow_engine import _main as run_engine
     from prefect.logging.handlers import APILogHandler
@@ -56,12 +61,16 @@ except ImportError as error:
 
 __all__ = [
     "APILogHandler",
+    "AttemptConclusion",
     "ControlChannel",
     "ControlSignalStatus",
+    "EngineOutcomeReceipt",
     "FlowRunExecutionResult",
     "FlowRunExecutor",
     "FlowRunExecutorContext",
     "Intent",
+    "PrefectHttpxAsyncClient",
+    "PrefectHttpxSyncClient",
     "ProcessHandle",
     "StateProposer",
     "WorkspaceHookRunner",

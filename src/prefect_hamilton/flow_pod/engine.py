@@ -11,14 +11,14 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
 
 import anyio
 from prefect.client.orchestration import get_client
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from prefect_hamilton.flow_pod import _prefect, pull_errors
+from prefect_hamilton.flow_pod import _prefect, outages, pull_errors
 
 LEAVE_NO_TRACE = (
     "prefect.deployments.steps.git_clone",
@@ -124,7 +124,7 @@ def _is_worth_another_try(error: BaseException) -> bool:
 
 async def report(flow_run_id: UUID, error: Exception) -> bool:
     """Tell the flow run's log and state why it cannot run; False if the state could not be set."""
-    sentence = pull_errors.explain(error)
+    sentence = outages.explain(error) or pull_errors.explain(error)
     async with get_client() as client:
         flow_run = await client.read_flow_run(flow_run_id)
         _prefect.flow_run_logger(flow_run).error(sentence)
@@ -159,7 +159,9 @@ def run(config_path: Path, go: int) -> int:
         prepared = prepare(config)
     except Exception as error:
         failure = error
-        if pull_errors.git_failure(error) is None:
+        if sentence := outages.explain(error):
+            sys.stderr.write(f"flow_pod: {sentence}\n")
+        elif pull_errors.git_failure(error) is None:
             traceback.print_exception(error)
     with os.fdopen(go, encoding="utf-8") as words:
         said = words.read()
@@ -171,9 +173,21 @@ def run(config_path: Path, go: int) -> int:
     channel: dict[str, str] = json.loads(said)
     default = [_prefect.get_sys_executable(), "-m", "prefect.engine"]
     # Another command is the workspace's own interpreter or environment.
-    if prepared.command[:3] != default or prepared.needs_fresh_interpreter:
-        os.chdir(prepared.folder)
-        os.execvpe(prepared.command[0], prepared.command, prepared.environment | channel)  # noqa: S606
+    if prepared.command[:3] != default:
+        _become(
+            prepared.command,
+            prepared.folder,
+            outages.FOREIGN_SETTINGS | prepared.environment | channel,
+        )
+    if prepared.needs_fresh_interpreter:
+        fresh = [default[0], "-P", "-m", "prefect_hamilton.flow_pod.fresh"]
+        _become(fresh, prepared.folder, prepared.environment | channel)
     adopt(prepared)
     os.environ.update(channel)
     return _prefect.run_engine([prepared.environment["PREFECT__FLOW_ENTRYPOINT"]])
+
+
+def _become(command: list[str], folder: Path, environment: dict[str, str]) -> NoReturn:
+    """Replace this process."""
+    os.chdir(folder)
+    os.execvpe(command[0], command, environment)  # noqa: S606

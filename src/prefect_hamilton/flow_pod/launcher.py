@@ -7,16 +7,15 @@ its run rescheduled where that can be done within some seconds.
 
 import asyncio
 import contextlib
-import functools
 import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import cast
 from uuid import UUID
 
 import anyio
@@ -26,13 +25,15 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort, Pause
 from prefect.logging import get_logger
-from prefect.states import AwaitingRetry
-from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_fixed
+from prefect.states import AwaitingRetry, Crashed
+from tenacity import AsyncRetrying, retry_if_result, wait_fixed
 
-from prefect_hamilton.flow_pod import engine
+from prefect_hamilton.flow_pod import attempt, engine, outages
 from prefect_hamilton.flow_pod._prefect import (
+    AttemptConclusion,
     ControlChannel,
     ControlSignalStatus,
+    EngineOutcomeReceipt,
     FlowRunExecutionResult,
     FlowRunExecutor,
     FlowRunExecutorContext,
@@ -50,7 +51,11 @@ logger = get_logger("flow_pod")
 ANSWER_SECONDS = 8
 """How long the API may take to answer when the pod ends, of the 30 s that Kubernetes gives it."""
 
-T = TypeVar("T")
+STAY_SECONDS = 3
+"""How long a pod that ends sees to it that its run stays rescheduled."""
+
+ENGINE_SECONDS = 30
+"""How long the engine may take to end where the API answers: what a flow does at its end."""
 
 
 class EngineProcess:
@@ -88,6 +93,8 @@ class ForkedEngineStarter:
     def __init__(self, process: EngineProcess, control_channel: ControlChannel) -> None:
         self._process = process
         self._control_channel = control_channel
+        self.conclusion: AttemptConclusion | None = None
+        """How the attempt ended, by the engine's own word."""
 
     async def start(
         self,
@@ -103,6 +110,8 @@ class ForkedEngineStarter:
             )
         )
         await anyio.to_thread.run_sync(self._process.wait)
+        # The channel forgets it with the process.
+        self.conclusion = self._control_channel.get_conclusion(flow_run.id)
 
     def _channel(self, flow_run_id: UUID) -> dict[str, str]:
         """Return the control channel's variables; none where nothing can listen on loopback.
@@ -132,12 +141,6 @@ def fork_engine(config_path: Path) -> EngineProcess:
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     sys.exit(engine.run(config_path, waiting))
-
-
-def termination_intent() -> Intent | None:
-    """Return what SIGTERM means for the run; None leaves the engine to mark it Crashed."""
-    behavior = os.environ.get("PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR", "").lower()
-    return cast(Intent, behavior) if behavior in ("reschedule", "relinquish") else None
 
 
 async def reschedule(client: PrefectClient, flow_run_id: UUID) -> bool:
@@ -185,11 +188,10 @@ async def stay_rescheduled(client: PrefectClient, flow_run_id: UUID) -> None:
         return state is not None and state.is_scheduled()
 
     try:
-        await AsyncRetrying(
-            retry=retry_if_result(bool), stop=stop_after_delay(3), wait=wait_fixed(0.25)
-        )(is_scheduled)
-    except RetryError:
-        logger.debug("Flow run is still waiting to be taken up.")
+        with anyio.move_on_after(STAY_SECONDS) as watch:
+            await AsyncRetrying(retry=retry_if_result(bool), wait=wait_fixed(0.25))(is_scheduled)
+        if watch.cancelled_caught:
+            logger.debug("Flow run is still waiting to be taken up.")
     except Exception:
         logger.warning("Failed to see whether the flow run stays rescheduled.", exc_info=True)
 
@@ -225,28 +227,15 @@ class Termination:
         return 0
 
 
-async def unless(asked: anyio.Event, ask: Callable[[], Awaitable[T]]) -> T | None:
-    """Return what `ask` returns, or None when the event comes first."""
-    answers: list[T] = []
-    async with anyio.create_task_group() as tasks:
-
-        async def give_up() -> None:
-            await asked.wait()
-            tasks.cancel_scope.cancel()
-
-        tasks.start_soon(give_up)
-        answers.append(await ask())
-        tasks.cancel_scope.cancel()
-    return answers[0] if answers else None
-
-
 async def run_until_terminated(
     supervised: FlowRunExecutorContext,
     executor: FlowRunExecutor,
-    flow_run_id: UUID,
+    starter: ForkedEngineStarter,
+    flow_run: FlowRun,
     termination: Termination,
 ) -> int:
     """Run the flow to its end, or until SIGTERM; returns the exit code of the pod."""
+    flow_run_id = flow_run.id
     result: FlowRunExecutionResult | None = None
     decided: bool | None = None
 
@@ -263,8 +252,11 @@ async def run_until_terminated(
                 logger.info("Engine already reported a final state; leaving it unchanged.")
                 return
             is_decided = await termination.decide(supervised.client, flow_run_id)
+            # Without the API, an engine that ends waits in vain for it to take its last log lines.
             await supervised.process_manager.kill(
-                flow_run_id, force=status is not ControlSignalStatus.ACKNOWLEDGED
+                flow_run_id,
+                grace_seconds=ENGINE_SECONDS if is_decided else ANSWER_SECONDS,
+                force=status is not ControlSignalStatus.ACKNOWLEDGED,
             )
             decided = is_decided
             # Nothing may be awaited between the kill and this, or the executor would see the
@@ -277,53 +269,106 @@ async def run_until_terminated(
         if not termination.asked.is_set():
             tasks.cancel_scope.cancel()
     if decided is None:
-        return await exit_code(supervised.client, flow_run_id, result)
+        return await exit_code(supervised.client, flow_run, result, starter.conclusion)
     return await termination.exit_code(supervised.client, flow_run_id, decided=decided)
 
 
 async def exit_code(
-    client: PrefectClient, flow_run_id: UUID, result: FlowRunExecutionResult | None
+    client: PrefectClient,
+    flow_run: FlowRun,
+    result: FlowRunExecutionResult | None,
+    conclusion: AttemptConclusion | None,
 ) -> int:
-    """Return the pod's code after the engine's end: not 0 for a crash that nobody could report.
+    """Return the pod's code after the engine's end: 0 only if the run's state tells how it ended.
 
-    Whoever watches the pods then marks the run as crashed. The server is asked, because the result
-    tells only from Prefect 3.9.1 on, and there takes a run that is final already for unreported.
+    Whoever watches the pods then marks the run as crashed. An engine that ends with 0 and without
+    a word of its own may not have run the flow. The server is asked, because the result of Prefect
+    takes a run that is final already for unreported.
     """
-    if result is not None and result.status_code == 0:
+    if conclusion not in (None, EngineOutcomeReceipt.orchestration_aborted()):
         return 0
+    status = (result and result.status_code) or 0
     try:
         with anyio.fail_after(ANSWER_SECONDS):
-            state = (await client.read_flow_run(flow_run_id)).state
+            state = (await client.read_flow_run(flow_run.id)).state
     except Exception:
         state = None
-    if state is not None and (state.is_final() or state.is_scheduled()):
+    if state is not None and (
+        state.is_final()
+        or (state.is_scheduled() and state.id != flow_run.state_id)
+        or state.is_paused()
+        # The supervisor ends a cancellation, which may not have come to pass yet.
+        or (state.is_cancelling() and not status)
+    ):
         return 0
-    status = (result and result.status_code) or 1
     logger.error("Flow run process crashed (status code %s), which cannot be reported.", status)
     # A signal's number is negative; told as a shell does.
-    return 128 - status if status < 0 else status
+    return 128 - status if status < 0 else status or 1
 
 
 async def supervise(flow_run_id: UUID, process: EngineProcess, manifest_path: Path) -> int:
     """Answer for the flow run until it ends; returns the exit code of the pod."""
     termination = Termination()
+    watching = anyio.CancelScope()
+    code: int | None = None
+
+    async with anyio.create_task_group() as tasks:
+
+        async def give_up_on_signal() -> None:
+            with watching:
+                await termination.asked.wait()
+                tasks.cancel_scope.cancel()
+
+        tasks.start_soon(give_up_on_signal)
+        taken = await take_up(flow_run_id, termination)
+        if isinstance(taken, int):
+            code = taken
+            watching.cancel()
+        else:
+            async with AsyncExitStack() as stack:
+                supervised = FlowRunExecutorContext()
+                # Also when it was entered in part: it may wait for the API.
+                stack.push_async_exit(supervised)
+                await supervised.__aenter__()
+                # From here on the signal is heard where the engine can be told of it.
+                watching.cancel()
+                starter = ForkedEngineStarter(process, supervised.control_channel)
+                executor = supervised.create_executor(
+                    taken,
+                    starter,
+                    propose_submitting=False,
+                    hook_runner=WorkspaceHookRunner(
+                        manifest_path=manifest_path, stream_output=True
+                    ),
+                )
+                code = await run_until_terminated(supervised, executor, starter, taken, termination)
+    if code is not None:
+        return code
+    logger.info("SIGTERM received before the flow could start.")
+    process.kill()
     async with get_client() as client:
-        flow_run = await unless(
-            termination.asked, functools.partial(client.read_flow_run, flow_run_id)
-        )
-        if flow_run is None:
-            logger.info("SIGTERM received before the flow could start.")
-            process.kill()
-            decided = await termination.decide(client, flow_run_id)
-            return await termination.exit_code(client, flow_run_id, decided=decided)
-    async with FlowRunExecutorContext() as supervised:
-        executor = supervised.create_executor(
-            flow_run,
-            ForkedEngineStarter(process, supervised.control_channel),
-            propose_submitting=False,
-            hook_runner=WorkspaceHookRunner(manifest_path=manifest_path, stream_output=True),
-        )
-        return await run_until_terminated(supervised, executor, flow_run_id, termination)
+        decided = await termination.decide(client, flow_run_id)
+        return await termination.exit_code(client, flow_run_id, decided=decided)
+
+
+async def take_up(flow_run_id: UUID, termination: Termination) -> FlowRun | int:
+    """Return the flow run that is to be run, or the exit code of a pod that runs none."""
+    is_only_pod = termination.intent == "reschedule"
+    async with get_client() as client:
+        try:
+            flow_run = await client.read_flow_run(flow_run_id)
+            await attempt.take_up(client, flow_run_id, is_only_pod=is_only_pod)
+        except attempt.NotWaitedForError as error:
+            logger.info("The flow is not run: %s.", error)
+            return error.exit_code
+        except Exception as error:
+            if (sentence := outages.explain(error)) is None:
+                raise
+            logger.error("The flow is not run: %s", sentence)
+            with anyio.move_on_after(ANSWER_SECONDS), contextlib.suppress(Abort, Pause, Exception):
+                await propose_state(client, Crashed(message=sentence), flow_run_id=flow_run_id)
+            return 1
+    return flow_run
 
 
 def execute(flow_run_id: UUID) -> int:

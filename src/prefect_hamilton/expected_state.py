@@ -1,0 +1,38 @@
+"""A proposal of a state that holds only while the run is in the state that its sender saw.
+
+A request can arrive long after it was sent: its sender was stopped, or the network was. The header
+names the state that the sender saw; this project's server refuses the proposal when the run has
+moved on. Another Prefect server does not know the header and decides by its own rules.
+"""
+
+from typing import Any
+from uuid import UUID, uuid4
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas import OrchestrationResult
+from prefect.client.schemas.objects import State
+from prefect.states import to_state_create
+
+EXPECTED_STATE_HEADER = "Prefect-Hamilton-Expected-State"
+
+
+async def propose(
+    client: PrefectClient, flow_run_id: UUID, state: State[Any], expected: UUID, **options: Any
+) -> OrchestrationResult[Any]:
+    """Propose a state for a run that is in the state `expected`; returns the server's answer.
+
+    The client repeats the request under one transition id, so that the server counts it once.
+    `options` are those of an HTTP request.
+    """
+    proposed = to_state_create(state)
+    proposed.state_details.flow_run_id = flow_run_id
+    proposed.state_details.transition_id = uuid4()
+    response = await client.request(
+        "POST",
+        "/flow_runs/{id}/set_state",
+        path_params={"id": flow_run_id},
+        json={"state": proposed.model_dump(mode="json", serialize_as_any=True), "force": False},
+        headers={EXPECTED_STATE_HEADER: str(expected)},
+        **options,
+    )
+    return OrchestrationResult[Any].model_validate(response.json())

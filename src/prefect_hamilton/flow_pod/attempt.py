@@ -1,0 +1,105 @@
+"""Whether a flow run still waits for this pod.
+
+A worker takes a run up by setting it Pending, and starts a pod for it. A request of a worker that
+hangs may come to the server when another has long taken the run up; Prefect's server accepts it
+after a final state. And a worker may start two pods where it did not hear of the first.
+"""
+
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID, uuid4
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectHTTPStatusError
+
+CLAIM = "flow-pod-"
+"""Prefix of the flow run's input that says which pod has taken it up."""
+
+CONFLICT = 409
+
+
+class NotWaitedForError(Exception):
+    """The flow run does not wait for this pod; says why."""
+
+    def __init__(self, why: str, exit_code: int) -> None:
+        super().__init__(why)
+        self.exit_code = exit_code
+
+
+async def take_up(client: PrefectClient, flow_run_id: UUID, *, is_only_pod: bool) -> None:
+    """Return if this pod is to run the flow, or raise NotWaitedForError.
+
+    `is_only_pod` says that the pod's Job starts no other for the same attempt.
+    """
+    states = await client.read_flow_run_states(flow_run_id)
+    if (earned := earned_state(states)) is not None:
+        if states[-1].id != earned.id:
+            await restore(client, flow_run_id, earned)
+        raise NotWaitedForError(f"it has ended already, in state {earned.name!r}", exit_code=0)
+    if not is_only_pod or (began := beginning(states)) is None:
+        return
+    if states[-1].is_scheduled():
+        raise NotWaitedForError("it was scheduled again and waits for a worker", exit_code=0)
+    if not await claim(client, flow_run_id, states[began]):
+        # Not 0: a Job that succeeded would hide the end of the one that runs the flow.
+        raise NotWaitedForError("another pod has taken it up", exit_code=1)
+
+
+def beginning(states: Sequence[State[Any]]) -> int | None:
+    """Return the position of the state with which a worker last took the run up.
+
+    What follows under another name, such as InfrastructurePending, belongs to the same attempt.
+    """
+    taken_up = (i for i in reversed(range(len(states))) if states[i].name == "Pending")
+    return next(taken_up, None)
+
+
+def earned_state(states: Sequence[State[Any]]) -> State[Any] | None:
+    """Return the final state that stands, if the run has ended and was not scheduled again.
+
+    A crash of the latest attempt does not count: whoever watches the pods may have seen the end of
+    an earlier one, or Kubernetes may retry the pod.
+    """
+    began = beginning(states) or 0
+    for position, state in reversed(list(enumerate(states))):
+        if state.is_pending() or (state.is_crashed() and position > began):
+            continue
+        return state if state.is_final() else None
+    return None
+
+
+async def restore(client: PrefectClient, flow_run_id: UUID, earned: State[Any]) -> None:
+    """Set a state once more, with its message and the reference to its result.
+
+    `set_flow_run_state` would drop the reference.
+    """
+    state = earned.model_dump(mode="json", include={"type", "name", "message", "data"})
+    details = earned.state_details.model_dump(
+        mode="json", exclude={"transition_id", "deployment_concurrency_lease_id"}
+    )
+    state["state_details"] = details | {"transition_id": str(uuid4())}
+    await client.request(
+        "POST",
+        "/flow_runs/{id}/set_state",
+        path_params={"id": flow_run_id},
+        json={"state": state, "force": True},
+    )
+
+
+async def claim(client: PrefectClient, flow_run_id: UUID, beginning: State[Any]) -> bool:
+    """Whether this pod is the first to take up the attempt that began with the state.
+
+    The server keeps one input of a name for a flow run, whoever comes first.
+    """
+    key, pod = f"{CLAIM}{beginning.id}", f"{socket.gethostname()}-{os.getpid()}-{uuid4()}"
+    try:
+        await client.create_flow_run_input(flow_run_id, key=key, value=pod)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != CONFLICT:
+            raise
+        # It may be this pod's own, of a request whose answer was lost.
+        return await client.read_flow_run_input(flow_run_id, key=key) == pod
+    return True

@@ -1,0 +1,13 @@
+"""The engine in an interpreter of its own: a pull step may have changed what it imports."""
+
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    from prefect_hamilton.flow_pod import _prefect, outages
+
+    # As `python -m prefect.engine` has it.
+    sys.path.insert(0, str(Path.cwd()))
+    outages.repeat_requests()
+    sys.exit(_prefect.run_engine([os.environ["PREFECT__FLOW_ENTRYPOINT"]]))

@@ -1,0 +1,31 @@
+"""Start the server: `prefect server start` for the application of this package."""
+
+import argparse
+
+import uvicorn
+from prefect.settings import get_current_settings
+
+from prefect_hamilton.server.app import create_app
+
+
+def main() -> None:
+    """Serve until a signal; what no option says comes from Prefect's settings."""
+    server = get_current_settings().server
+    parser = argparse.ArgumentParser(prog="prefect_hamilton.server", description=__doc__)
+    parser.add_argument("--host", default=server.api.host)
+    parser.add_argument("--port", type=int, default=server.api.port)
+    parser.add_argument("--no-services", action="store_true", help="only the API and the UI")
+    arguments = parser.parse_args()
+    uvicorn.run(
+        create_app(webserver_only=arguments.no_services),
+        host=arguments.host,
+        port=arguments.port,
+        timeout_keep_alive=server.api.keepalive_timeout,
+        ws_ping_interval=server.api.websocket_ping_interval,
+        ws_ping_timeout=server.api.websocket_ping_timeout,
+        log_level=server.logging_level.lower(),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Prefect's server with this project's rules and its answers while the database is away."""
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from prefect.server.api.server import create_app as create_prefect_app
+from prefect.server.orchestration.dependencies import (
+    ORCHESTRATION_DEPENDENCIES,
+    provide_flow_orchestration_parameters,
+)
+
+from prefect_hamilton.server import availability, policy
+
+
+def create_app(*, webserver_only: bool) -> FastAPI:
+    """Create the application, without the background services when `webserver_only`."""
+    app: FastAPI = create_prefect_app(final=True, webserver_only=webserver_only)
+    api: FastAPI = app.api_app  # type: ignore[attr-defined]  # set by Prefect
+    ORCHESTRATION_DEPENDENCIES["flow_policy_provider"] = policy.flow_policy
+    api.dependency_overrides[provide_flow_orchestration_parameters] = (
+        policy.orchestration_parameters
+    )
+    for error in availability.AWAY:
+        api.add_exception_handler(error, availability.answer)
+    # Before Prefect's own route of this path, which waits for a connection of the common pool.
+    api.router.routes.insert(0, APIRoute("/ready", availability.readiness, methods=["GET"]))
+    return app

@@ -1,0 +1,97 @@
+"""Rules about the states of flow runs that Prefect's server lacks."""
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Header, HTTPException, Request
+from prefect.server.orchestration.core_policy import (
+    CoreFlowPolicy,
+    PreventDuplicateTransitions,
+    PreventPendingTransitions,
+)
+from prefect.server.orchestration.rules import (
+    ALL_ORCHESTRATION_STATES,
+    FlowOrchestrationContext,
+    FlowRunOrchestrationRule,
+)
+from prefect.server.schemas.states import State, StateType
+
+from prefect_hamilton.expected_state import EXPECTED_STATE_HEADER
+
+EXPECTED_STATE = "expected-state"
+
+
+class RequireExpectedState(FlowRunOrchestrationRule):
+    """Refuses a proposal whose sender saw another state of the run than it is in now."""
+
+    FROM_STATES = ALL_ORCHESTRATION_STATES
+    TO_STATES = ALL_ORCHESTRATION_STATES
+
+    async def before_transition(  # type: ignore[override]  # a context of flow runs, as in Prefect
+        self,
+        initial_state: State | None,
+        proposed_state: State | None,
+        context: FlowOrchestrationContext,
+    ) -> None:
+        """Abort when the request names a state that is not the run's."""
+        expected: UUID | None = context.parameters.get(EXPECTED_STATE)
+        if expected is not None and (initial_state is None or initial_state.id != expected):
+            await self.abort_transition("The flow run has left the state that was expected.")
+
+
+class PreventPendingAfterEnd(FlowRunOrchestrationRule):
+    """Refuses Pending for a run that has ended.
+
+    Whoever starts it again proposes Scheduled first. A Pending without that is a worker's request
+    that arrived late, and would make a second execution of a run that is done. Prefect refuses it
+    for Cancelled runs (`PreventPendingTransitions`).
+    """
+
+    FROM_STATES = {StateType.COMPLETED, StateType.FAILED, StateType.CRASHED}  # noqa: RUF012
+    TO_STATES = {StateType.PENDING}  # noqa: RUF012
+
+    async def before_transition(  # type: ignore[override]
+        self,
+        initial_state: State | None,
+        proposed_state: State | None,
+        context: FlowOrchestrationContext,
+    ) -> None:
+        """Abort the transition."""
+        if initial_state is not None and proposed_state is not None:
+            await self.abort_transition(
+                f"This run is in a {initial_state.type.name} state and cannot"
+                " transition to a PENDING state."
+            )
+
+
+class FlowPolicy(CoreFlowPolicy):
+    """Prefect's rules and those above, each beside the one that it is like."""
+
+    @staticmethod
+    def priority() -> list[Any]:
+        """Return the rules in the order in which they are asked."""
+        after = {
+            PreventDuplicateTransitions: RequireExpectedState,
+            PreventPendingTransitions: PreventPendingAfterEnd,
+        }
+        rules: list[Any] = []
+        for rule in CoreFlowPolicy.priority():
+            rules += [rule, after[rule]] if rule in after else [rule]
+        return rules
+
+
+async def flow_policy() -> type[FlowPolicy]:
+    """Return the rules; the server asks for them with each proposal."""
+    return FlowPolicy
+
+
+async def orchestration_parameters(
+    request: Request, expected: Annotated[UUID | None, Header(alias=EXPECTED_STATE_HEADER)] = None
+) -> dict[str, Any]:
+    """Take the place of Prefect's `provide_flow_orchestration_parameters`."""
+    if expected is None:
+        return {}
+    if await request.is_disconnected():
+        # A worker that gave up does not make the Job of a state that it no longer asks for.
+        raise HTTPException(408, "The sender of the proposal has not waited for its answer.")
+    return {EXPECTED_STATE: expected}

@@ -1,0 +1,13 @@
+"""Fixtures of all tests."""
+
+from collections.abc import Iterator
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+
+@pytest.fixture(scope="session")
+def prefect() -> Iterator[None]:
+    """Flows report to a Prefect server of the tests' own."""
+    with prefect_test_harness(server_startup_timeout=120):
+        yield

@@ -1,0 +1,254 @@
+"""What breaks: pods drawn from a seed, and named faults that are held for a while and mended."""
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from scripts import kind
+from tests.clusters import NAMESPACE, RELEASE, Cluster, eventually
+from tests.faults.load import FLOW_PODS, Load, component
+
+PAUSE = [float(word) for word in os.environ.get("FAULTS_PAUSE", "6 12").split()]
+VICTIMS = ["server", "worker", "postgres", "git-server", "background-services", "valkey"]
+FLOW_POD = "flow-run"
+
+
+@eventually
+def names(cluster: Cluster, selector: str) -> list[str]:
+    """Names of the pods that run, or are to, and have not been told to end."""
+    return sorted(
+        pod["metadata"]["name"]
+        for pod in cluster.get("pods", "-l", selector)["items"]
+        if pod["status"]["phase"] in ("Pending", "Running")
+        and "deletionTimestamp" not in pod["metadata"]
+    )
+
+
+@eventually
+def delete(cluster: Cluster, pod: str, *, force: bool) -> None:
+    options = ["--grace-period=0", "--force"] if force else []
+    cluster.kubectl("delete", "pod", pod, "--wait=false", "--ignore-not-found", *options)
+
+
+@dataclass
+class Draws:
+    """Deletes a pod drawn from a seed, then the next one after a pause, in a thread."""
+
+    load: Load
+    seed: int
+    say: Callable[[str], None]
+    ended: threading.Event = field(default_factory=threading.Event)
+    errors: list[Exception] = field(default_factory=list)
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._work, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.ended.set()
+            thread.join(60)
+        if self.errors:
+            raise self.errors[0]
+
+    def _work(self) -> None:
+        draws = random.Random(self.seed)  # noqa: S311
+        cluster = self.load.cluster
+        # What this installation has. A flow pod is drawn half as often as another.
+        present = [v for v in VICTIMS if names(cluster, component(v))]
+        weights = [2] * len(present) + [1]
+        while True:
+            # All draws in any case, so that the same seed always gives the same faults.
+            pause, place, force = draws.uniform(*PAUSE), draws.random(), draws.random() < 0.5
+            (victim,) = draws.choices([*present, FLOW_POD], weights)
+            if self.ended.wait(pause):
+                return
+            try:
+                self._delete(victim, place, force=force)
+            except Exception as error:
+                self.errors.append(error)
+
+    def _delete(self, victim: str, place: float, *, force: bool) -> None:
+        cluster = self.load.cluster
+        found = names(cluster, component(victim))
+        if not found:
+            self.say(f"no pod of {victim} to delete")
+            return
+        pod = found[int(place * len(found))]
+        if victim == FLOW_POD:
+            self.load.hit.add(pod)
+        self.load.faults += 1
+        self.say(f"delete {pod}{' by force' if force else ''}")
+        delete(cluster, pod, force=force)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A named fault: what breaks, for how long, and how it is mended."""
+
+    name: str
+    breaks: Callable[[Load], Any]
+    seconds: float = 0
+    mends: Callable[[Load], Any] = lambda load: None
+    needs: str = ""
+    """A component without which there is nothing to break."""
+
+    @contextmanager
+    def held(self, load: Load) -> Iterator[None]:
+        load.faults += 1
+        self.breaks(load)
+        try:
+            time.sleep(self.seconds)
+        finally:
+            self.mends(load)
+        yield
+
+
+def kill(victim: str) -> Callable[[Load], None]:
+    """All pods of a component, at once."""
+
+    def breaks(load: Load) -> None:
+        for pod in names(load.cluster, component(victim)):
+            delete(load.cluster, pod, force=True)
+
+    return breaks
+
+
+def kill_one(victim: str) -> Callable[[Load], None]:
+    def breaks(load: Load) -> None:
+        delete(load.cluster, names(load.cluster, component(victim))[0], force=True)
+
+    return breaks
+
+
+def signal(victim: str, name: str) -> Callable[[Load], None]:
+    """Send a signal to each process in the pods of a component, but their first, which waits."""
+
+    def breaks(load: Load) -> None:
+        for pod in names(load.cluster, component(victim)):
+            load.cluster.kubectl("exec", pod, "--", "sh", "-c", f"kill -{name} -1", check=False)
+
+    return breaks
+
+
+def scale(workload: str, replicas: int) -> Callable[[Load], None]:
+    def breaks(load: Load) -> None:
+        load.cluster.kubectl("scale", f"{workload}", f"--replicas={replicas}")
+
+    return breaks
+
+
+def in_node(*command: str) -> Callable[[Load], None]:
+    def breaks(load: Load) -> None:
+        kind.run("docker", "exec", f"{load.cluster.name}-control-plane", *command)
+
+    return breaks
+
+
+def restart_node(load: Load) -> None:
+    load.hit.update(names(load.cluster, FLOW_PODS))
+    kind.run("docker", "restart", f"{load.cluster.name}-control-plane")
+
+
+def empty_valkey(load: Load) -> None:
+    shell = 'REDISCLI_AUTH="$VALKEY_PASSWORD" valkey-cli FLUSHALL'
+    for pod in names(load.cluster, component("valkey")):
+        load.cluster.kubectl("exec", pod, "--", "sh", "-c", shell)
+        delete(load.cluster, pod, force=True)
+
+
+def a_flow_pod(load: Load) -> str:
+    """A flow pod of `takes_long` that runs."""
+    load.create("takes_long").result()
+    deployment = load.deployments["takes_long"]
+    selector = f"{FLOW_PODS},prefect.io/deployment-id={deployment}"
+    for _ in range(240):
+        pods = load.cluster.get("pods", "-l", selector)["items"]
+        running = [p["metadata"]["name"] for p in pods if p["status"]["phase"] == "Running"]
+        if running:
+            load.hit.add(running[0])
+            return str(running[0])
+        time.sleep(0.5)
+    raise AssertionError("no flow pod runs")
+
+
+def delete_flow_pod(*, force: bool) -> Callable[[Load], None]:
+    def breaks(load: Load) -> None:
+        delete(load.cluster, a_flow_pod(load), force=force)
+
+    return breaks
+
+
+def evict_flow_pod(load: Load) -> None:
+    pod = a_flow_pod(load)
+    eviction = (
+        f'{{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {{"name": "{pod}", '
+        f'"namespace": "{NAMESPACE}"}}}}'
+    )
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}/eviction"
+    kind.run("kubectl", "create", "--raw", path, "-f", "-", text=eviction)
+
+
+def run_out_of_memory(load: Load) -> None:
+    load.create("eats_memory").result()
+
+
+def partition(verb: str) -> Callable[[Load], None]:
+    """The first worker's packets to the API are dropped in the node."""
+
+    def breaks(load: Load) -> None:
+        (pod, *_) = load.cluster.get("pods", "-l", component("worker"))["items"]
+        rule = ["FORWARD", "-s", pod["status"]["podIP"], "-p", "tcp", "--dport", "4200"]
+        in_node("iptables", verb, *rule, "-j", "DROP")(load)
+
+    return breaks
+
+
+def exhaust_connections(load: Load) -> None:
+    """As many sessions as the server lets in; they end by themselves."""
+    sessions = "for i in $(seq 110); do psql -U postgres -c 'SELECT pg_sleep(45)' & done; wait"
+    pod = f"{RELEASE}-postgres-0"
+    load.cluster.kubectl("exec", pod, "--", "sh", "-c", f"{sessions} >/dev/null 2>&1", check=False)
+
+
+SERVER = f"deploy/{RELEASE}-server"
+GIT = f"deploy/{RELEASE}-git-server"
+APISERVER = "/etc/kubernetes/manifests/kube-apiserver.yaml"
+
+FAULTS = [
+    Fault("worker killed", kill("worker")),
+    Fault("worker stopped 60 s", signal("worker", "STOP"), 60, signal("worker", "CONT")),
+    Fault("one worker cut off 60 s", partition("-I"), 60, partition("-D")),
+    Fault("server killed", kill("server")),
+    Fault("one API replica killed", kill_one("server"), needs="background-services"),
+    Fault("API hangs 45 s", signal("server", "STOP"), 45, signal("server", "CONT")),
+    Fault("background services killed", kill("background-services"), needs="background-services"),
+    Fault("Valkey killed", kill("valkey"), needs="valkey"),
+    Fault("Valkey restarted empty", empty_valkey, needs="valkey"),
+    Fault("PostgreSQL killed", kill("postgres")),
+    Fault(
+        "PostgreSQL away 45 s",
+        scale(f"statefulset/{RELEASE}-postgres", 0),
+        45,
+        scale(f"statefulset/{RELEASE}-postgres", 1),
+    ),
+    Fault("PostgreSQL without free connections 45 s", exhaust_connections),
+    Fault("Git server away 60 s", scale(GIT, 0), 60, scale(GIT, 1)),
+    Fault("flow pod deleted", delete_flow_pod(force=False)),
+    Fault("flow pod deleted by force", delete_flow_pod(force=True)),
+    Fault("flow pod evicted", evict_flow_pod),
+    Fault("flow pod out of memory", run_out_of_memory),
+    Fault(
+        "Kubernetes API away 60 s",
+        in_node("mv", APISERVER, "/root/"),
+        60,
+        in_node("mv", "/root/kube-apiserver.yaml", APISERVER),
+    ),
+    Fault("node restarted", restart_node),
+]

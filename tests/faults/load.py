@@ -1,0 +1,343 @@
+"""A steady load of short flow runs, and what became of them."""
+
+import json
+import math
+import os
+import random
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import httpx
+import tenacity
+
+from scripts import kind
+from tests.clusters import RELEASE, WALKTHROUGH, Cluster, eventually
+from tests.faults.verdict import FINAL, Report, Run, judge, longest_gap
+from tests.services import ROOT
+
+INTERVAL = float(os.environ.get("FAULTS_INTERVAL", "4"))
+SETTLE = float(os.environ.get("FAULTS_SETTLE", "600"))
+RECORDER_NAMESPACE = "faults"
+AUTOMATION = "faults: follow"
+MIX = [
+    *("succeeds", "succeeds", "succeeds", "takes_long", "has_parts"),
+    *("retries", "fails", "waits_for_tag", "waits_for_slot", "leads"),
+]
+"""Kinds of runs; a load has as many of each as this list says, in an order of its own."""
+OTHERS = ("follows", "each_minute", "eats_memory")
+FLOW_PODS = "app.kubernetes.io/component=flow-run"
+
+
+def _is_worth_another_try(error: BaseException) -> bool:
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500 or error.response.status_code == 429
+    return isinstance(error, httpx.HTTPError)
+
+
+patiently = tenacity.retry(
+    retry=tenacity.retry_if_exception(_is_worth_another_try),
+    stop=tenacity.stop_after_delay(900),
+    wait=tenacity.wait_fixed(1),
+    reraise=True,
+)
+
+
+@dataclass
+class Recorder:
+    """The pod that keeps the rows, in a namespace that no fault touches."""
+
+    cluster: Cluster
+
+    def install(self) -> None:
+        image = "prefect-hamilton/prefect:0.1.0"
+        labels = {"app": "recorder"}
+        script = (ROOT / "tests" / "faults" / "recorder.py").read_text()
+        pod = {
+            "terminationGracePeriodSeconds": 1,
+            "containers": [
+                {
+                    "name": "recorder",
+                    "image": image,
+                    "command": ["python", "/script/recorder.py"],
+                    # Without a request it would get what the others leave.
+                    "resources": {"requests": {"cpu": "200m"}},
+                    "startupProbe": {"tcpSocket": {"port": 8080}, "failureThreshold": 90},
+                    "volumeMounts": [
+                        {"name": "script", "mountPath": "/script"},
+                        {"name": "data", "mountPath": "/data"},
+                    ],
+                }
+            ],
+            "volumes": [
+                {"name": "script", "configMap": {"name": "recorder"}},
+                # It lives as long as the pod, also when the node restarts.
+                {"name": "data", "emptyDir": {}},
+            ],
+        }
+        objects = [
+            _object("v1", "Namespace", RECORDER_NAMESPACE, namespace=None),
+            _object("v1", "ConfigMap", "recorder", data={"recorder.py": script}),
+            _object(
+                "v1",
+                "Service",
+                "recorder",
+                spec={"selector": labels, "ports": [{"port": 8080}]},
+            ),
+            _object(
+                "apps/v1",
+                "Deployment",
+                "recorder",
+                spec={
+                    "selector": {"matchLabels": labels},
+                    "template": {"metadata": {"labels": labels}, "spec": pod},
+                },
+            ),
+        ]
+        content = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+        kind.run("kubectl", "apply", "-f", "-", text=content)
+        where = ("-n", RECORDER_NAMESPACE)
+        self.cluster.run("kubectl", *where, "rollout", "status", "deploy/recorder", "--timeout=2m")
+
+    @eventually
+    def rows(self) -> list[dict[str, Any]]:
+        service = f"/api/v1/namespaces/{RECORDER_NAMESPACE}/services/recorder:8080/proxy/rows"
+        return list(json.loads(self.cluster.run("kubectl", "get", "--raw", service)))
+
+
+def _object(version: str, what: str, name: str, namespace: str | None = "", **rest: Any) -> Any:
+    metadata = {"name": name}
+    if namespace is not None:
+        metadata["namespace"] = namespace or RECORDER_NAMESPACE
+    return {"apiVersion": version, "kind": what, "metadata": metadata, **rest}
+
+
+@dataclass
+class Load:
+    """Deployments of load_flows.py and the runs that were created of them."""
+
+    cluster: Cluster
+    profile: str
+    deployments: dict[str, str] = field(default_factory=dict)
+    creating: dict[Future[str], str] = field(default_factory=dict)
+    """Runs that have been asked for, and their kinds."""
+    hit: set[str] = field(default_factory=set)
+    """Names of the flow pods that a fault killed."""
+    faults: int = 0
+    began: float = field(default_factory=time.time)
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32))
+
+    @patiently
+    def ask(self, method: str, path: str, **body: Any) -> Any:
+        """Ask the API until it answers."""
+        content = {"json": body} if body else {}
+        response = self.cluster.api.request(method, path, timeout=15, **content)
+        response.raise_for_status()
+        return response.json() if response.content else None
+
+    def register(self) -> None:
+        """Create the deployments, limits, the automation and the schedule."""
+        # Nothing of an earlier load holds a slot.
+        self.cluster.kubectl("delete", "jobs", "-l", FLOW_PODS)
+        pull_steps = self.cluster.deployment(WALKTHROUGH)["pull_steps"]
+        for name in {*MIX, *OTHERS}:
+            flow_id = self.ask("POST", "/flows/", name=name.replace("_", "-"))["id"]
+            self.deployments[name] = self.ask(
+                "POST",
+                "/deployments/",
+                name="faults",
+                flow_id=flow_id,
+                work_pool_name="kubernetes",
+                entrypoint=f"tests/faults/load_flows.py:{name}",
+                pull_steps=pull_steps,
+                parameter_openapi_schema={"type": "object", "properties": {}},
+            )["id"]
+        self.ask("POST", "/concurrency_limits/", tag="faults", concurrency_limit=2)
+        if not self.ask("POST", "/v2/concurrency_limits/filter"):
+            self.ask("POST", "/v2/concurrency_limits/", name="faults", limit=2)
+        self.automate()
+        self.schedule(active=True)
+
+    def automate(self) -> None:
+        """A run of `leads` that Completed starts one of `follows`."""
+        leads = f"prefect.deployment.{self.deployments['leads']}"
+        action = {
+            "type": "run-deployment",
+            "source": "selected",
+            "deployment_id": self.deployments["follows"],
+            # As text: an expression alone would be rendered as JSON.
+            "parameters": {"cause": "{{ flow_run.id | string }}"},
+        }
+        trigger = {
+            "type": "event",
+            "posture": "Reactive",
+            "expect": ["prefect.flow-run.Completed"],
+            "match": {"prefect.resource.id": "prefect.flow-run.*"},
+            "match_related": {"prefect.resource.id": leads},
+            "for_each": ["prefect.resource.id"],
+            "threshold": 1,
+            "within": 0,
+        }
+        found = self.ask("POST", "/automations/filter", limit=200)
+        if AUTOMATION not in {each["name"] for each in found}:
+            self.ask("POST", "/automations/", name=AUTOMATION, trigger=trigger, actions=[action])
+
+    def schedule(self, *, active: bool) -> None:
+        """A run each minute, or none."""
+        schedule = {"schedule": {"cron": "* * * * *"}, "active": True}
+        path = f"/deployments/{self.deployments['each_minute']}"
+        self.ask("PATCH", path, schedules=[schedule] if active else [])
+
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
+        self.schedule(active=False)
+
+    def create(self, kind: str) -> Future[str]:
+        """Ask for a run until the server has accepted it; the future has its id."""
+        path = f"/deployments/{self.deployments[kind]}/create_flow_run"
+        key = str(uuid.uuid4())
+
+        def accepted() -> str:
+            return str(self.ask("POST", path, idempotency_key=key)["id"])
+
+        future = self.pool.submit(accepted)
+        self.creating[future] = kind
+        return future
+
+    def run(self, seed: int, runs: int, each: Callable[[int], None] = lambda number: None) -> None:
+        """Create runs at a steady pace, in an order drawn from a seed; `each` is told of each."""
+        kinds = MIX * math.ceil(runs / len(MIX))
+        random.Random(seed).shuffle(kinds)  # noqa: S311
+        for number, name in enumerate(kinds[:runs]):
+            at = time.monotonic() + INTERVAL
+            self.create(name)
+            each(number)
+            time.sleep(max(0.0, at - time.monotonic()))
+
+    def settle(self, what: str) -> Report:
+        """Wait until all have ended, or the time is over, and judge them."""
+        ended = time.time()
+        canary = self.create("succeeds")
+        normal = 0.0
+        while time.time() < ended + SETTLE:
+            known = self.known(ended)
+            final = {run_id for run_id, run in known.items() if run["state_type"] in FINAL}
+            if not normal and canary.done() and canary.result() in final:
+                normal = time.time() - ended
+            accepted = all(future.done() for future in self.creating)
+            if normal and accepted and len(final) == len(known) and not self.active_pods():
+                break
+            time.sleep(2)
+        return self.report(what, ended, normal or SETTLE)
+
+    def known(self, ended: float) -> dict[str, Any]:
+        """The runs that the server knows of: those of this load, until it ended."""
+        own = [future.result() for future in list(self.creating) if future.done()]
+        found = []
+        for start in range(0, len(own), 100):
+            ids = {"id": {"any_": own[start : start + 100]}}
+            found += self.ask("POST", "/flow_runs/filter", flow_runs=ids, limit=200)
+        for name in ("follows", "each_minute"):
+            since = datetime.fromtimestamp(self.began).astimezone().isoformat()
+            until = datetime.fromtimestamp(ended).astimezone().isoformat()
+            limits = {"expected_start_time": {"after_": since}}
+            if name == "each_minute":
+                limits["expected_start_time"]["before_"] = until
+            by_deployment = {"id": {"any_": [self.deployments[name]]}}
+            found += self.ask(
+                "POST",
+                "/flow_runs/filter",
+                flow_runs=limits,
+                deployments=by_deployment,
+                limit=200,
+            )
+        return {run["id"]: run for run in found}
+
+    @eventually
+    def active_pods(self) -> list[str]:
+        """Names of the flow pods of this load that have not ended, but those of the schedule."""
+        phases = "status.phase!=Succeeded,status.phase!=Failed"
+        pods = self.cluster.get("pods", "-l", FLOW_PODS, f"--field-selector={phases}")["items"]
+        return [
+            pod["metadata"]["name"]
+            for pod in pods
+            if pod["metadata"]["labels"].get("prefect.io/deployment-id")
+            != self.deployments["each_minute"]
+        ]
+
+    def report(self, what: str, ended: float, normal: float) -> Report:
+        """Judge each run."""
+        known = self.known(ended)
+        rows = Recorder(self.cluster).rows()
+        mine: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in rows:
+            mine[row["run"]].append(row)
+        kinds = {deployment: kind for kind, deployment in self.deployments.items()}
+        asked = {future.result(): name for future, name in self.creating.items()}
+        asked |= {run["id"]: kinds[run["deployment_id"]] for run in known.values()}
+        report = Report(what, faults=self.faults, to_normal=normal)
+        report.longest_gap = longest_gap(rows, self.began, ended)
+        for run_id, name in asked.items():
+            states = self.states(run_id) if run_id in known else []
+            pairs = [(state["type"], state["name"]) for state in states]
+            verdict = judge(Run(run_id, name, pairs), mine[run_id], self.hit)
+            report.add(verdict)
+            if verdict.word != "right" or verdict.rows_lost or verdict.rows_doubled:
+                report.wrong.append(self.tell(run_id, name, verdict.word, states, mine[run_id]))
+        self.count_slots(report, [r for r in known.values() if asked[r["id"]] == "each_minute"])
+        self.count_events(report, list(known.values()), asked)
+        return report
+
+    def states(self, run_id: str) -> list[Any]:
+        found = self.ask("GET", f"/flow_run_states/?flow_run_id={run_id}")
+        return sorted(found, key=lambda state: str(state["timestamp"]))
+
+    def count_slots(self, report: Report, scheduled: Iterable[Any]) -> None:
+        """Each minute between the first run of the schedule and the last has one."""
+        minutes = sorted(run["expected_start_time"][:16] for run in scheduled)
+        report.doubled += len(minutes) - len(set(minutes))
+        if minutes:
+            first, last = (datetime.fromisoformat(minutes[end]) for end in (0, -1))
+            report.slots_missed = round((last - first).total_seconds() / 60) + 1 - len(set(minutes))
+
+    def count_events(self, report: Report, runs: list[Any], asked: dict[str, str]) -> None:
+        """Each run of `leads` that Completed has one of `follows`."""
+        causes = [r["parameters"].get("cause") for r in runs if asked[r["id"]] == "follows"]
+        report.doubled += len(causes) - len(set(causes))
+        leads = {
+            run["id"]
+            for run in runs
+            if asked[run["id"]] == "leads" and run["state_type"] == "COMPLETED"
+        }
+        report.events_missed = len(leads - set(causes))
+
+    def tell(
+        self, run_id: str, kind: str, word: str, states: list[Any], rows: list[dict[str, Any]]
+    ) -> str:
+        """A paragraph about a run: its states, rows, pods and log."""
+        lines = [f"{word}: {kind} {run_id}"]
+        lines += [
+            f"  {state['timestamp'][11:19]} {state['name']} {(state['message'] or '')[:200]}"
+            for state in states
+        ]
+        for row in rows:
+            at = datetime.fromtimestamp(row["arrived"]).astimezone().strftime("%H:%M:%S")
+            killed = " (killed)" if row["pod"] in self.hit else ""
+            about = f"attempt {row['attempt']} {row['pod']}{killed}"
+            lines.append(f"  row {at} {row['event']} {row.get('outcome', '')} {about}")
+        selector = f"prefect.io/flow-run-id={run_id}"
+        wide = self.cluster.kubectl("get", "jobs,pods", "-l", selector, "--no-headers", check=False)
+        lines += [f"  {line}" for line in wide.splitlines()]
+        logs = self.ask("POST", "/logs/filter", logs={"flow_run_id": {"any_": [run_id]}}, limit=60)
+        lines += [f"  log {line['timestamp'][11:19]} {line['message'][:300]}" for line in logs]
+        return "\n".join(lines)
+
+
+def component(name: str) -> str:
+    """The label selector of a component of the release."""
+    return f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component={name}"

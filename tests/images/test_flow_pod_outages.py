@@ -1,0 +1,494 @@
+"""What becomes of a flow run while the Prefect API does not answer its pod, or answers late.
+
+Between the pods and a real server is a proxy, which has the faults. No test waits for a time: each
+fault is counted in requests, or ends when the pod has said what it does.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, cast
+
+import httpx
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import AwaitingRetry, Crashed
+
+from prefect_hamilton.flow_pod import attempt
+from tests.faults_proxy import Action, FaultProxy, answer, hang, hold, lose_answer, pass_on, reset
+from tests.images.pods import FLOWS, PACKAGE, Pods, Step, engine_pid, go_to, is_running
+from tests.services import Service
+
+pytestmark = pytest.mark.services
+
+API = r"(GET|POST|PATCH) /api/"
+READ_RUN = r"GET /api/flow_runs/[^/]+$"
+READ_DEPLOYMENT = r"GET /api/deployments/"
+SET_STATE = r"POST /api/flow_runs/[^/]+/set_state"
+LOGS = r"POST /api/logs/"
+
+BRIEF = {"PREFECT_HAMILTON_API_OUTAGE_SECONDS": "0", "PREFECT_CLIENT_MAX_RETRIES": "0"}
+"""A pod that repeats nothing, so that an outage is over at once."""
+
+
+@pytest.fixture
+def proxy(prefect_server: Service) -> Iterator[FaultProxy]:
+    with FaultProxy(prefect_server.port) as proxy:
+        yield proxy
+
+
+def through(proxy: FaultProxy, **env: str) -> dict[str, str]:
+    """The environment of a pod that reaches the API through the proxy.
+
+    Prefect's own repeats wait up to 32 s each; without them, these tests last as long as needed.
+    """
+    return {
+        "PREFECT_API_URL": f"{proxy.url}/api",
+        "PREFECT_API_REQUEST_TIMEOUT": "2",
+        "PREFECT_CLIENT_MAX_RETRIES": "0",
+        **env,
+    }
+
+
+def read_until(pod: subprocess.Popen[str], words: str) -> str:
+    """What the pod says, to the first line with `words` in it."""
+    said = []
+    for line in cast(IO[str], pod.stdout):
+        said.append(line)
+        if words in line:
+            return "".join(said)
+    raise AssertionError(f"the pod has not said {words!r}: {''.join(said)}")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [answer(500), answer(502), answer(503, Retry_After="0"), answer(504), reset, hang],
+    ids=["500", "502", "503", "504", "reset", "hang"],
+)
+def test_an_outage_before_the_flow_starts_is_waited_out(
+    pods: Pods, proxy: FaultProxy, fault: Action
+) -> None:
+    run = pods.taken_up()
+    # The first requests of the supervisor and of the engine, which run at the same time.
+    faults = proxy.add(fault, API, times=4)
+
+    code, output = pods.execute(run, **through(proxy))
+
+    assert code == 0, output
+    assert len(faults.met) == 4
+    assert "The Prefect API does not answer (GET /api/" in output
+    assert pods.state(run).type == StateType.COMPLETED
+    assert pods.run_count(run) == 1
+
+
+def test_a_pod_that_reaches_no_api_at_first_waits_for_it(pods: Pods, proxy: FaultProxy) -> None:
+    run = pods.taken_up()
+    proxy.refuse()
+    with pods.executing(run, **through(proxy)) as pod:
+        read_until(pod, "ConnectError): asking again, for 600 s in all")
+        proxy.accept()
+        output, _ = pod.communicate(timeout=120)
+
+    assert pod.returncode == 0, output
+    assert pods.state(run).type == StateType.COMPLETED
+
+
+def test_a_pull_step_waits_for_the_api(
+    pods: Pods, proxy: FaultProxy, client: SyncPrefectClient
+) -> None:
+    client.request("POST", "/variables/", json={"name": "probes", "value": str(FLOWS)})
+    run = pods.taken_up(pull=[go_to(Path("{{ prefect.variables.probes }}"))])
+    faults = proxy.add(answer(500), "GET /api/variables/", times=2)
+
+    code, output = pods.execute(run, **through(proxy))
+
+    assert code == 0, output
+    assert len(faults.met) == 2
+    assert pods.state(run).type == StateType.COMPLETED
+
+
+def test_states_and_logs_are_repeated_while_the_flow_runs(pods: Pods, proxy: FaultProxy) -> None:
+    run = pods.taken_up()
+    states = proxy.add(answer(500), SET_STATE, times=3)
+    logs = proxy.add(answer(500), LOGS, times=3)
+
+    code, output = pods.execute(run, **through(proxy))
+
+    assert code == 0, output
+    assert (len(states.met), len(logs.met)) == (3, 3)
+    assert pods.state(run).type == StateType.COMPLETED
+    assert pods.run_count(run) == 1
+    pods.wait_for_log(run, "twice 21 is 42")
+
+
+def test_a_state_whose_answer_is_lost_is_set_once(pods: Pods, proxy: FaultProxy) -> None:
+    run = pods.taken_up()
+    lost = proxy.add(lose_answer, SET_STATE, times=1)
+
+    assert pods.execute(run, **through(proxy))[0] == 0
+
+    assert len(lost.met) == 1
+    assert pods.state(run).type == StateType.COMPLETED
+    assert pods.run_count(run) == 1
+
+
+def at_home(tmp_path: Path) -> list[Step]:
+    """Pull steps of one's own making, after which the engine starts in a new interpreter."""
+    (tmp_path / "own.py").write_text(
+        "import os\ndef step() -> None:\n    pass\ndef leave() -> None:\n    os._exit(0)\n"
+    )
+    return [{"own.step": {}}, go_to(FLOWS)]
+
+
+def test_an_engine_in_a_new_interpreter_waits_for_the_api(
+    pods: Pods, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    run = pods.taken_up(pull=at_home(tmp_path))
+    states = proxy.add(answer(500), SET_STATE, times=2)
+
+    code, output = pods.execute(run, PYTHONPATH=f"{PACKAGE}:{tmp_path}", **through(proxy))
+
+    assert code == 0, output
+    assert len(states.met) == 2
+    assert pods.state(run).type == StateType.COMPLETED
+
+
+def test_an_interpreter_of_the_workspace_gets_the_settings_of_prefect(
+    pods: Pods, tmp_path: Path
+) -> None:
+    workspace, programs = tmp_path / "workspace", tmp_path / "programs"
+    shutil.copytree(FLOWS, workspace)
+    (workspace / "pyproject.toml").write_text(
+        '[project]\nname = "own"\nversion = "1"\ndependencies = ["prefect"]\n'
+    )
+    programs.mkdir()
+    uv = programs / "uv"
+    # Called again for the hook of the crash.
+    uv.write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/environment ] || env > {tmp_path}/environment\nexit 3\n"
+    )
+    uv.chmod(0o755)
+    run = pods.taken_up(pull=workspace)
+
+    pods.execute(
+        run,
+        PATH=f"{programs}:{os.environ['PATH']}",
+        PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES="true",
+        PREFECT_CLIENT_MAX_RETRIES="7",
+    )
+
+    found = (tmp_path / "environment").read_text().splitlines()
+    assert "PREFECT_CLIENT_RETRY_EXTRA_CODES=500,504" in found
+    assert "PREFECT_CLIENT_MAX_RETRIES=7" in found  # the user's own
+
+
+def test_an_outage_that_lasts_is_told_by_code_log_and_state(pods: Pods, proxy: FaultProxy) -> None:
+    run = pods.taken_up()
+    proxy.add(answer(500), READ_RUN)
+
+    code, output = pods.execute(run, **through(proxy, **BRIEF))
+
+    assert code == 1
+    sentence = f"The Prefect API has not answered for 0 s (GET /api/flow_runs/{run.id}: 500 "
+    assert f"The flow is not run: {sentence}" in output
+    assert "Traceback" not in output
+    state = pods.state(run)
+    assert state.type == StateType.CRASHED
+    assert str(state.message).startswith(sentence)
+    assert "PREFECT_HAMILTON_API_OUTAGE_SECONDS sets how long to wait" in str(state.message)
+
+
+def test_an_outage_that_lasts_ends_a_preparation_with_its_sentence(
+    pods: Pods, proxy: FaultProxy
+) -> None:
+    run = pods.taken_up()
+    proxy.add(answer(500), READ_DEPLOYMENT)
+
+    code, output = pods.execute(run, **through(proxy, **BRIEF))
+
+    assert code == 0, output  # the state tells it
+    state = pods.state(run)
+    assert state.type == StateType.CRASHED
+    assert str(state.message).startswith("The Prefect API has not answered for 0 s (GET /api/depl")
+    pods.wait_for_log(run, str(state.message))
+
+
+def test_a_preparation_that_fails_and_cannot_be_reported_does_not_end_with_0(
+    pods: Pods, proxy: FaultProxy
+) -> None:
+    run = pods.taken_up()
+    proxy.add(answer(500), READ_DEPLOYMENT)
+    proxy.add(answer(500), SET_STATE)
+
+    code, output = pods.execute(run, **through(proxy, **BRIEF))
+
+    assert code == 1, output
+    assert pods.state(run).type == StateType.PENDING
+
+
+def test_an_engine_that_ends_without_running_the_flow_does_not_end_with_0(
+    pods: Pods, tmp_path: Path
+) -> None:
+    steps = at_home(tmp_path)
+    run = pods.taken_up(pull=[{"own.leave": {}}, *steps])
+
+    code, output = pods.execute(run, PYTHONPATH=f"{PACKAGE}:{tmp_path}")
+
+    assert code == 1, output
+    assert "which cannot be reported" in output
+
+
+def test_a_final_state_that_cannot_be_reported_does_not_end_with_0(
+    pods: Pods, proxy: FaultProxy
+) -> None:
+    run = pods.taken_up()
+    proxy.add(answer(500), SET_STATE)
+    running = proxy.add(pass_on, SET_STATE, times=1)
+
+    code, output = pods.execute(run, **through(proxy, **BRIEF))
+
+    assert len(running.met) == 1
+    assert code == 1, output
+    assert "The Prefect API has not answered for 0 s" in output
+    assert pods.state(run).type == StateType.RUNNING
+
+
+def test_a_pod_told_to_end_while_it_repeats_requests_ends(pods: Pods, proxy: FaultProxy) -> None:
+    run = pods.taken_up()
+    faults = proxy.add(answer(500), API)
+    with pods.executing(run, **through(proxy)) as pod:
+        faults.wait_until_met(2)
+        pod.send_signal(signal.SIGTERM)
+        output, _ = pod.communicate(timeout=120)
+
+    assert pod.returncode == 1, output
+    assert "SIGTERM received before the flow could start" in output
+    assert "the flow run is not rescheduled" in output
+
+
+@pytest.mark.parametrize("fault", [answer(500), hang], ids=["500", "hang"])
+def test_a_pod_told_to_end_while_its_flow_cannot_report_ends(
+    pods: Pods, proxy: FaultProxy, fault: Action
+) -> None:
+    run = pods.taken_up(end="wait")
+    with pods.executing(run, **through(proxy)) as pod:
+        pods.wait_for_log(run, "about to wait")
+        pid = engine_pid(pods.log(run))
+        proxy.add(fault, API)
+        pod.send_signal(signal.SIGTERM)
+        output, _ = pod.communicate(timeout=120)
+
+    assert pod.returncode == 1, output
+    assert not is_running(pid)
+    assert pods.state(run).type == StateType.RUNNING
+
+
+def test_a_number_of_seconds_that_is_none_is_told_in_a_sentence(pods: Pods) -> None:
+    run = pods.taken_up()
+
+    code, output = pods.execute(run, PREFECT_HAMILTON_API_OUTAGE_SECONDS="10m")
+
+    assert code == 2
+    assert output == (
+        "flow_pod: '10m' is not a number of seconds; correct PREFECT_HAMILTON_API_OUTAGE_SECONDS\n"
+    )
+
+
+def earned(pods: Pods, end: str, **env: str) -> tuple[FlowRun, State[object]]:
+    """A run that has ended, and its state."""
+    run = pods.taken_up(end=end)
+    assert pods.execute(run, **env)[0] == 0
+    return run, pods.state(run)
+
+
+@pytest.mark.parametrize(
+    ("end", "type"), [("return", StateType.COMPLETED), ("raise", StateType.FAILED)]
+)
+def test_a_worker_that_takes_an_ended_run_up_starts_nothing(
+    pods: Pods, end: str, type: StateType
+) -> None:
+    run, before = earned(pods, end, PREFECT_RESULTS_PERSIST_BY_DEFAULT=str(end == "raise"))
+    assert before.type == type
+    # A worker's request that was long under way: Prefect's server accepts it.
+    pods.take_up(run)
+
+    code, output = pods.execute(run)
+
+    assert code == 0, output
+    assert f"it has ended already, in state '{before.name}'" in output
+    after = pods.state(run)
+    assert (after.type, after.name, after.message) == (before.type, before.name, before.message)
+    assert after.data == before.data
+    assert pods.run_count(run) == 1
+
+
+def test_a_worker_whose_request_was_late_starts_nothing(pods: Pods, proxy: FaultProxy) -> None:
+    run = pods.flow_run()
+    held = proxy.add(hold, SET_STATE)
+    with ThreadPoolExecutor() as threads:
+        late = threads.submit(
+            httpx.post,
+            f"{proxy.url}/api/flow_runs/{run.id}/set_state",
+            json={"state": {"type": "PENDING", "name": "Pending"}},
+            timeout=None,
+        )
+        held.wait_until_met()
+        # Meanwhile another worker takes the run up, and it ends.
+        pods.take_up(run)
+        assert pods.execute(run)[0] == 0
+        assert pods.state(run).type == StateType.COMPLETED
+        proxy.end(held)
+        assert late.result().json()["status"] == "ACCEPT"
+    assert pods.state(run).type == StateType.PENDING
+
+    assert pods.execute(run)[0] == 0
+
+    assert pods.state(run).type == StateType.COMPLETED
+    assert pods.run_count(run) == 1
+
+
+def test_a_pod_of_an_ended_run_leaves_it(pods: Pods) -> None:
+    run, before = earned(pods, "return")
+
+    code, output = pods.execute(run)
+
+    assert code == 0, output
+    assert pods.state(run).id == before.id
+
+
+def test_an_ended_run_that_was_scheduled_again_runs_again(
+    pods: Pods, client: SyncPrefectClient
+) -> None:
+    run, _ = earned(pods, "return")
+    client.set_flow_run_state(run.id, AwaitingRetry())
+    pods.take_up(run)
+
+    assert pods.execute(run)[0] == 0
+
+    assert pods.state(run).type == StateType.COMPLETED
+    assert pods.run_count(run) == 2
+
+
+def test_a_run_that_was_marked_crashed_before_its_pod_came_runs(
+    pods: Pods, client: SyncPrefectClient
+) -> None:
+    run = pods.taken_up()
+    client.set_flow_run_state(run.id, Crashed(message="No active or succeeded pods found"))
+
+    assert pods.execute(run)[0] == 0
+
+    assert pods.state(run).type == StateType.COMPLETED
+
+
+def test_the_second_pod_of_an_attempt_runs_nothing(pods: Pods) -> None:
+    run = pods.taken_up(end="wait")
+    with pods.executing(run):
+        pods.wait_for_log(run, "about to wait")
+
+        code, output = pods.execute(run)
+
+        assert code == 1, output
+        assert "The flow is not run: another pod has taken it up" in output
+        assert pods.state(run).type == StateType.RUNNING
+        assert pods.run_count(run) == 1
+
+
+def test_of_two_pods_that_start_at_once_one_runs_the_flow(pods: Pods) -> None:
+    run = pods.taken_up()
+    with pods.executing(run) as first, pods.executing(run) as second:
+        output = [pod.communicate(timeout=120)[0] for pod in (first, second)]
+
+        assert pods.run_count(run) == 1, output
+        assert pods.state(run).type == StateType.COMPLETED
+        assert 0 in (first.returncode, second.returncode)
+
+
+def test_a_pod_whose_claim_was_not_answered_runs_the_flow(pods: Pods, proxy: FaultProxy) -> None:
+    run = pods.taken_up()
+    lost = proxy.add(lose_answer, r"POST /api/flow_runs/[^/]+/input$", times=1)
+
+    code, output = pods.execute(run, **through(proxy))
+
+    assert code == 0, output
+    assert len(lost.met) == 1
+    assert pods.state(run).type == StateType.COMPLETED
+
+
+def test_a_pod_of_an_attempt_that_was_rescheduled_leaves_the_run_to_the_next(
+    pods: Pods, client: SyncPrefectClient
+) -> None:
+    run = pods.taken_up()
+    client.set_flow_run_state(run.id, AwaitingRetry())
+
+    code, output = pods.execute(run)
+
+    assert code == 0, output
+    assert "it was scheduled again and waits for a worker" in output
+    assert pods.state(run).name == "AwaitingRetry"
+
+
+def test_a_pod_that_kubernetes_starts_once_more_runs_the_flow(pods: Pods) -> None:
+    retried = {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "relinquish"}
+    run = pods.taken_up(end="wait")
+    with pods.executing(run, **retried) as first:
+        pods.wait_for_log(run, "about to wait")
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(timeout=120) == 1
+
+    with pods.executing(run, **retried) as second:
+        read_until(second, "about to wait")
+
+    assert pods.run_count(run) == 2
+
+
+STATES = {
+    "S": (StateType.SCHEDULED, "Scheduled"),
+    "A": (StateType.SCHEDULED, "AwaitingRetry"),
+    "P": (StateType.PENDING, "Pending"),
+    "I": (StateType.PENDING, "InfrastructurePending"),
+    "R": (StateType.RUNNING, "Running"),
+    "Z": (StateType.PAUSED, "Suspended"),
+    "C": (StateType.COMPLETED, "Completed"),
+    "F": (StateType.FAILED, "Failed"),
+    "X": (StateType.CRASHED, "Crashed"),
+    "N": (StateType.CANCELLED, "Cancelled"),
+}
+
+
+@pytest.mark.parametrize(
+    ("history", "position"),
+    [
+        ("S", None),
+        ("SP", None),
+        ("SPI", None),
+        ("SPR", None),
+        ("SPRAPI", None),
+        ("SPRZSP", None),
+        ("SPRCAP", None),
+        ("SPRFSPI", None),
+        # Whoever watches the pods took the end of an earlier attempt for that of this one.
+        ("SPRAPX", None),
+        ("SPRAPXI", None),
+        ("SPRX", None),
+        ("SPRC", 3),
+        ("SPRCP", 3),
+        ("SPRFPI", 3),
+        ("SPRNP", 3),
+        ("SPRXP", 3),
+        # Said late by a worker of the attempt that has ended.
+        ("SPRCI", 3),
+        ("SPRCPX", 3),
+        ("SPRCPXI", 3),
+    ],
+)
+def test_the_state_that_a_run_has_earned(history: str, position: int | None) -> None:
+    states = [State[object](type=STATES[each][0], name=STATES[each][1]) for each in history]
+
+    found = attempt.earned_state(states)
+
+    assert found == (None if position is None else states[position])

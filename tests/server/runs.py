@@ -1,0 +1,42 @@
+"""Flow runs without a process: their states are proposed over the API."""
+
+from typing import Any
+from uuid import UUID
+
+import httpx
+
+FINAL = ["COMPLETED", "FAILED", "CRASHED"]
+
+
+class Api:
+    """An API as a client without Prefect's repetitions sees it."""
+
+    def __init__(self, url: str) -> None:
+        self._http = httpx.Client(base_url=f"{url}/api", timeout=30)
+
+    def post(self, path: str, **body: Any) -> Any:
+        return self._http.post(path, json=body).raise_for_status().json()
+
+    def get(self, path: str) -> Any:
+        return self._http.get(path).raise_for_status().json()
+
+    def new_run(self) -> UUID:
+        """A flow run that is scheduled for now."""
+        flow = self.post("/flows/", name="waits")
+        return UUID(self.post("/flow_runs/", flow_id=flow["id"], state={"type": "SCHEDULED"})["id"])
+
+    def propose(self, run: UUID, type_: str, *, name: str | None = None, **headers: str) -> Any:
+        """Propose a state; returns the answer's status: ACCEPT, REJECT or ABORT."""
+        state = {"type": type_} | ({"name": name} if name else {})
+        response = self._http.post(
+            f"/flow_runs/{run}/set_state", json={"state": state}, headers=headers
+        )
+        return response.raise_for_status().json()["status"]
+
+    def state(self, run: UUID) -> Any:
+        return self.get(f"/flow_runs/{run}")["state"]
+
+    def states(self, run: UUID) -> list[str]:
+        """Types of all states of the run, the first one first."""
+        states = self.get(f"/flow_run_states/?flow_run_id={run}")
+        return [state["type"] for state in sorted(states, key=lambda state: state["timestamp"])]

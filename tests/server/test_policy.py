@@ -1,0 +1,70 @@
+"""A late or repeated proposal never starts a flow run a second time."""
+
+import json
+import socket
+from contextlib import closing
+
+import pytest
+
+from prefect_hamilton.expected_state import EXPECTED_STATE_HEADER
+from tests import services
+from tests.server.runs import FINAL, Api
+
+pytestmark = pytest.mark.services
+
+
+@pytest.mark.parametrize("final", FINAL)
+def test_pending_that_arrives_after_the_end_changes_nothing(api: Api, final: str) -> None:
+    run = api.new_run()
+    for state in ("PENDING", "RUNNING", final):
+        assert api.propose(run, state) == "ACCEPT"
+
+    assert api.propose(run, "PENDING") == "ABORT"
+
+    assert api.states(run) == ["SCHEDULED", "PENDING", "RUNNING", final]
+
+
+def test_a_run_that_is_scheduled_again_can_be_pending(api: Api) -> None:
+    run = api.new_run()
+    for state in ("PENDING", "RUNNING", "CRASHED"):
+        api.propose(run, state)
+    # A run of no deployment can only be rescheduled from a state that is not final.
+    again = api.new_run()
+    for state in ("PENDING", "RUNNING", "SCHEDULED", "PENDING"):
+        assert api.propose(again, state) == "ACCEPT"
+
+
+def test_a_proposal_counts_only_in_the_state_that_its_sender_saw(api: Api) -> None:
+    run = api.new_run()
+    seen = {EXPECTED_STATE_HEADER: api.state(run)["id"]}
+    for state in ("PENDING", "RUNNING", "SCHEDULED"):
+        assert api.propose(run, state) == "ACCEPT"
+
+    assert api.propose(run, "PENDING", **seen) == "ABORT"
+
+    now = {EXPECTED_STATE_HEADER: api.state(run)["id"]}
+    assert api.propose(run, "PENDING", **now) == "ACCEPT"
+
+
+def test_a_request_whose_sender_has_gone_changes_nothing(
+    own_server: services.Service, api: Api
+) -> None:
+    """The server is stopped, a worker asks and gives up; the server goes on."""
+    run = api.new_run()
+    body = json.dumps({"state": {"type": "PENDING"}}).encode()
+    head = [
+        f"POST /api/flow_runs/{run}/set_state HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        f"{EXPECTED_STATE_HEADER}: {api.state(run)['id']}",
+    ]
+    own_server.freeze()
+    try:
+        with closing(socket.create_connection(("127.0.0.1", own_server.port))) as worker:
+            worker.sendall("\r\n".join([*head, "", ""]).encode() + body)
+    finally:
+        own_server.thaw()
+
+    assert api.propose(run, "PENDING") == "ACCEPT"
+    assert api.states(run) == ["SCHEDULED", "PENDING"]

@@ -1,0 +1,22 @@
+"""What Prefect's own server does today. A test that passes says: our rule can go."""
+
+import pytest
+
+from tests import services
+from tests.server.runs import FINAL, Api
+
+pytestmark = pytest.mark.services
+
+
+@pytest.mark.xfail(strict=True, reason="Prefect 3.9.1 accepts Pending after a final state")
+@pytest.mark.parametrize("final", FINAL)
+def test_pending_is_refused_for_a_run_that_has_ended(
+    prefect_server: services.Service, final: str
+) -> None:
+    """Worker A proposes Pending and its request hangs; worker B runs the flow run to its end."""
+    api = Api(prefect_server.url)
+    run = api.new_run()
+    for state in ("PENDING", "RUNNING", final):
+        assert api.propose(run, state) == "ACCEPT"
+
+    assert api.propose(run, "PENDING") == "ABORT"
