@@ -60,7 +60,7 @@ def inputs_of(
     Return the names and types of the inputs from which the outputs are computed.
 
     Inputs with a default are among them, what the config gives is not. Raises what Hamilton raises
-    for a dataflow whose nodes do not fit together, and KeyError for an output that is no node.
+    for a dataflow whose nodes do not fit together, and ValueError for an output that is no node.
     """
     driver = Dataflow(modules, config or {}).driver()
     upstream = driver.what_is_upstream_of(*outputs)

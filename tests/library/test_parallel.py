@@ -25,7 +25,12 @@ NODES = {"number", "square", "labelled", "total"}
 
 
 @flow(task_runner=ThreadPoolTaskRunner(max_workers=2))
-def adding(parallel: Any, **inputs: int) -> dataflow.Run:
+def adding(runner: str = "the flow's", **inputs: int) -> dataflow.Run:
+    parallel: Any = True
+    if runner == "processes":
+        parallel = ProcessPoolTaskRunner(max_workers=2)
+    elif runner.startswith("tcp:"):
+        parallel = DaskTaskRunner(address=runner)
     inputs = {"count": 6} | inputs
     return dataflow.execute(squares, "total", inputs=inputs, parallel=parallel, picture=False)
 
@@ -57,14 +62,14 @@ def test_the_flows_own_task_runner_runs_the_blocks_in_threads(
 ) -> None:
     for name, value in hamilton_ui.env.items():
         monkeypatch.setenv(name, value)
-    run = adding(parallel=True)
+    run = adding()
     assert run["total"] == (55, {os.getpid()})
     assert set(run.node_seconds) == NODES
     assert set(node_states(hamilton_run(hamilton_ui, run.url)).values()) == {"SUCCESS"}
 
 
 def test_a_pool_of_processes_runs_the_blocks() -> None:
-    run = adding(parallel=ProcessPoolTaskRunner(max_workers=2))
+    run = adding("processes")
     sum_, processes = run["total"]
     assert sum_ == 55
     assert os.getpid() not in processes
@@ -72,7 +77,7 @@ def test_a_pool_of_processes_runs_the_blocks() -> None:
 
 
 def test_a_dask_cluster_that_exists_runs_the_blocks(dask: str) -> None:
-    run = adding(parallel=DaskTaskRunner(address=dask))
+    run = adding(dask)
     sum_, processes = run["total"]
     assert sum_ == 55
     assert len(processes) == 2
@@ -82,7 +87,7 @@ def test_a_dask_cluster_that_exists_runs_the_blocks(dask: str) -> None:
 
 def test_a_node_that_fails_in_another_process_is_named() -> None:
     with pytest.raises(ArithmeticError, match=r"2 is forbidden \(node square\)") as caught:
-        adding(parallel=ProcessPoolTaskRunner(max_workers=2), forbidden=2)
+        adding("processes", forbidden=2)
     assert isinstance(caught.value, NodeError)
 
 

@@ -25,7 +25,7 @@ def test_the_inputs_of_a_dataflow_are_told_without_computing_it() -> None:
     assert testing.inputs_of(totals, ["checked"]) == {"x": int}
     assert testing.inputs_of(totals, ["total"]) == {"x": int, "discount": int}
     assert testing.inputs_of(totals, ["total"], config={"discount": 1}) == {"x": int}
-    with pytest.raises(KeyError, match="profit"):
+    with pytest.raises(ValueError, match="profit"):
         testing.inputs_of(totals, ["profit"])
 
 
