@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from prefect_hamilton.expected_state import EXPECTED_STATE_HEADER
+from prefect_hamilton.states import EXPECTED_STATE_HEADER
 from tests import services
 from tests.server.runs import FINAL, Api
 

@@ -15,6 +15,8 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectHTTPStatusError
 
+from prefect_hamilton.states import restore
+
 CLAIM = "flow-pod-"
 """Prefix of the flow run's input that says which pod has taken it up."""
 
@@ -69,24 +71,6 @@ def earned_state(states: Sequence[State[Any]]) -> State[Any] | None:
             continue
         return state if state.is_final() else None
     return None
-
-
-async def restore(client: PrefectClient, flow_run_id: UUID, earned: State[Any]) -> None:
-    """Set a state once more, with its message and the reference to its result.
-
-    `set_flow_run_state` would drop the reference.
-    """
-    state = earned.model_dump(mode="json", include={"type", "name", "message", "data"})
-    details = earned.state_details.model_dump(
-        mode="json", exclude={"transition_id", "deployment_concurrency_lease_id"}
-    )
-    state["state_details"] = details | {"transition_id": str(uuid4())}
-    await client.request(
-        "POST",
-        "/flow_runs/{id}/set_state",
-        path_params={"id": flow_run_id},
-        json={"state": state, "force": True},
-    )
 
 
 async def claim(client: PrefectClient, flow_run_id: UUID, beginning: State[Any]) -> bool:

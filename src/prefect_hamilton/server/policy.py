@@ -17,7 +17,7 @@ from prefect.server.orchestration.rules import (
 )
 from prefect.server.schemas.states import State, StateType
 
-from prefect_hamilton.expected_state import EXPECTED_STATE_HEADER
+from prefect_hamilton.states import EXPECTED_STATE_HEADER
 
 EXPECTED_STATE = "expected-state"
 

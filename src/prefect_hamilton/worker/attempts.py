@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
 
 ATTEMPT_LABEL = "prefect-hamilton/attempt"
@@ -41,20 +40,6 @@ def ended_before(states: Sequence[State[Any]], attempt: UUID) -> State[Any] | No
 
 def _position(states: Sequence[State[Any]], attempt: UUID) -> int | None:
     return next((i for i, state in enumerate(states) if state.id == attempt), None)
-
-
-async def restore(client: PrefectClient, flow_run_id: UUID, earned: State[Any]) -> None:
-    """Set a final state once more, with the reference to its result.
-
-    `set_flow_run_state` would drop the reference.
-    """
-    state = earned.model_dump(mode="json", include={"type", "name", "message", "data"})
-    await client.request(
-        "POST",
-        "/flow_runs/{id}/set_state",
-        path_params={"id": flow_run_id},
-        json={"state": state, "force": True},
-    )
 
 
 def mark(job_manifest: dict[str, Any], attempt: UUID) -> None:

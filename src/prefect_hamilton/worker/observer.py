@@ -15,7 +15,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 from prefect_kubernetes import observer
 
-from prefect_hamilton.expected_state import propose
+from prefect_hamilton.states import propose
 from prefect_hamilton.worker import attempts, kubernetes
 
 DELETED = "Its Job was deleted."

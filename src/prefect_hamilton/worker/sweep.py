@@ -28,7 +28,7 @@ from prefect.states import AwaitingRetry, Crashed
 from prefect_kubernetes.observer import _get_kubernetes_client
 from prefect_kubernetes.settings import KubernetesSettings
 
-from prefect_hamilton.expected_state import propose
+from prefect_hamilton.states import propose
 from prefect_hamilton.worker import attempts, kubernetes
 
 LOCATION_LABEL = "prefect-hamilton.jobs"

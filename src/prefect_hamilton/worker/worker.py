@@ -21,7 +21,7 @@ from prefect_kubernetes.worker import (
     KubernetesWorkerResult,
 )
 
-from prefect_hamilton.expected_state import propose
+from prefect_hamilton.states import propose, restore
 from prefect_hamilton.worker import attempts, kubernetes
 from prefect_hamilton.worker.sweep import LOCATION_LABEL, Sweep
 
@@ -147,7 +147,7 @@ class Worker(KubernetesWorker):  # type: ignore[misc]
         )
         earned = attempts.ended_before(states, attempt)
         if earned is not None and states[-1].is_pending():
-            await attempts.restore(self.client, flow_run.id, earned)
+            await restore(self.client, flow_run.id, earned)
         return False
 
     async def _note_location(

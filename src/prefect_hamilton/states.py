@@ -1,6 +1,6 @@
-"""A proposal of a state that holds only while the run is in the state that its sender saw.
+"""States of flow runs, set where Prefect's client has no call for it.
 
-A request can arrive long after it was sent: its sender was stopped, or the network was. The header
+`propose` holds only while the run is in the state that its sender saw. A request can arrive long after it was sent: its sender was stopped, or the network was. The header
 names the state that the sender saw; this project's server refuses the proposal when the run has
 moved on. Another Prefect server does not know the header and decides by its own rules.
 """
@@ -36,3 +36,21 @@ async def propose(
         **options,
     )
     return OrchestrationResult[Any].model_validate(response.json())
+
+
+async def restore(client: PrefectClient, flow_run_id: UUID, earned: State[Any]) -> None:
+    """Set a state once more, with its message and the reference to its result.
+
+    `set_flow_run_state` would drop the reference.
+    """
+    state = earned.model_dump(mode="json", include={"type", "name", "message", "data"})
+    details = earned.state_details.model_dump(
+        mode="json", exclude={"transition_id", "deployment_concurrency_lease_id"}
+    )
+    state["state_details"] = details | {"transition_id": str(uuid4())}
+    await client.request(
+        "POST",
+        "/flow_runs/{id}/set_state",
+        path_params={"id": flow_run_id},
+        json={"state": state, "force": True},
+    )
