@@ -1,7 +1,7 @@
 # Thin: each target calls one well-known program or a script with its own --help.
 # A fresh machine needs Python 3.11, 3.12 or 3.13 and make; uv is fetched when it is not there.
 .DEFAULT_GOAL := help
-.PHONY: help up down status login logs env demo kind kind-push kind-demo kind-down test test-cluster test-faults test-gitops render lint clean
+.PHONY: help up down status login logs env demo kind kind-push kind-env kind-demo kind-down test test-cluster test-faults test-gitops render lint clean
 
 # Never fetches a Python: the newest of these that the machine has.
 PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
@@ -9,6 +9,8 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	&& command -v $$p && break; done)
 UV := $(or $(shell uv --version >/dev/null 2>&1 && command -v uv),.cache/uv/bin/uv)
 RUN := .venv/bin/python -m
+# FLOWS: the folder of another flows repository.
+FOLDER = $(if $(FLOWS),--flows '$(FLOWS)')
 export UV_PYTHON_DOWNLOADS := never
 # Without cached bytecode every command, and every flow run, compiles Prefect first.
 unexport PYTHONDONTWRITEBYTECODE
@@ -16,8 +18,8 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
-up: .venv/run.stamp ## Start Prefect server, worker and Hamilton UI; options: OPTIONS='--port 4200 --api-port 4210'
-	@$(RUN) scripts.local up $(OPTIONS)
+up: .venv/run.stamp ## Start Prefect server, worker and Hamilton UI; other flows: FLOWS=../my-flows; OPTIONS='--port 4200 --api-port 4210'
+	@$(RUN) scripts.local up $(FOLDER) $(OPTIONS)
 
 down: .venv/run.stamp ## End them; what they stored stays
 	@$(RUN) scripts.local down
@@ -37,11 +39,14 @@ env: .venv/run.stamp ## Print settings for a terminal: eval "$(make -s env)"
 demo: .venv/run.stamp ## Show it all: set up, run the flows, check the results; KEEP=1 leaves it up
 	@$(RUN) scripts.demo $(if $(KEEP),--keep) $(OPTIONS)
 
-kind: .venv/run.stamp ## Run it all on a kind cluster (Docker, kind, helm, kubectl); OPTIONS='--port 4200'
-	@$(RUN) scripts.kind up $(OPTIONS)
+kind: .venv/run.stamp ## Run it all on a kind cluster (Docker, kind, helm, kubectl); other flows: FLOWS=../my-flows; OPTIONS='--port 4200'
+	@$(RUN) scripts.kind up $(FOLDER) $(OPTIONS)
 
-kind-push: .venv/run.stamp ## Push the working tree to the cluster's Git server and register it
-	@$(RUN) scripts.kind push $(OPTIONS)
+kind-push: .venv/run.stamp ## Push the working tree (of FLOWS=../my-flows) to the cluster's Git server and register it
+	@$(RUN) scripts.kind push $(FOLDER) $(OPTIONS)
+
+kind-env: .venv/run.stamp ## Print settings for a terminal that uses the cluster's server: eval "$(make -s kind-env)"
+	@$(RUN) scripts.kind env $(OPTIONS)
 
 kind-demo: .venv/run.stamp ## Run every -k8s deployment as pods and check the results
 	@$(RUN) scripts.kind demo $(OPTIONS)

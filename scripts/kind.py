@@ -2,6 +2,7 @@
 
     python -m scripts.kind up      # make kind: kind cluster, images, helm install, deployments
     python -m scripts.kind push    # make kind-push: the working tree becomes what the pods clone
+    python -m scripts.kind env     # make kind-env: settings for a terminal that uses its server
     python -m scripts.kind demo    # make kind-demo: run every -k8s deployment, check the results
     python -m scripts.kind down    # make kind-down: delete the cluster and its data
 
@@ -22,12 +23,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import httpx
 import typer
 import yaml
 from rich.console import Console
 
 from scripts import chart_images, demo, outcomes
-from scripts.local_profile import ProfileError
+from scripts.local_profile import ProfileError, shell_lines, state_folder, tracking
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 console = Console(highlight=False, soft_wrap=True)
@@ -40,6 +42,9 @@ RELEASE = "prefect-hamilton"
 PREFECT_NODE_PORT = 30420
 HAMILTON_NODE_PORT = 30841
 GIT_REPOSITORY = "/repositories/flows.git"
+LEAN_IMAGE = "flows.image.repository=prefect-hamilton/flows"
+"""For other flows than the examples, whose packages the values file has in the image."""
+WORK_POOL = "kubernetes"
 
 DEPLOYMENTS = demo.Deployments(
     etl="Enterprise Data Pipeline/production-etl-k8s",
@@ -51,6 +56,10 @@ DEPLOYMENTS = demo.Deployments(
 
 Name = Annotated[str, typer.Option(help="Name of the kind cluster.")]
 Timeout = Annotated[int, typer.Option(min=1, help="Seconds to wait for each step.")]
+Flows = Annotated[
+    Path | None,
+    typer.Option(help="Folder of another flows repository, to be run in this one's place."),
+]
 DEFAULT_NAME = "prefect-hamilton"
 
 
@@ -73,11 +82,13 @@ def up(
     ),
     build: Annotated[bool, typer.Option(help="Build the images first.")] = True,
     timeout: Timeout = 600,
+    flows: Flows = None,
 ) -> None:
     """Create the cluster if there is none, build and load the images, install, register."""
     began = time.monotonic()
     try:
         need("docker", "kind", "helm", "kubectl", "git")
+        repository = repository_at(flows)
         if name in run("kind", "get", "clusters").split():
             port, hamilton_port = ports(name)
         else:
@@ -87,11 +98,12 @@ def up(
             say("Building the images")
             run("docker", "buildx", "bake", "--load", cwd=ROOT, show=True)
         say("Loading the images")
-        identity = load_images(name, chart_images.images([VALUES]))
+        image = [LEAN_IMAGE] if flows else []
+        identity = load_images(name, chart_images.images([VALUES], image))
         say(f"Installing release {RELEASE} in namespace {NAMESPACE}")
         installing = time.monotonic()
         create_namespace(context_of(name))
-        commit, tree = snapshot()
+        commit, tree = snapshot(repository)
         install(
             context_of(name),
             f"server.url=http://localhost:{port}",
@@ -99,8 +111,9 @@ def up(
             # The same tag may stand for new images: these roll every pod.
             f"rolloutToken={identity}",
             f"bootstrap.podAnnotations.flows={tree}",
+            *image,
         )
-        publish(context_of(name), commit, timeout)
+        publish(context_of(name), commit, timeout, repository)
         wait_until_ready(context_of(name), timeout)
     except KindError as error:
         fail(error)
@@ -110,20 +123,37 @@ def up(
 
 
 @app.command()
-def push(name: Name = DEFAULT_NAME, timeout: Timeout = 300) -> None:
+def push(name: Name = DEFAULT_NAME, timeout: Timeout = 300, flows: Flows = None) -> None:
     """Push the working tree, committed or not, to the cluster's Git server; register again."""
     began = time.monotonic()
     try:
         need("docker", "kind", "helm", "kubectl", "git")
         require_cluster(name)
-        commit, tree = snapshot()
-        publish(context_of(name), commit, timeout)
+        repository = repository_at(flows)
+        commit, tree = snapshot(repository)
+        publish(context_of(name), commit, timeout, repository)
         install(context_of(name), f"bootstrap.podAnnotations.flows={tree}", reuse=True)
         wait_for_bootstrap(context_of(name), timeout)
     except KindError as error:
         fail(error)
     say(f"Pushed and registered {tree[:10]} in {time.monotonic() - began:.0f} s.\n")
     show_addresses(context_of(name), *ports(name))
+
+
+@app.command()
+def env(name: Name = DEFAULT_NAME) -> None:
+    """Print what to `eval` in a terminal, so that `prefect …` there means the cluster's server."""
+    try:
+        need("docker", "kind", "kubectl")
+        require_cluster(name)
+        settings = terminal_settings(name)
+    except KindError as error:
+        fail(error)
+    except ProfileError as error:
+        fail(KindError(str(error)))
+    except httpx.HTTPError as error:
+        fail(KindError(f"The cluster's Prefect server does not answer: {error}"))
+    print(shell_lines(settings))
 
 
 @app.command("demo")
@@ -218,6 +248,23 @@ def install(context: str, *settings: str, reuse: bool = False) -> None:
     run(*command)
 
 
+def repository_at(flows: Path | None) -> Path:
+    """Return the root of the flows' Git repository. Raises KindError where there is none."""
+    if flows is None:
+        return ROOT
+    folder = flows.resolve()
+    if not (folder / "prefect.yaml").is_file():
+        raise KindError(f"{folder} has no prefect.yaml: is it the folder of a flows repository?")
+    command = ["git", "ls-files", "--full-name", "prefect.yaml"]
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if found.stdout.strip() != "prefect.yaml":
+        raise KindError(
+            f"{folder} is not the root of a Git repository that tracks prefect.yaml: "
+            "run `git init` and `git add --all` there."
+        )
+    return folder
+
+
 def snapshot(repository: Path = ROOT) -> tuple[str, str]:
     """Commit the working tree beside the branch and index; returns commit and tree.
 
@@ -250,7 +297,7 @@ def is_flow(name: str) -> bool:
     return folder == "flows" and bool(parts) and not any(part.startswith(".") for part in parts)
 
 
-def publish(context: str, commit: str, timeout: int) -> None:
+def publish(context: str, commit: str, timeout: int, repository: Path = ROOT) -> None:
     """Make a commit the branch `main` of the cluster's Git server.
 
     Pushes through `kubectl exec`: the server itself can only be read from.
@@ -263,7 +310,7 @@ def publish(context: str, commit: str, timeout: int) -> None:
     )
     refspec = f"{commit}:refs/heads/main"
     command = ["git", "-c", "protocol.ext.allow=always", "push", "--force", "--quiet"]
-    run(*command, remote, refspec, cwd=ROOT)
+    run(*command, remote, refspec, cwd=repository)
 
 
 def wait_until_ready(context: str, timeout: int) -> None:
@@ -312,18 +359,40 @@ def run_all(context: str, port: int, timeout: float) -> bool:
 
 def prefect_server(context: str, port: int, home: Path) -> demo.Server:
     """Return the cluster's Prefect server, for commands that keep their files in `home`."""
-    auth_string = secret(context, "auth", "auth-string")
-    api_url = f"http://127.0.0.1:{port}/api"
-    user, _, password = auth_string.partition(":")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | {
+    settings = server_settings(context, port, home)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | settings
+    user, _, password = settings["PREFECT_API_AUTH_STRING"].partition(":")
+    return demo.Server(settings["PREFECT_API_URL"], environment, (user, password))
+
+
+def server_settings(context: str, port: int, home: Path) -> dict[str, str]:
+    """Return what leads any command of Prefect to the cluster's server."""
+    return {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "PREFECT_API_URL": api_url,
-        "PREFECT_API_AUTH_STRING": auth_string,
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_API_AUTH_STRING": secret(context, "auth", "auth-string"),
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "DO_NOT_TRACK": "1",
     }
-    return demo.Server(api_url, environment, (user, password))
+
+
+def terminal_settings(name: str) -> dict[str, str]:
+    """Return what `make kind-env` exports: what leads to the cluster's server and Hamilton UI."""
+    context, (port, hamilton_port) = context_of(name), ports(name)
+    home = state_folder() / "kind" / name
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with prefect_server(context, port, home).client() as http:
+        pool = http.get(f"/work_pools/{WORK_POOL}").raise_for_status().json()
+    hamilton_url = f"http://localhost:{hamilton_port}"
+    return {
+        **server_settings(context, port, home),
+        "PREFECT_UI_URL": f"http://localhost:{port}",
+        **tracking(pool),
+        "HAMILTON_API_URL": hamilton_url,
+        "HAMILTON_UI_URL": hamilton_url,
+        "HAMILTON_API_KEY": secret(context, "hamilton-ui", "api-key"),
+    }
 
 
 def secret(context: str, what: str, key: str) -> str:

@@ -4,7 +4,6 @@ import os
 import shlex
 import subprocess
 from datetime import UTC, datetime
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -21,7 +20,7 @@ from tenacity import (
 )
 
 from scripts import local_profile
-from scripts.local_profile import ROOT, WORK_POOL, Profile, ProfileError, Running
+from scripts.local_profile import OWN, WORK_POOL, FlowsFolder, Profile, ProfileError, Running
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 console = Console(highlight=False, soft_wrap=True)
@@ -33,7 +32,14 @@ ApiPort = Annotated[
 ]
 HamiltonPort = Annotated[int, typer.Option(min=1, max=65535, help="Port of the Hamilton UI.")]
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait until everything answers.")]
+Flows = Annotated[
+    Path | None,
+    typer.Option(help="Folder of another flows repository, whose deployments are registered."),
+]
 
+APPLY = ["python", "-m", "prefect_hamilton.bootstrap", "apply"]
+STATE_FILE = "prefect-state.yaml"
+"""Beside prefect.yaml: variables, limits and automations."""
 
 PAGE = 200
 """How many flow runs the server returns at once, at most."""
@@ -54,8 +60,12 @@ def up(
     api_port: ApiPort = None,
     hamilton_port: HamiltonPort = 8241,
     timeout: Timeout = 180.0,
+    flows: Flows = None,
 ) -> None:
-    """Start the profile, apply the desired state and register the local deployments."""
+    """Start the profile, apply the desired state and register the local deployments.
+
+    Where the profile runs already, only the deployments of `--flows` are registered.
+    """
     profile = Profile(
         state=local_profile.state_folder(),
         port=port,
@@ -63,7 +73,8 @@ def up(
         hamilton_port=hamilton_port,
     )
     try:
-        bring_up(profile, timeout)
+        folder = FlowsFolder.at(flows) if flows else OWN
+        bring_up(profile, timeout, folder)
     except ProfileError as error:
         fail(error)
     except httpx.HTTPError as error:
@@ -167,20 +178,20 @@ def env(port: Port = 4200, api_port: ApiPort = None, hamilton_port: HamiltonPort
         settings = profile.settings() | (noted.hamilton if noted else {})
     except ProfileError as error:
         fail(error)
-    for name in local_profile.stray(os.environ):
-        if name not in settings:
-            print(f"unset {name}")
-    for name, value in settings.items():
-        print(f"export {name}={shlex.quote(value)}")
+    print(local_profile.shell_lines(settings))
 
 
-def bring_up(profile: Profile, timeout: float) -> Running:
+def bring_up(profile: Profile, timeout: float, flows: FlowsFolder = OWN) -> Running:
     """Start the profile and wait until it is ready. Raises ProfileError; says what happens."""
     state = profile.state
+    names = local_deployments(flows)
     local_profile.prepare(state)
     noted = local_profile.running(state)
     if noted and local_profile.manager(state):
         console.print("The local profile is already running.")
+        if flows != OWN:
+            deploy(noted.profile, names, flows)
+            console.print(f"[green]✓[/] Registered {_counted(names)} of {flows.path}.")
         links(noted.profile)
         return noted
     if left := local_profile.end(state):
@@ -202,8 +213,7 @@ def bring_up(profile: Profile, timeout: float) -> Running:
             step(_hamilton, "the Hamilton UI")
             step(_pool, "the desired state")
             spinner.update("Registering the deployments")
-            names = local_deployments()
-            deploy(profile, names)
+            deploy(profile, names, flows)
             spinner.update("Applying the desired state")
             applied = apply(profile)
             step(_worker, "the worker")
@@ -211,9 +221,9 @@ def bring_up(profile: Profile, timeout: float) -> Running:
     except (ProfileError, KeyboardInterrupt):
         local_profile.end(state)
         raise
-    noted = noted.model_copy(update={"hamilton": _tracking(profile)})
+    noted = noted.model_copy(update={"hamilton": local_profile.tracking(_pool(profile))})
     noted.save()
-    console.print(f"[green]✓[/] The local profile is up: {len(names)} deployments in {WORK_POOL}.")
+    console.print(f"[green]✓[/] The local profile is up: {_counted(names)} in {WORK_POOL}.")
     for change in changes([*local_profile.said(profile.log, "worker"), *applied]):
         console.print(f"  {change}", markup=False)
     if interrupted:
@@ -221,7 +231,7 @@ def bring_up(profile: Profile, timeout: float) -> Running:
     links(profile)
     console.print(
         '\nNext     eval "$(make -s env)"   then any command of Prefect, for instance\n'
-        "         prefect deployment run 'Enterprise Data Pipeline/production-etl'\n"
+        f"         prefect deployment run {shlex.quote(_full_name(profile, names[0]))}\n"
         "         make logs   make status   make down"
     )
     return noted
@@ -237,28 +247,40 @@ def links(profile: Profile) -> None:
     console.print(f"Hamilton {profile.hamilton_url}   user prefect")
 
 
-def local_deployments(pattern: str = "*") -> list[str]:
-    """Return the names of the deployments of prefect.yaml in the local pool."""
-    content = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
-    return [
-        deployment["name"]
-        for deployment in content["deployments"]
-        if deployment["work_pool"]["name"] == WORK_POOL and fnmatch(deployment["name"], pattern)
-    ]
+def local_deployments(flows: FlowsFolder = OWN) -> list[str]:
+    """Return the names of the deployments in the local pool. Raises ProfileError."""
+    path = flows.path / "prefect.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        names = [
+            deployment["name"]
+            for deployment in content["deployments"]
+            if deployment["work_pool"]["name"] == WORK_POOL
+        ]
+    except (OSError, yaml.YAMLError, LookupError, TypeError) as error:
+        raise ProfileError(f"{path} names no deployments: {error!r}.") from error
+    if not names:
+        raise ProfileError(f"{path} has no deployment in the work pool {WORK_POOL}: add one.")
+    return names
 
 
-def deploy(profile: Profile, names: list[str]) -> None:
-    """Register deployments by Prefect's own command."""
+def deploy(profile: Profile, names: list[str], flows: FlowsFolder = OWN) -> None:
+    """Register deployments by Prefect's own command, in the environment of their folder.
+
+    With what the folder's state file asks for; that of this project is part of what `apply` does.
+    """
+    state = flows.path / STATE_FILE
+    if flows != OWN and state.exists():
+        _run(profile, [*APPLY, "--file", str(state)])
     options = [word for name in names for word in ("--name", name)]
-    _run(profile, ["prefect", "--no-prompt", "deploy", *options])
+    _run(profile, ["prefect", "--no-prompt", "deploy", *options], flows)
 
 
 def apply(profile: Profile) -> list[str]:
     """Apply the desired state; returns what the bootstrap says, a line each."""
-    command = ["python", "-m", "prefect_hamilton.bootstrap", "apply"]
-    command += ["--add", "prefect-state.yaml", "--add", "scripts/local.yaml"]
     record = str(profile.state / "bootstrap.json")
-    return _run(profile, [*command, "--record", record]).splitlines()
+    files = ["--add", STATE_FILE, "--add", "scripts/local.yaml"]
+    return _run(profile, [*APPLY, *files, "--record", record]).splitlines()
 
 
 def changes(lines: list[str]) -> list[str]:
@@ -384,18 +406,24 @@ def _worker(profile: Profile) -> None:
         raise _NotYet("no worker is online")
 
 
-def _tracking(profile: Profile) -> dict[str, str]:
-    """Return the settings of Hamilton tracking that the work pool holds, for a terminal."""
-    template = _pool(profile)["base_job_template"]
-    env = template["variables"]["properties"]["env"].get("default") or {}
-    return {name: value for name, value in env.items() if name.startswith("HAMILTON_UI_")}
+def _counted(names: list[str]) -> str:
+    return f"{len(names)} deployment{'' if len(names) == 1 else 's'}"
 
 
-def _run(profile: Profile, command: list[str]) -> str:
+def _full_name(profile: Profile, name: str) -> str:
+    """Return `flow/deployment`, as `prefect deployment run` wants it."""
+    with profile.client() as http:
+        query = {"deployments": {"name": {"any_": [name]}}, "sort": "UPDATED_DESC", "limit": 1}
+        found = http.post("/deployments/filter", json=query).raise_for_status().json()
+        flow = http.get(f"/flows/{found[0]['flow_id']}").raise_for_status().json()
+    return f"{flow['name']}/{name}"
+
+
+def _run(profile: Profile, command: list[str], flows: FlowsFolder = OWN) -> str:
     done = subprocess.run(
         command,
-        cwd=ROOT,
-        env=profile.environment(),
+        cwd=flows.path,
+        env=flows.environment(profile.environment()),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

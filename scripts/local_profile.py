@@ -8,6 +8,7 @@ value: that is how `end` finds all of them, whatever died before.
 import errno
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -15,8 +16,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Self
 
 import httpx
 import psutil
@@ -146,6 +149,40 @@ class Profile(BaseModel, frozen=True):
         } | self.settings()
 
 
+@dataclass(frozen=True)
+class FlowsFolder:
+    """A flows repository on this machine, and the environment that its flows need, if any."""
+
+    path: Path
+    venv: Path | None = None
+
+    @classmethod
+    def at(cls, path: Path) -> Self:
+        """Return the repository of a folder. Raises ProfileError when it is not ready for use."""
+        path = path.resolve()
+        if path == ROOT:
+            return cls(path)
+        if not (path / "prefect.yaml").is_file():
+            raise ProfileError(f"{path} has no prefect.yaml: is it the folder of a repository?")
+        if not (path / "pyproject.toml").is_file():
+            return cls(path)
+        venv = path / ".venv"
+        if not (venv / "bin" / "prefect").is_file():
+            raise ProfileError(f"{path} has no .venv with Prefect in it: run `uv sync` there.")
+        return cls(path, venv)
+
+    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """Return `base` with the repository's virtual environment active, if it has one."""
+        if self.venv is None:
+            return dict(base)
+        path = f"{self.venv / 'bin'}{os.pathsep}{base['PATH']}"
+        return {**base, "PATH": path, "VIRTUAL_ENV": str(self.venv)}
+
+
+OWN = FlowsFolder(ROOT)
+"""The flows of this project."""
+
+
 class Running(BaseModel):
     """What `up` notes in the state folder while the profile is up (`running.json`)."""
 
@@ -173,6 +210,20 @@ def stray(environment: Mapping[str, str]) -> list[str]:
         if (name.startswith("PREFECT_") and not name.startswith(("PREFECT_LOGGING_", MARKER)))
         or name in ("HAMILTON_UI_PROJECT_ID", "PYTHONDONTWRITEBYTECODE")
     ]
+
+
+def shell_lines(settings: Mapping[str, str]) -> str:
+    """Return what a terminal evaluates to have these settings and no others of Prefect."""
+    unset = [f"unset {name}" for name in stray(os.environ) if name not in settings]
+    return "\n".join(
+        [*unset, *(f"export {name}={shlex.quote(value)}" for name, value in settings.items())]
+    )
+
+
+def tracking(work_pool: Mapping[str, Any]) -> dict[str, str]:
+    """Return the settings of Hamilton tracking that a work pool holds, for a terminal."""
+    env = work_pool["base_job_template"]["variables"]["properties"]["env"].get("default") or {}
+    return {name: value for name, value in env.items() if name.startswith("HAMILTON_UI_")}
 
 
 def state_folder() -> Path:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from hamilton.lifecycle import base
@@ -29,10 +30,14 @@ class Observer(base.BasePreNodeExecute, base.BasePostNodeExecute):
         **_: Any,
     ) -> None:
         """Add the node's time: a node of a parallel block is executed many times."""
-        taken = time.perf_counter() - self._started.pop((task_id, node_.name))
-        self.seconds[node_.name] = self.seconds.get(node_.name, 0.0) + taken
+        self.add({node_.name: time.perf_counter() - self._started.pop((task_id, node_.name))})
         if error is not None:
             note_node(error, node_.name)
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add times of nodes."""
+        for name, taken in seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + taken
 
 
 class AsyncHooks(

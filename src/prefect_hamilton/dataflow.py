@@ -33,8 +33,10 @@ from prefect_hamilton.errors import NodeError, named
 if TYPE_CHECKING:
     from hamilton.async_driver import AsyncDriver
     from hamilton.driver import Builder, Driver
+    from prefect.task_runners import TaskRunner
 
     from prefect_hamilton._hooks import Observer
+    from prefect_hamilton._nodes import Selection
 
 __all__ = ["Dataflow", "NodeError", "Run", "aexecute", "execute"]
 
@@ -54,6 +56,8 @@ class Options(TypedDict, total=False):
     link: bool
     picture: bool
     timings: bool
+    nodes: "Selection | None"
+    parallel: "bool | TaskRunner[Any]"
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,11 @@ class Dataflow:
         link: Whether to publish the link to the Hamilton UI as an artifact.
         picture: Whether to publish a picture of the dataflow as an artifact.
         timings: Whether to log the times of the nodes.
+        nodes: "tasks" makes each node a Prefect task run, a dict of Hamilton tags those nodes that
+            have these tags. The tags prefect_retries, prefect_retry_delay_seconds,
+            prefect_timeout_seconds and prefect_tags of a node are options of its task.
+        parallel: Whether what is between Hamilton's Parallelizable and Collect runs in the flow's
+            task runner; or another task runner for it, as `DaskTaskRunner(address=...)`.
 
     """
 
@@ -107,6 +116,8 @@ class Dataflow:
     link: bool = True
     picture: bool = True
     timings: bool = True
+    nodes: "Selection | None" = None
+    parallel: "bool | TaskRunner[Any]" = False
     _steps: tuple[Callable[["Builder"], Any], ...] = ()
 
     def with_builder(self, step: Callable[["Builder"], Any]) -> Self:
@@ -122,8 +133,22 @@ class Dataflow:
         return self.with_builder(lambda builder: builder.with_materializers(*materializers))
 
     def with_cache(self, **options: Any) -> Self:
-        """Let Hamilton cache the results of nodes."""
-        return self.with_builder(lambda builder: builder.with_cache(**options))
+        """Let Hamilton cache the results of nodes.
+
+        They are kept where Prefect keeps the results of the flow, so that a run that is retried or
+        rescheduled, in another pod too, does not compute them again. The options are Hamilton's;
+        with `path` or stores among them they are kept there.
+        """
+
+        def add_cache(builder: "Builder") -> None:
+            if options.keys() & {"path", "metadata_store", "result_store"}:
+                builder.with_cache(**options)
+            else:
+                from prefect_hamilton import _cache
+
+                builder.with_cache(**_cache.stores(), **options)
+
+        return self.with_builder(add_cache)
 
     def execute(
         self,
@@ -151,7 +176,11 @@ class Dataflow:
 
         observer = Observer()
         with self._tracked() as tracked, _named_failures():
-            built: Driver = self._builder(driver.Builder(), *tracked.adapters, observer).build()
+            builder = self._builder(driver.Builder(), *tracked.adapters, observer)
+            if self.parallel:
+                self._run_in_parallel(builder, observer)
+            built: Driver = builder.build()
+            self._select_tasks(built)
             started = time.perf_counter()
             results = built.execute(_listed(outputs), inputs=inputs, overrides=overrides)
             seconds = time.perf_counter() - started
@@ -177,6 +206,7 @@ class Dataflow:
         with self._tracked() as tracked, _named_failures():
             hooks = AsyncHooks(*tracked.adapters, observer)
             built: AsyncDriver = await self._builder(async_driver.Builder(), hooks).build()
+            self._select_tasks(built)
             started = time.perf_counter()
             results = await built.execute(_listed(outputs), inputs=inputs, overrides=overrides)
             seconds = time.perf_counter() - started
@@ -194,6 +224,19 @@ class Dataflow:
         for step in self._steps:
             step(builder)
         return builder.with_adapters(*adapters)
+
+    def _select_tasks(self, built: "Driver") -> None:
+        if self.nodes is not None and _run_name() is not None:
+            from prefect_hamilton import _nodes
+
+            _nodes.as_tasks(built, self.nodes)
+
+    def _run_in_parallel(self, builder: "Builder", observer: "Observer") -> None:
+        from prefect_hamilton._parallel import BlockExecutor
+
+        runner = None if isinstance(self.parallel, bool) else self.parallel
+        builder.enable_dynamic_execution(allow_experimental_mode=True)
+        builder.with_remote_executor(BlockExecutor(runner, observer))
 
     def _tracked(self) -> Any:
         name = self.name or "+".join(m.__name__.rpartition(".")[2] for m in _modules(self.modules))
@@ -284,4 +327,4 @@ def _timings(node_seconds: Mapping[str, float], seconds: float) -> str:
     longest = sorted(node_seconds.items(), key=lambda item: item[1], reverse=True)[:LONGEST]
     shown = ", ".join(f"{name} {taken:.2f} s" for name, taken in longest)
     nodes = f"{len(node_seconds)} node{'' if len(node_seconds) == 1 else 's'}"
-    return f"Computed {nodes} in {seconds:.2f} s{'; longest: ' if shown else ''}{shown}"
+    return f"Executed {nodes} in {seconds:.2f} s{'; longest: ' if shown else ''}{shown}"

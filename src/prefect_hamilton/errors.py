@@ -38,6 +38,10 @@ class NodeError(Exception):
             message = f"{message[:MAX_CHARACTERS]}…"
         return f"{message} (node {self.node})".lstrip()
 
+    def __repr__(self) -> str:
+        """Return what `str` says, with the type: the arguments may hold what it masks."""
+        return f"{type(self).__name__}({str(self)!r})"
+
     def __reduce__(self) -> Any:
         """Pickle the cause with the name: the type is made anew."""
         return _with_name, (self.node, self.__cause__)

@@ -4,6 +4,8 @@ Between the pods and a real server is a proxy, which has the faults. No test wai
 fault is counted in requests, or ends when the pod has said what it does.
 """
 
+import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -154,6 +156,35 @@ def test_an_engine_in_a_new_interpreter_waits_for_the_api(
     assert code == 0, output
     assert len(states.met) == 2
     assert pods.state(run).type == StateType.COMPLETED
+
+
+def test_an_interpreter_of_the_workspace_gets_the_settings_of_prefect(
+    pods: Pods, tmp_path: Path
+) -> None:
+    workspace, programs = tmp_path / "workspace", tmp_path / "programs"
+    shutil.copytree(FLOWS, workspace)
+    (workspace / "pyproject.toml").write_text(
+        '[project]\nname = "own"\nversion = "1"\ndependencies = ["prefect"]\n'
+    )
+    programs.mkdir()
+    uv = programs / "uv"
+    # Called again for the hook of the crash.
+    uv.write_text(
+        f"#!/bin/sh\n[ -e {tmp_path}/environment ] || env > {tmp_path}/environment\nexit 3\n"
+    )
+    uv.chmod(0o755)
+    run = pods.taken_up(pull=workspace)
+
+    pods.execute(
+        run,
+        PATH=f"{programs}:{os.environ['PATH']}",
+        PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES="true",
+        PREFECT_CLIENT_MAX_RETRIES="7",
+    )
+
+    found = (tmp_path / "environment").read_text().splitlines()
+    assert "PREFECT_CLIENT_RETRY_EXTRA_CODES=500,504" in found
+    assert "PREFECT_CLIENT_MAX_RETRIES=7" in found  # the user's own
 
 
 def test_an_outage_that_lasts_is_told_by_code_log_and_state(pods: Pods, proxy: FaultProxy) -> None:

@@ -228,7 +228,7 @@ class TestInRuns:
         assert in_ui["tags"]["dataflow"] == "totals"
         (version,) = get(ui, f"/dag_templates/{in_ui['dag_template']}")
         assert version["name"] == "prefect_compute_total"
-        assert "Computed 3 nodes in 0." in caplog.text
+        assert "Executed 3 nodes in 0." in caplog.text
 
     def test_the_name_and_tags_are_tags_in_the_hamilton_ui(self, ui: HamiltonUi) -> None:
         run = shop(name="sums", tags={"team": "blue"})
@@ -241,7 +241,7 @@ class TestInRuns:
         state = shop(track=False, picture=False, timings=False, return_state=True)
         assert state.result().url is None
         assert artifacts(state) == {}
-        assert "Computed" not in caplog.text
+        assert "Executed" not in caplog.text
         state = shop(link=False, picture=False, return_state=True)
         assert state.result().url is not None
         assert artifacts(state) == {}

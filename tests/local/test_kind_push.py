@@ -63,3 +63,37 @@ def test_what_may_hold_secrets_is_left_out_and_named(
     assert tree == before
     said = capsys.readouterr().out
     assert said == f"Not pushed, for Git does not track it (git add it to push it): {name}\n"
+
+
+def test_a_repository_that_has_no_commit_yet(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    put(tmp_path, **{"prefect.yaml": "1", "flows/a.py": "1"})
+    git(tmp_path, "add", "--all")
+    assert kind.repository_at(tmp_path) == tmp_path
+    commit, _ = kind.snapshot(tmp_path)
+    assert git(tmp_path, "ls-tree", "-r", "--name-only", commit).split() == [
+        "flows/a.py",
+        "prefect.yaml",
+    ]
+
+
+def test_without_a_folder_the_flows_are_those_of_this_project() -> None:
+    assert kind.repository_at(None) == kind.ROOT
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("nowhere", "has no prefect.yaml"),
+        ("not_added", "not the root of a Git repository that tracks prefect.yaml"),
+        ("below", "not the root of a Git repository that tracks prefect.yaml"),
+    ],
+)
+def test_a_folder_that_cannot_be_pushed_is_refused(tmp_path: Path, folder: str, said: str) -> None:
+    put(tmp_path, **{"not_added/prefect.yaml": "1"})
+    git(tmp_path / "not_added", "init", "--quiet")
+    git(tmp_path, "init", "--quiet")
+    put(tmp_path, **{"below/prefect.yaml": "1"})
+    git(tmp_path, "add", "below")
+    with pytest.raises(kind.KindError, match=said):
+        kind.repository_at(tmp_path / folder)

@@ -6,9 +6,7 @@ import os
 import re
 import socket
 import stat
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +17,6 @@ import httpx
 import psutil
 import pytest
 from prefect.server.schemas.schedules import CronSchedule
-from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as websocket
 from websockets.typing import Origin, Subprotocol
@@ -27,6 +24,7 @@ from websockets.typing import Origin, Subprotocol
 from flows import warehouse
 from scripts import local, local_profile
 from tests import services
+from tests.profiles import LocalProfile, wait_until
 
 # One profile for the module: these tests belong on one process, in this order.
 pytestmark = [
@@ -36,135 +34,6 @@ pytestmark = [
 
 ETL = "Enterprise Data Pipeline/production-etl"
 WALKTHROUGH = "ui-walkthrough-retries/walkthrough"
-
-
-class LocalProfile:
-    """The profile's commands with a state folder and ports of their own."""
-
-    def __init__(self, state: Path) -> None:
-        self.state = state
-        self.port, self.hamilton_port = services.free_port(), services.free_port()
-        self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.port}/api", timeout=60)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return os.environ | {"PREFECT_HAMILTON_STATE": str(self.state)}
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "scripts.local", *arguments],
-            cwd=services.ROOT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def up(self) -> subprocess.CompletedProcess[str]:
-        return self.run("up", "--port", str(self.port), "--hamilton-port", str(self.hamilton_port))
-
-    @property
-    def auth_string(self) -> str:
-        """User and password, as the file of the state folder holds them."""
-        return (self.state / "prefect-auth-string").read_text().strip()
-
-    def log_in(self) -> None:
-        """From now on `api` knows the password."""
-        user, _, password = self.auth_string.partition(":")
-        self.api.auth = (user, password)
-
-    def in_a_terminal(self, script: str) -> subprocess.CompletedProcess[str]:
-        """Run what a person types after `eval "$(make -s env)"`."""
-        options = f"--port {self.port} --hamilton-port {self.hamilton_port}"
-        settings = f'eval "$({sys.executable} -m scripts.local env {options})"'
-        return subprocess.run(
-            ["bash", "-c", f"set -e; {settings}; {script}"],
-            cwd=services.ROOT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def start_in_a_terminal(self, command: str) -> subprocess.Popen[bytes]:
-        options = f"--port {self.port} --hamilton-port {self.hamilton_port}"
-        settings = f'eval "$({sys.executable} -m scripts.local env {options})"'
-        with (self.state / "terminal.log").open("ab") as log:
-            return subprocess.Popen(
-                ["bash", "-c", f"{settings}; exec {command}"],
-                cwd=services.ROOT,
-                env=self.environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-
-    @staticmethod
-    def end(process: subprocess.Popen[bytes]) -> None:
-        process.terminate()
-        process.wait(timeout=60)
-
-    @property
-    def log(self) -> Path:
-        return self.state / "logs" / "profile.log"
-
-    def prefect(self, *arguments: str) -> str:
-        noted = local_profile.running(self.state)
-        assert noted is not None
-        done = subprocess.run(
-            ["prefect", *arguments],
-            cwd=services.ROOT,
-            env=noted.profile.environment(),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout
-
-    def trigger(self, deployment: str, name: str, *options: str) -> dict[str, Any]:
-        self.prefect("deployment", "run", deployment, "--flow-run-name", name, *options)
-        return self.runs(flow_runs={"name": {"any_": [name]}})[0]
-
-    def runs(self, **filters: Any) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = (
-            self.api.post("/flow_runs/filter", json=filters).raise_for_status().json()
-        )
-        return found
-
-    def state_of(self, run: dict[str, Any]) -> str:
-        return str(self.api.get(f"/flow_runs/{run['id']}").raise_for_status().json()["state_name"])
-
-    def ended(self, run: dict[str, Any]) -> str:
-        final = ("Completed", "Failed", "Crashed", "Cancelled")
-        wait_until(lambda: self.state_of(run) in final, seconds=240)
-        return self.state_of(run)
-
-    def attempts(self, run: dict[str, Any]) -> int:
-        tasks = self.api.post(
-            "/task_runs/filter", json={"flow_runs": {"id": {"any_": [run["id"]]}}}
-        )
-        return max(int(task["run_count"]) for task in tasks.raise_for_status().json())
-
-    def process(self, command: str) -> psutil.Process:
-        """The process of the profile that is this command, not a shell that starts it."""
-        return next(
-            process
-            for process in local_profile.processes(self.state)
-            if command in " ".join(process.cmdline()) and "while" not in process.cmdline()[-1]
-        )
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    def quietly() -> bool:
-        try:
-            return condition()
-        except (httpx.HTTPError, StopIteration, psutil.NoSuchProcess):
-            return False
-
-    Retrying(
-        retry=retry_if_result(lambda held: not held),
-        stop=stop_after_delay(seconds),
-        wait=wait_fixed(0.3),
-    )(quietly)
 
 
 def users_prefect_files() -> dict[Path, float]:

@@ -14,6 +14,7 @@ class TcpProxy:
     def __init__(self, target: int) -> None:
         self.port = free_port()
         self._target = target
+        self._held = b""
         self._passes = threading.Event()
         self._passes.set()
         self._sockets: list[socket.socket] = []
@@ -33,9 +34,14 @@ class TcpProxy:
             open_socket.close()
         self._sockets.clear()
 
+    def hold(self, words: bytes) -> None:
+        """Keep back, from now on, a request or answer that has these words."""
+        self._held = words
+        self._passes.clear()
+
     def silence(self) -> None:
         """Keep connections and accept new ones, but hand nothing on."""
-        self._passes.clear()
+        self.hold(b"")
 
     def speak(self) -> None:
         """Hand on what was kept back, and the rest."""
@@ -53,7 +59,8 @@ class TcpProxy:
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
-                self._passes.wait()
+                if self._held in data:
+                    self._passes.wait()
                 sink.sendall(data)
         with suppress(OSError):
             sink.shutdown(socket.SHUT_RDWR)

@@ -14,9 +14,6 @@ from uuid import UUID, uuid4
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.logging import get_logger
-
-logger = get_logger("flow_pod")
 
 CLAIM = "flow-pod-"
 """Prefix of the flow run's input that says which pod has taken it up."""

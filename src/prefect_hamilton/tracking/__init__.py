@@ -134,7 +134,7 @@ def track(
     except Exception as error:
         give_up(error)
     try:
-        with _quiet_hamilton():
+        with quiet_hamilton():
             yield tracked
     finally:
         if sender is not None:
@@ -142,7 +142,7 @@ def track(
 
 
 @contextmanager
-def _quiet_hamilton() -> Iterator[None]:
+def quiet_hamilton() -> Iterator[None]:
     """Silence Hamilton's logger for as long as there is such a block, in whatever thread."""
     global _quiet_blocks, _level_before
     hamilton = logging.getLogger("hamilton")

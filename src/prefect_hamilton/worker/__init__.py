@@ -1,0 +1,1 @@
+"""Prefect's Kubernetes worker, with what keeps a flow run from being doubled, stuck or crashed."""

@@ -1,0 +1,49 @@
+"""Kubernetes as the worker sees it: where Jobs are made, and which have not finished."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from kubernetes_asyncio.client import ApiClient, BatchV1Api, V1Job
+from kubernetes_asyncio.client.exceptions import ApiException
+
+FLOW_RUN_LABEL = "prefect.io/flow-run-id"
+
+
+def cluster_of(client: ApiClient) -> str:
+    """Return a name of the cluster: from its authority, which no two clusters share."""
+    configuration = client.configuration
+    authority = configuration.ssl_ca_cert
+    identity = Path(authority).read_bytes() if authority else str(configuration.host).encode()
+    return hashlib.sha256(identity).hexdigest()[:12]
+
+
+async def jobs_of_flow_runs(client: ApiClient, namespaces: Iterable[str]) -> list[V1Job]:
+    """List the Jobs of all flow runs in some namespaces; in all when none is named."""
+    api = BatchV1Api(client)
+    if not namespaces:
+        found = await api.list_job_for_all_namespaces(label_selector=FLOW_RUN_LABEL)
+        return list(found.items)
+    lists = [
+        await api.list_namespaced_job(namespace, label_selector=FLOW_RUN_LABEL)
+        for namespace in namespaces
+    ]
+    return [job for found in lists for job in found.items]
+
+
+def is_finished(job: V1Job) -> bool:
+    """Whether the Job has ended, one way or the other."""
+    conditions: list[Any] = (job.status and job.status.conditions) or []
+    return any(
+        condition.type in ("Complete", "Failed") and condition.status == "True"
+        for condition in conditions
+    )
+
+
+def is_outage(error: BaseException | None) -> bool:
+    """Whether Kubernetes' API was away, or could not answer, when this was raised."""
+    if isinstance(error, ApiException):
+        return (error.status or 0) in (408, 429) or (error.status or 0) >= 500
+    return isinstance(error, aiohttp.ClientError | TimeoutError | OSError)

@@ -1,0 +1,115 @@
+"""The observer of Jobs: Prefect's, with a verdict that concerns the attempt it saw.
+
+Prefect's observer judges a flow run by any of its Jobs. A Job that this project's worker made says
+which attempt it was for; the others are judged as Prefect does.
+"""
+
+import logging
+from typing import Any
+from uuid import UUID
+
+import kopf
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import State
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Crashed
+from prefect_kubernetes import observer
+
+from prefect_hamilton.expected_state import propose
+from prefect_hamilton.worker import attempts, kubernetes
+
+DELETED = "Its Job was deleted."
+FAILED = "Its pod failed, and nothing has reported the end of the flow."
+
+
+def install() -> None:
+    """Have the observer's operator call `judge_job` for Jobs; all else is Prefect's."""
+    registry = type(kopf.get_default_registry())()
+    for startup in (observer.configure, observer.initialize_clients):
+        kopf.on.startup(registry=registry)(startup)
+    kopf.on.cleanup(registry=registry)(observer.cleanup_fn)
+    filters = observer._observed_label_filters()
+    if observer.settings.observer.replicate_pod_events:
+        kopf.on.event("pods", labels=filters, registry=registry)(observer._replicate_pod_event)
+    kopf.on.event("batch", "v1", "jobs", labels=filters, registry=registry)(
+        judge_job  # type: ignore[arg-type]  # kopf calls it with all of these
+    )
+    kopf.set_default_registry(registry)
+
+
+async def judge_job(
+    event: kopf.RawEvent,
+    name: str,
+    namespace: str,
+    uid: str,
+    labels: kopf.Labels,
+    status: kopf.Status,
+    spec: kopf.Spec,
+    logger: logging.Logger,
+    **kwargs: Any,
+) -> None:
+    """Mark a flow run as crashed whose latest attempt has lost its Job.
+
+    A Job that ended well is not looked at: in the rare case that its flow has not even started, the
+    sweep finds the run.
+    """
+    attempt = labels.get(attempts.ATTEMPT_LABEL)
+    if attempt is None:
+        await observer._mark_flow_run_as_crashed(
+            event=event,
+            name=name,
+            namespace=namespace,
+            uid=uid,
+            labels=labels,
+            status=status,
+            spec=spec,
+            logger=logger,
+            **kwargs,
+        )
+        return
+    message = _end(event, spec, status)
+    client = observer.orchestration_client
+    if message is None or client is None:
+        return
+    if message == DELETED:
+        exists: bool | None = await observer._job_still_exists(name, namespace, uid, logger)
+        # None: Kubernetes could not say.
+        if exists is not False:
+            return
+    run_id = UUID(labels[kubernetes.FLOW_RUN_LABEL])
+    state = await _judged_state(client, run_id, UUID(attempt))
+    if state is None or await _has_other_job(str(run_id), namespace, uid, logger):
+        return
+    # Read before the verdict: with the Job, Kubernetes deletes the pod and its log.
+    lines = state.is_pending() and await observer._fetch_crashed_pod_logs(
+        flow_run_id=str(run_id), job_name=name, namespace=namespace, logger=logger
+    )
+    answer = await propose(client, run_id, Crashed(message=message), state.id)
+    if lines and answer.state and answer.state.is_crashed():
+        observer._send_crashed_pod_logs(flow_run_id=str(run_id), entries=lines)
+
+
+def _end(event: kopf.RawEvent, spec: kopf.Spec, status: kopf.Status) -> str | None:
+    """Return how the Job ended; None while it has not, or when it ended well."""
+    if status.get("succeeded"):
+        return None
+    if status.get("failed", 0) > spec.get("backoffLimit", 6):
+        return FAILED
+    return DELETED if event["type"] == "DELETED" else None
+
+
+async def _judged_state(client: PrefectClient, run_id: UUID, attempt: UUID) -> State[Any] | None:
+    """Return the state of the run if the end of the attempt's Job decides about it."""
+    try:
+        states = await client.read_flow_run_states(run_id)
+    except ObjectNotFound:
+        return None
+    if attempts.latest(states) != attempt or observer._flow_run_state_is_settled(states[-1]):
+        return None
+    return states[-1]
+
+
+async def _has_other_job(run_id: str, namespace: str, uid: str, logger: logging.Logger) -> bool:
+    """Whether another Job of the run goes on: its pod may have taken the attempt up."""
+    jobs = await observer._get_k8s_jobs(run_id, namespace, logger)
+    return any(job.metadata.uid != uid and not kubernetes.is_finished(job) for job in jobs)

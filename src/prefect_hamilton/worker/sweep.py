@@ -1,0 +1,147 @@
+"""Flow runs that say they wait for a pod or run in one, while no Job of theirs is there.
+
+A worker that died between Pending and its Job leaves such a run, and so does a Job that was
+deleted while no worker was there to see it. Several workers may find the same run: each names the
+state that it saw, and the server takes the first.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from logging import Logger, LoggerAdapter
+from typing import Any
+from uuid import UUID
+
+import anyio
+from kubernetes_asyncio.client import V1Job
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import AwaitingRetry, Crashed
+from prefect_kubernetes.observer import _get_kubernetes_client
+from prefect_kubernetes.settings import KubernetesSettings
+
+from prefect_hamilton.expected_state import propose
+from prefect_hamilton.worker import attempts, kubernetes
+
+LOCATION_LABEL = "prefect-hamilton.jobs"
+"""Label of a flow run: cluster and namespace of its Jobs."""
+
+INTERVAL_SECONDS = 60
+GRACE_SECONDS = 120
+"""How long a run may be without a Job: a worker that took it up may be slow to make it."""
+
+NOT_STARTED = "Its pod ended before the flow started."
+NO_JOB = "No Job was made for it within {} seconds."
+GONE = "Its Job ended or is gone, and nothing has reported the end of the flow."
+
+
+class Sweep:
+    """Looks for such runs in one pool; remembers since when each has been without a Job."""
+
+    def __init__(
+        self,
+        client: PrefectClient,
+        pool: str,
+        logger: Logger | LoggerAdapter[Any],
+        *,
+        grace_seconds: float = GRACE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._pool = pool
+        self._logger = logger
+        self._grace_seconds = grace_seconds
+        self._clock = clock
+        self._missing_since: dict[UUID, float] = {}
+
+    async def run_forever(self, scope: anyio.CancelScope) -> None:
+        """Sweep once a minute until the scope is cancelled."""
+        with scope:
+            while True:
+                await asyncio.sleep(INTERVAL_SECONDS)
+                try:
+                    await self.sweep()
+                except Exception as error:
+                    self._logger.warning(
+                        "Flow runs without a Job were not looked for: %s: %s",
+                        type(error).__name__,
+                        error,
+                    )
+
+    async def sweep(self) -> None:
+        """Settle the runs that have been without a Job for the grace."""
+        namespaces: set[str] = set(KubernetesSettings().observer.namespaces or ())
+        client = await _get_kubernetes_client()
+        try:
+            cluster = kubernetes.cluster_of(client)
+            jobs = await kubernetes.jobs_of_flow_runs(client, namespaces)
+        finally:
+            await client.close()
+        runs = [
+            run
+            for run in await self._runs_without(jobs)
+            if _is_seen(run, cluster, namespaces) and run.state is not None
+        ]
+        now = self._clock()
+        self._missing_since = {
+            run.state.id: self._missing_since.get(run.state.id, now) for run in runs if run.state
+        }
+        for run in runs:
+            state = run.state
+            if state and now - self._missing_since[state.id] >= self._grace_seconds:
+                await self._settle(run, state, jobs)
+
+    async def _runs_without(self, jobs: Iterable[V1Job]) -> list[FlowRun]:
+        """Return the pool's runs that wait or run and have no Job that has not finished."""
+        busy = {
+            UUID(job.metadata.labels[kubernetes.FLOW_RUN_LABEL])
+            for job in jobs
+            if not kubernetes.is_finished(job)
+        }
+        kinds = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
+        return await self._client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=kinds),
+                id=FlowRunFilterId(not_any_=sorted(busy)) if busy else None,
+            ),
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[self._pool])),
+        )
+
+    async def _settle(self, run: FlowRun, state: State[Any], jobs: Iterable[V1Job]) -> None:
+        verdict = await self._verdict(run, state, jobs)
+        answer = await propose(self._client, run.id, verdict, state.id)
+        self._logger.warning(
+            "Flow run '%s' was %s without a Job and is now %s: %s",
+            run.name,
+            state.name,
+            answer.state.name if answer.state else "left alone",
+            verdict.message,
+        )
+
+    async def _verdict(self, run: FlowRun, state: State[Any], jobs: Iterable[V1Job]) -> State[Any]:
+        """Return what becomes of a run: it waits again, if the attempt has not begun."""
+        if not state.is_pending():
+            return Crashed(message=GONE)
+        attempt = attempts.latest(await self._client.read_flow_run_states(run.id))
+        if str(attempt) in {job.metadata.labels.get(attempts.ATTEMPT_LABEL) for job in jobs}:
+            return Crashed(message=NOT_STARTED)
+        return AwaitingRetry(message=NO_JOB.format(round(self._grace_seconds)))
+
+
+def _is_seen(run: FlowRun, cluster: str, namespaces: set[str]) -> bool:
+    """Whether the run's Jobs, if there are any, are where this worker looks."""
+    location = run.labels.get(LOCATION_LABEL)
+    if location is None:
+        # The worker that took it up writes the label before it makes a Job.
+        waits = run.state is not None and run.state.is_pending()
+        return waits and run.infrastructure_pid is None and run.deployment_id is not None
+    its_cluster, _, namespace = str(location).partition("/")
+    return its_cluster == cluster and (not namespaces or namespace in namespaces)

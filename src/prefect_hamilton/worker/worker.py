@@ -1,0 +1,183 @@
+"""The worker of type `kubernetes` that the image runs in the place of Prefect's."""
+
+import sys
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import anyio
+import anyio.abc
+import httpx
+from kubernetes_asyncio.client import ApiClient, BatchV1Api, V1Job
+from kubernetes_asyncio.client.exceptions import ApiException
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import InfrastructureError
+from prefect.states import AwaitingRetry, Pending, Submitting
+from prefect.workers.base import _is_transient_api_error
+from prefect_kubernetes.worker import (
+    KubernetesWorker,
+    KubernetesWorkerJobConfiguration,
+    KubernetesWorkerResult,
+)
+
+from prefect_hamilton.expected_state import propose
+from prefect_hamilton.worker import attempts, kubernetes
+from prefect_hamilton.worker.sweep import LOCATION_LABEL, Sweep
+
+ANSWER_SECONDS = 15
+"""How long the API may take to answer a proposal, before the client asks again."""
+
+PROPOSAL_SECONDS = 60
+"""How long the worker asks to take a run up. Its next poll finds the run again."""
+
+CONFLICT = 409
+
+
+class NotWaitedForError(Exception):
+    """The flow run does not wait for the attempt's Job."""
+
+
+class Worker(KubernetesWorker):  # type: ignore[misc]
+    """Makes a Job only for the attempt that a flow run waits for, and one for each."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._attempts: dict[UUID, UUID] = {}
+
+    async def setup(self) -> None:
+        """Prepare the worker, and let it look once a minute for runs without a Job."""
+        await super().setup()
+        sweep = Sweep(self.client, self._work_pool_name, self._logger)
+        scope = anyio.CancelScope()
+        # Cancelled when the worker ends.
+        self._scheduled_task_scopes.add(scope)
+        assert self._runs_task_group is not None  # noqa: S101  # as in Prefect
+        self._runs_task_group.start_soon(partial(sweep.run_forever, scope))
+
+    async def _submit_run(self, flow_run: FlowRun) -> None:
+        try:
+            await super()._submit_run(flow_run)
+        finally:
+            self._attempts.pop(flow_run.id, None)
+
+    async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
+        """Take the run up, if it is in the state in which it was found."""
+        logger = self.get_flow_run_logger(flow_run)
+        if flow_run.state is None:
+            return bool(await super()._propose_pending_state(flow_run))
+        try:
+            with anyio.fail_after(PROPOSAL_SECONDS):
+                answer = await propose(
+                    self.client,
+                    flow_run.id,
+                    Pending(),
+                    flow_run.state.id,
+                    timeout=ANSWER_SECONDS,
+                )
+        except (httpx.HTTPError, TimeoutError) as error:
+            logger.warning(
+                "Flow run '%s' was not taken up, because the API did not answer: %s: %s",
+                flow_run.id,
+                type(error).__name__,
+                error,
+            )
+            return False
+        if answer.state is None or not answer.state.is_pending():
+            logger.info("Flow run '%s' was not taken up: %s", flow_run.id, answer.details)
+            return False
+        self._attempts[flow_run.id] = answer.state.id
+        return True
+
+    async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
+        attempt = self._attempts.get(flow_run.id)
+        if attempt is None:
+            await super()._propose_submitting_state(flow_run)
+            return
+        try:
+            await propose(self.client, flow_run.id, Submitting(), attempt, timeout=ANSWER_SECONDS)
+        except httpx.HTTPError:
+            self._logger.debug("Flow run was not set to Submitting.", exc_info=True)
+
+    async def _propose_crashed_state(
+        self, flow_run: FlowRun, message: str, client: PrefectClient | None = None
+    ) -> None:
+        """Crash the run; where only an API was away, let it wait instead.
+
+        Prefect calls this while it handles the error that kept it from making the Job.
+        """
+        attempt = self._attempts.get(flow_run.id)
+        if attempt is None or not _is_outage(sys.exception()):
+            await super()._propose_crashed_state(flow_run, message, client)
+            return
+        try:
+            states = await self.client.read_flow_run_states(flow_run.id)
+            if attempts.is_waited_for(states, attempt):
+                waits: State[Any] = AwaitingRetry(message=f"Waits for another try. {message}")
+                await propose(self.client, flow_run.id, waits, states[-1].id)
+        except httpx.HTTPError:
+            # The sweep finds the run when the API is back.
+            self._logger.warning("Flow run could not be put back.", exc_info=True)
+
+    async def run(
+        self,
+        flow_run: FlowRun,
+        configuration: KubernetesWorkerJobConfiguration,
+        task_status: anyio.abc.TaskStatus[Any] | None = None,
+    ) -> KubernetesWorkerResult:
+        """Make the Job of the attempt, unless the run has moved on."""
+        attempt = self._attempts.get(flow_run.id)
+        if attempt is not None:
+            if not await self._is_waited_for(flow_run, attempt):
+                if task_status is not None:
+                    task_status.started(NotWaitedForError())
+                return KubernetesWorkerResult(identifier="", status_code=0)
+            await self._note_location(flow_run, configuration)
+            attempts.mark(configuration.job_manifest, attempt)
+        return await super().run(flow_run, configuration, task_status)
+
+    async def _is_waited_for(self, flow_run: FlowRun, attempt: UUID) -> bool:
+        """Whether to make the Job; puts back the final state that a late Pending replaced."""
+        states = await self.client.read_flow_run_states(flow_run.id)
+        if attempts.is_waited_for(states, attempt):
+            return True
+        self.get_flow_run_logger(flow_run).warning(
+            "No Job is made for flow run '%s': it does not wait for this worker any more.",
+            flow_run.id,
+        )
+        earned = attempts.ended_before(states, attempt)
+        if earned is not None and states[-1].is_pending():
+            await attempts.restore(self.client, flow_run.id, earned)
+        return False
+
+    async def _note_location(
+        self, flow_run: FlowRun, configuration: KubernetesWorkerJobConfiguration
+    ) -> None:
+        """Write down where the run's Jobs are; only workers that see them may sweep."""
+        async with self._get_configured_kubernetes_client(configuration) as client:
+            cluster = kubernetes.cluster_of(client)
+        await self.client.update_flow_run_labels(
+            flow_run.id, {LOCATION_LABEL: f"{cluster}/{configuration.namespace}"}
+        )
+
+    async def _create_job(
+        self, configuration: KubernetesWorkerJobConfiguration, client: ApiClient
+    ) -> V1Job:
+        """Make the Job; one that is there already was made by a request without an answer."""
+        try:
+            job: V1Job = await super()._create_job(configuration, client)
+        except InfrastructureError as error:
+            cause = error.__cause__
+            name = configuration.job_manifest["metadata"].get("name")
+            if not (isinstance(cause, ApiException) and cause.status == CONFLICT and name):
+                raise
+            job = await BatchV1Api(client).read_namespaced_job(name, configuration.namespace)
+        return job
+
+
+def _is_outage(error: BaseException | None) -> bool:
+    """Whether Prefect's or Kubernetes' API was away when this was raised."""
+    if isinstance(error, httpx.HTTPError):
+        return _is_transient_api_error(error)
+    cause = error.__cause__ if isinstance(error, InfrastructureError) else error
+    return kubernetes.is_outage(cause)

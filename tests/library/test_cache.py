@@ -1,0 +1,47 @@
+"""Hamilton's cache in Prefect's result storage: nodes are computed once, whatever process asks."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prefect_hamilton import dataflow
+from tests.library import cached_flow, totals
+
+pytestmark = pytest.mark.services
+
+
+def run(storage: Path, api: str, **env: str) -> list[str]:
+    """Run the flow in a process of its own; returns what it prints."""
+    done = subprocess.run(
+        [sys.executable, cached_flow.__file__, str(storage)],
+        env=os.environ | {"PREFECT_API_URL": api} | env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (9 if "DIE" in env else 0), done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_run_goes_on_where_a_process_that_died_was(tmp_path: Path, prefect_api: str) -> None:
+    assert run(tmp_path, prefect_api, DIE="1") == ["computed costly", "computed fatal"]
+    assert run(tmp_path, prefect_api) == ["computed fatal", "result 5"]
+    assert run(tmp_path, prefect_api) == ["result 5"]
+
+
+def test_a_storage_that_cannot_be_written_costs_warnings(
+    tmp_path: Path, prefect_api: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    flow = cached_flow.cached_flow.with_options(result_storage=tmp_path / "file")
+    assert flow() == 5
+    assert "A result is not cached: " in caplog.text
+
+
+def test_hamiltons_own_folder_is_used_when_it_is_named(tmp_path: Path) -> None:
+    described = dataflow.Dataflow(totals).with_cache(path=tmp_path / "cache")
+    assert described.execute("total", inputs={"x": 2})["total"] == 6
+    assert list((tmp_path / "cache").iterdir())

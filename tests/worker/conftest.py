@@ -1,0 +1,68 @@
+"""A Prefect server, ours or Prefect's own, with a pool; and a Kubernetes API."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect_kubernetes.worker import KubernetesWorker
+
+from tests import services
+from tests.server.runs import Api
+from tests.worker import kubernetes_api
+from tests.worker.kubernetes_api import KubernetesApi
+
+
+class Pool:
+    """A work pool with one deployment."""
+
+    def __init__(self, server: services.Service) -> None:
+        self.server = server
+        self.api = Api(server.url)
+        self.name = f"pool-{uuid4()}"
+        template = KubernetesWorker.get_default_base_job_template()
+        self.api.post("/work_pools/", name=self.name, type="kubernetes", base_job_template=template)
+        flow = self.api.post("/flows/", name="flow")
+        self._deployment = self.api.post(
+            "/deployments/", name=self.name, flow_id=flow["id"], work_pool_name=self.name
+        )["id"]
+
+    def new_run(self) -> UUID:
+        """A run of the deployment, scheduled for now."""
+        return UUID(self.api.post(f"/deployments/{self._deployment}/create_flow_run")["id"])
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Service]:
+    """The server that the image runs."""
+    home = tmp_path_factory.mktemp("own-server")
+    with services.prefect_server(home, program=services.OWN_SERVER) as server:
+        yield server
+
+
+@pytest.fixture
+def pool(own_server: services.Service) -> Iterator[Pool]:
+    """A pool of our server, which is the API of this test's process."""
+    pool = Pool(own_server)
+    with temporary_settings({PREFECT_API_URL: f"{own_server.url}/api"}):
+        yield pool
+
+
+@pytest.fixture
+def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesApi]:
+    """The cluster that workers of this test find."""
+    with kubernetes_api.serve() as api:
+        api.write_kubeconfig(tmp_path / "kubeconfig")
+        monkeypatch.setattr(
+            "kubernetes_asyncio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION",
+            str(tmp_path / "kubeconfig"),
+        )
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        monkeypatch.setenv("PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_ENABLED", "false")
+        yield api

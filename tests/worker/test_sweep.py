@@ -1,0 +1,166 @@
+"""A run without a Job waits again or ends; none is left as it is, and none that is well is touched.
+
+Each test is what a worker finds that was away.
+"""
+
+import logging
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+import anyio
+import pytest
+from prefect.client.orchestration import PrefectClient, get_client
+
+from prefect_hamilton.worker import sweep
+from prefect_hamilton.worker.sweep import Sweep
+from tests.worker.conftest import Pool
+from tests.worker.kubernetes_api import KubernetesApi
+from tests.worker.test_worker import end, take_up, working
+
+pytestmark = [pytest.mark.services, pytest.mark.anyio]
+
+LOGGER = logging.getLogger("tests.sweep")
+
+
+@pytest.fixture
+async def client(pool: Pool) -> AsyncIterator[PrefectClient]:
+    async with get_client() as client:
+        yield client
+
+
+def sweep_of(pool: Pool, client: PrefectClient) -> Sweep:
+    return Sweep(client, pool.name, LOGGER, grace_seconds=0)
+
+
+async def with_job(pool: Pool) -> UUID:
+    """A run whose worker has made its Job and is gone."""
+    run = pool.new_run()
+    async with working(pool) as worker:
+        await take_up(worker, run)
+    return run
+
+
+async def test_a_run_whose_worker_died_before_its_job_waits_again_once(
+    pool: Pool, client: PrefectClient, kubernetes: KubernetesApi
+) -> None:
+    run = pool.new_run()
+    pool.api.propose(run, "PENDING")
+    pool.api.propose(run, "PENDING", name="Submitting")
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(sweep_of(pool, client).sweep)
+
+    assert pool.api.states(run) == ["SCHEDULED", "PENDING", "PENDING", "SCHEDULED"]
+    async with working(pool) as worker:
+        await take_up(worker, run)
+    assert len(kubernetes.jobs) == 1
+
+
+async def test_a_later_attempt_that_lost_its_worker_waits_again(
+    pool: Pool, client: PrefectClient, kubernetes: KubernetesApi
+) -> None:
+    run = await with_job(pool)
+    pool.api.propose(run, "RUNNING")
+    pool.api.propose(run, "SCHEDULED", name="AwaitingRetry")
+    [job] = kubernetes.jobs
+    kubernetes.finish(job, "Failed")
+    pool.api.propose(run, "PENDING")
+
+    await sweep_of(pool, client).sweep()
+
+    assert pool.api.state(run)["name"] == "AwaitingRetry"
+
+
+@pytest.mark.parametrize("is_deleted", [True, False])
+async def test_a_running_run_whose_job_is_gone_crashes(
+    pool: Pool, client: PrefectClient, kubernetes: KubernetesApi, is_deleted: bool
+) -> None:
+    run = await with_job(pool)
+    pool.api.propose(run, "RUNNING")
+    [job] = kubernetes.jobs
+    kubernetes.finish(job, "Failed")
+    if is_deleted:
+        kubernetes.jobs.clear()
+
+    await sweep_of(pool, client).sweep()
+
+    state = pool.api.state(run)
+    assert (state["type"], state["message"]) == ("CRASHED", sweep.GONE)
+
+
+async def test_a_pod_that_ended_with_0_before_its_flow_started_is_a_crash(
+    pool: Pool, client: PrefectClient, kubernetes: KubernetesApi
+) -> None:
+    run = await with_job(pool)
+    pool.api.propose(run, "PENDING", name="InfrastructurePending")
+    [job] = kubernetes.jobs
+    kubernetes.finish(job, "Complete")
+
+    await sweep_of(pool, client).sweep()
+
+    state = pool.api.state(run)
+    assert (state["type"], state["message"]) == ("CRASHED", sweep.NOT_STARTED)
+
+
+async def test_what_has_a_job_or_has_ended_or_is_elsewhere_is_left_alone(
+    pool: Pool, client: PrefectClient, kubernetes: KubernetesApi
+) -> None:
+    waits, runs, ended = [await with_job(pool) for _ in range(3)]
+    pool.api.propose(runs, "RUNNING")
+    end(pool, ended)
+    elsewhere = await with_job(pool)
+    pool.api.propose(elsewhere, "RUNNING")
+    [its_job] = [
+        name
+        for name, job in kubernetes.jobs.items()
+        if job["metadata"]["labels"]["prefect.io/flow-run-id"] == str(elsewhere)
+    ]
+    del kubernetes.jobs[its_job]
+    await client.update_flow_run_labels(elsewhere, {sweep.LOCATION_LABEL: "another/default"})
+    other_pool = Pool(pool.server)
+    other = other_pool.new_run()
+    other_pool.api.propose(other, "PENDING")
+    before = [pool.api.state(run) for run in (waits, runs, ended, elsewhere, other)]
+
+    await sweep_of(pool, client).sweep()
+
+    assert [pool.api.state(run) for run in (waits, runs, ended, elsewhere, other)] == before
+
+
+async def test_a_run_has_the_grace_from_its_latest_state_on(
+    pool: Pool, client: PrefectClient, kubernetes: KubernetesApi
+) -> None:
+    run = pool.new_run()
+    pool.api.propose(run, "PENDING")
+    now = 0.0
+    patient = Sweep(client, pool.name, LOGGER, clock=lambda: now)
+
+    await patient.sweep()
+    now += sweep.GRACE_SECONDS - 1
+    pool.api.propose(run, "PENDING", name="Submitting")
+    await patient.sweep()
+    now += sweep.GRACE_SECONDS - 1
+    await patient.sweep()
+    assert pool.api.state(run)["name"] == "Submitting"
+
+    now += 1
+    await patient.sweep()
+    assert pool.api.state(run)["name"] == "AwaitingRetry"
+
+
+async def test_a_worker_sweeps_its_pool_by_itself(
+    pool: Pool,
+    client: PrefectClient,
+    kubernetes: KubernetesApi,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sweep, "INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr(Sweep.__init__, "__kwdefaults__", {"grace_seconds": 0, "clock": lambda: 0})
+    run = pool.new_run()
+    pool.api.propose(run, "PENDING")
+
+    async with working(pool):
+        with anyio.fail_after(60):
+            while pool.api.state(run)["name"] != "AwaitingRetry":
+                await anyio.sleep(0.1)

@@ -1,0 +1,183 @@
+"""A flow run gets one Job for each attempt that it waits for, whatever its worker goes through."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import anyio
+import pytest
+import tenacity
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from prefect_hamilton.worker import attempts
+from prefect_hamilton.worker import worker as worker_module
+from prefect_hamilton.worker.worker import Worker
+from tests import services
+from tests.server.tcp_proxy import TcpProxy, proxy
+from tests.worker.conftest import Pool
+from tests.worker.kubernetes_api import KubernetesApi
+
+pytestmark = [pytest.mark.services, pytest.mark.anyio]
+
+
+@asynccontextmanager
+async def working(pool: Pool, api_url: str | None = None) -> AsyncIterator[Worker]:
+    """A worker of the pool, which polls when it is told to."""
+    url = f"{api_url or pool.server.url}/api"
+    with temporary_settings({PREFECT_API_URL: url}):
+        async with Worker(work_pool_name=pool.name, create_pool_if_not_found=False) as worker:
+            yield worker
+
+
+async def take_up(worker: Worker, run: UUID) -> None:
+    """Poll and submit, to the end of the submission."""
+    await worker.get_and_submit_flow_runs()
+    await until(lambda: run not in worker._submitting_flow_run_ids)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_result(lambda holds: not holds),
+        stop=tenacity.stop_after_delay(60),
+        wait=tenacity.wait_fixed(0.05),
+    )
+
+    async def ask() -> bool:
+        return condition()
+
+    await retrying(ask)
+
+
+def end(pool: Pool, run: UUID) -> None:
+    """What the flow's pod does."""
+    for state in ("RUNNING", "COMPLETED"):
+        assert pool.api.propose(run, state) == "ACCEPT"
+
+
+@pytest.fixture
+def slow_path(pool: Pool) -> Iterator[TcpProxy]:
+    """A way to the pool's server on which requests can be held."""
+    with proxy(urlsplit(pool.server.url).port or 0) as path:
+        yield path
+
+
+async def hold_take_up(path: TcpProxy, pool: Pool, kubernetes: KubernetesApi) -> UUID:
+    """Worker A's Pending hangs, B runs the flow run to its end, A's Pending arrives."""
+    async with working(pool, f"http://127.0.0.1:{path.port}") as a, working(pool) as b:
+        run = pool.new_run()
+        found = await a._get_scheduled_flow_runs()
+        path.hold(b"/set_state")
+        submission = asyncio.create_task(a._submit_run(found[0].flow_run))
+        a._submitting_flow_run_ids.add(run)
+        await take_up(b, run)
+        end(pool, run)
+        path.speak()
+        await submission
+    return run
+
+
+async def test_a_pending_that_hung_makes_no_second_job(
+    pool: Pool, slow_path: TcpProxy, kubernetes: KubernetesApi
+) -> None:
+    run = await hold_take_up(slow_path, pool, kubernetes)
+
+    assert len(kubernetes.jobs) == 1
+    states = pool.api.states(run)
+    assert states[0] == "SCHEDULED"
+    assert set(states[1:-2]) == {"PENDING"}
+    assert states[-2:] == ["RUNNING", "COMPLETED"]
+
+
+async def test_with_a_server_without_our_rule_the_earned_state_is_put_back(
+    prefect_server: services.Service, kubernetes: KubernetesApi
+) -> None:
+    pool = Pool(prefect_server)
+    with proxy(urlsplit(prefect_server.url).port or 0) as path:
+        run = await hold_take_up(path, pool, kubernetes)
+
+    assert len(kubernetes.jobs) == 1
+    assert pool.api.state(run)["type"] == "COMPLETED"
+
+
+async def test_a_worker_that_was_stopped_makes_no_job_for_a_later_attempt(
+    pool: Pool, kubernetes: KubernetesApi
+) -> None:
+    """Between its Pending and its Job, the run was rescheduled and taken up by another."""
+    async with working(pool) as stopped, working(pool) as other:
+        run = pool.new_run()
+        [found] = await stopped._get_scheduled_flow_runs()
+        assert await stopped._propose_pending_state(found.flow_run)
+        pool.api.propose(run, "SCHEDULED", name="AwaitingRetry")
+        await take_up(other, run)
+        state = pool.api.state(run)
+
+        await stopped._submit_run_and_capture_errors(found.flow_run)
+
+    assert len(kubernetes.jobs) == 1
+    assert pool.api.state(run) == state
+
+
+async def test_a_run_waits_while_kubernetes_is_away(
+    pool: Pool, kubernetes: KubernetesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_KUBERNETES_WORKER_CREATE_JOB_RETRY_MAX_RETRIES", "1")
+    async with working(pool) as worker:
+        run = pool.new_run()
+        kubernetes.is_away = True
+        await take_up(worker, run)
+        await until(lambda: pool.api.state(run)["name"] == "AwaitingRetry")
+
+        kubernetes.is_away = False
+        await take_up(worker, run)
+
+    assert len(kubernetes.jobs) == 1
+    assert pool.api.state(run)["type"] == "PENDING"
+
+
+async def test_a_job_whose_making_was_not_answered_is_not_made_twice(
+    pool: Pool, kubernetes: KubernetesApi
+) -> None:
+    async with working(pool) as worker:
+        run = pool.new_run()
+        kubernetes.loses_answers = 1
+        await take_up(worker, run)
+
+    [job] = kubernetes.jobs
+    pid = pool.api.get(f"/flow_runs/{run}")["infrastructure_pid"]
+    assert pid == f"default:{job}"
+
+
+async def test_a_worker_gives_up_an_api_that_does_not_answer(
+    pool: Pool, slow_path: TcpProxy, kubernetes: KubernetesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "PROPOSAL_SECONDS", 0.5)
+    async with working(pool, f"http://127.0.0.1:{slow_path.port}") as worker:
+        run = pool.new_run()
+        slow_path.hold(b"/set_state")
+        await take_up(worker, run)
+        assert pool.api.states(run) == ["SCHEDULED"]
+        slow_path.refuse()
+
+    assert kubernetes.jobs == {}
+
+
+async def test_the_program_is_a_worker_of_type_kubernetes(
+    pool: Pool, kubernetes: KubernetesApi, tmp_path: Path
+) -> None:
+    pool.new_run()
+    program = [sys.executable, "-P", "-m", "prefect_hamilton.worker", "start", "--run-once"]
+    done = await anyio.run_process(
+        [*program, "--type=kubernetes", f"--pool={pool.name}"],
+        env=os.environ | {"PREFECT_API_URL": f"{pool.server.url}/api", "HOME": str(tmp_path)},
+        stderr=subprocess.STDOUT,
+    )
+
+    assert b"Warning" not in done.stdout
+    [job] = kubernetes.jobs.values()
+    assert attempts.ATTEMPT_LABEL in job["metadata"]["labels"]
