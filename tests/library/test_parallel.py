@@ -35,11 +35,19 @@ def adding(runner: str = "the flow's", **inputs: int) -> dataflow.Run:
     return dataflow.execute(squares, "total", inputs=inputs, parallel=parallel, picture=False)
 
 
+@pytest.fixture(autouse=True)
+def api_of_other_processes(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+
+
 @pytest.fixture(scope="module")
-def dask() -> Iterator[str]:
+def dask(prefect_server: services.Service) -> Iterator[str]:
     """A Dask cluster: a scheduler and two workers, each a process; yields its address."""
     address = f"tcp://127.0.0.1:{services.free_port()}"
-    env = os.environ | {"PYTHONPATH": str(services.ROOT)}
+    env = os.environ | {
+        "PYTHONPATH": str(services.ROOT),
+        "PREFECT_API_URL": f"{prefect_server.url}/api",
+    }
     here = ["--host", "127.0.0.1", "--no-dashboard"]
     worker = ["dask_worker", address, "--nworkers", "1", "--nthreads", "1", *here]
     commands = [["dask_scheduler", "--port", address.rpartition(":")[2], *here], worker, worker]
