@@ -1,8 +1,9 @@
 """States of flow runs, set where Prefect's client has no call for it.
 
-`propose` holds only while the run is in the state that its sender saw. A request can arrive long after it was sent: its sender was stopped, or the network was. The header
-names the state that the sender saw; this project's server refuses the proposal when the run has
-moved on. Another Prefect server does not know the header and decides by its own rules.
+`propose` holds only while the run is in the state that its sender saw. A request can arrive long
+after it was sent: its sender was stopped, or the network was. A header names the state that the
+sender saw; this project's server refuses the proposal when the run has moved on. Another Prefect
+server does not know the header and decides by its own rules.
 """
 
 from typing import Any
