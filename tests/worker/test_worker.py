@@ -123,6 +123,23 @@ async def test_a_worker_that_was_stopped_makes_no_job_for_a_later_attempt(
     assert pool.api.state(run) == state
 
 
+async def test_each_attempt_has_a_job_however_soon_it_follows(
+    pool: Pool, kubernetes: KubernetesApi
+) -> None:
+    async with working(pool) as worker:
+        run = pool.new_run()
+        await take_up(worker, run)
+        pool.api.propose(run, "RUNNING")
+        pool.api.propose(run, "SCHEDULED", name="AwaitingRetry")
+        await take_up(worker, run)
+
+    assert len(kubernetes.jobs) == 2
+    attempts_of = {
+        job["metadata"]["labels"][attempts.ATTEMPT_LABEL] for job in kubernetes.jobs.values()
+    }
+    assert len(attempts_of) == 2
+
+
 async def test_a_run_waits_while_kubernetes_is_away(
     pool: Pool, kubernetes: KubernetesApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:

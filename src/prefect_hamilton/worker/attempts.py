@@ -4,7 +4,7 @@ The id of that state names the attempt. A Job carries it, so that nobody judges 
 Job of an earlier one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -42,9 +42,15 @@ def _position(states: Sequence[State[Any]], attempt: UUID) -> int | None:
     return next((i for i, state in enumerate(states) if state.id == attempt), None)
 
 
+def of_job(labels: Mapping[str, str]) -> str | None:
+    """Return the attempt that a Job with these labels was made for."""
+    return labels.get(ATTEMPT_LABEL)
+
+
 def mark(job_manifest: dict[str, Any], attempt: UUID) -> None:
     """Give a Job its attempt, and a name that no second Job of the attempt can have."""
     metadata = job_manifest["metadata"]
     metadata.setdefault("labels", {})[ATTEMPT_LABEL] = str(attempt)
     if prefix := metadata.pop("generateName", None):
-        metadata.setdefault("name", f"{prefix[:54]}{attempt.hex[:8]}")
+        # An id of Prefect begins with the time; its end is random.
+        metadata.setdefault("name", f"{prefix[:54]}{attempt.hex[-8:]}")

@@ -53,7 +53,7 @@ async def judge_job(
     A Job that ended well is not looked at: in the rare case that its flow has not even started, the
     sweep finds the run.
     """
-    attempt = labels.get(attempts.ATTEMPT_LABEL)
+    attempt = attempts.of_job(labels)
     if attempt is None:
         await observer._mark_flow_run_as_crashed(
             event=event,

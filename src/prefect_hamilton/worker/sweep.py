@@ -131,7 +131,7 @@ class Sweep:
         if not state.is_pending():
             return Crashed(message=GONE)
         attempt = attempts.latest(await self._client.read_flow_run_states(run.id))
-        if str(attempt) in {job.metadata.labels.get(attempts.ATTEMPT_LABEL) for job in jobs}:
+        if str(attempt) in {attempts.of_job(job.metadata.labels) for job in jobs}:
             return Crashed(message=NOT_STARTED)
         return AwaitingRetry(message=NO_JOB.format(round(self._grace_seconds)))
 

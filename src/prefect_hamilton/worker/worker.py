@@ -163,15 +163,19 @@ class Worker(KubernetesWorker):  # type: ignore[misc]
     async def _create_job(
         self, configuration: KubernetesWorkerJobConfiguration, client: ApiClient
     ) -> V1Job:
-        """Make the Job; one that is there already was made by a request without an answer."""
+        """Make the Job; that of the attempt may be there, made by a request without an answer."""
         try:
             job: V1Job = await super()._create_job(configuration, client)
         except InfrastructureError as error:
             cause = error.__cause__
-            name = configuration.job_manifest["metadata"].get("name")
-            if not (isinstance(cause, ApiException) and cause.status == CONFLICT and name):
+            wanted = configuration.job_manifest["metadata"]
+            if not (isinstance(cause, ApiException) and cause.status == CONFLICT):
                 raise
-            job = await BatchV1Api(client).read_namespaced_job(name, configuration.namespace)
+            job = await BatchV1Api(client).read_namespaced_job(
+                wanted["name"], configuration.namespace
+            )
+            if attempts.of_job(job.metadata.labels) != attempts.of_job(wanted["labels"]):
+                raise
         return job
 
 
