@@ -62,4 +62,5 @@ def test_kind_env_leads_to_both_servers(cluster: Cluster) -> None:
     shown = in_a_terminal(cluster, "; ".join(f'echo "${name}"' for name in names)).split()
     hamilton = f"http://localhost:{cluster.hamilton_port}"
     assert shown == [cluster.api_url, hamilton, "prefect"]
-    assert "kubernetes" in in_a_terminal(cluster, "prefect work-pool ls")
+    # Prefect shortens its tables to the width of the terminal.
+    assert "kubernetes" in in_a_terminal(cluster, "COLUMNS=200 prefect work-pool ls")
