@@ -185,7 +185,7 @@ def main(
         show_links(profile, runs)
         console.print("The profile stays up; end it with: make down")
     else:
-        console.print("The profile has ended. To look at the pages: make demo KEEP=1")
+        console.print("The profile has ended. To look at the UIs: make demo KEEP=1")
     if not fulfilled:
         console.print(f"[red]✗ Something differs from what was expected[/] ({total}).")
         raise typer.Exit(1)
