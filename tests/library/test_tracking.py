@@ -689,3 +689,24 @@ def test_terminated_in_the_middle(start: Start, own_ui: HamiltonUi) -> None:
     own_ui.service.freeze()
     assert terminate(hanging) <= seconds + BOUND
     assert hanging.returncode == untracked.returncode
+
+
+@pytest.mark.parametrize("has_models", [False, True])
+def test_models_are_summed_up_where_a_flow_has_them_and_cost_nothing_elsewhere(
+    has_models: bool,
+) -> None:
+    program = (
+        f"{'import sklearn.base' if has_models else ''}\n"
+        "import sys\n"
+        "from prefect_hamilton import tracking\n"
+        "sdk = tracking._import_sdk()\n"
+        "from hamilton_sdk.tracking import data_observation\n"
+        "known = {kind.__name__ for kind in data_observation.compute_stats.registry}\n"
+        "print('BaseEstimator' in known, 'sklearn' in sys.modules)\n"
+    )
+    # Hamilton's own extensions would import it.
+    environment = os.environ | {"HAMILTON_AUTOLOAD_EXTENSIONS": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [str(has_models)] * 2, done.stderr

@@ -29,11 +29,14 @@ like. Where an input holds such, the messages of the run's exceptions are kept h
 they may hold any piece of it.
 """
 
+import importlib
 import logging
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
@@ -110,7 +113,7 @@ def track(
         settings = Settings.from_env() if enabled and not shared.given_up else None
         if settings is not None:
             # The SDK takes seconds to import: only flows that track pay for it.
-            from prefect_hamilton.tracking import sdk as tracking_sdk
+            tracking_sdk = _import_sdk()
 
             project_url = f"{settings.ui_url}/dashboard/project/{settings.project_id}"
 
@@ -158,6 +161,26 @@ def quiet_hamilton() -> Iterator[None]:
             _quiet_blocks -= 1
             if _quiet_blocks == 0:
                 hamilton.setLevel(_level_before)
+
+
+_MODEL_SUMMARIES = "hamilton_sdk.tracking.scikit_learn_stats"
+"""What the SDK sums models up with: it imports scikit-learn, a second and 90 MB."""
+
+
+def _import_sdk() -> ModuleType:
+    """Import the SDK, and its summaries of models once the flow has imported scikit-learn."""
+    has_models = "sklearn" in sys.modules
+    missing: Any = None
+    if not has_models:
+        sys.modules.setdefault(_MODEL_SUMMARIES, missing)
+    try:
+        from prefect_hamilton.tracking import sdk
+    finally:
+        if sys.modules.get(_MODEL_SUMMARIES) is None:
+            sys.modules.pop(_MODEL_SUMMARIES, None)
+    if has_models:
+        importlib.import_module(_MODEL_SUMMARIES)
+    return sdk
 
 
 def run_logger() -> "logging.Logger | logging.LoggerAdapter[Any]":
