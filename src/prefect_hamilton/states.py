@@ -1,4 +1,4 @@
-"""States of flow runs, set where Prefect's client has no call for it.
+"""States of flow runs, read and set where Prefect's client has no call for it.
 
 `propose` holds only while the run is in the state that its sender saw. A request can arrive long
 after it was sent: its sender was stopped, or the network was. A header names the state that the
@@ -6,6 +6,7 @@ sender saw; this project's server refuses the proposal when the run has moved on
 server does not know the header and decides by its own rules.
 """
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,6 +16,15 @@ from prefect.client.schemas.objects import State
 from prefect.states import to_state_create
 
 EXPECTED_STATE_HEADER = "Prefect-Hamilton-Expected-State"
+
+
+def beginning(states: Sequence[State[Any]]) -> int | None:
+    """Return the position of the state with which a worker last took the run up.
+
+    What follows under another name, such as InfrastructurePending, belongs to the same attempt.
+    """
+    taken_up = (i for i in reversed(range(len(states))) if states[i].name == "Pending")
+    return next(taken_up, None)
 
 
 async def propose(

@@ -15,7 +15,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectHTTPStatusError
 
-from prefect_hamilton.states import restore
+from prefect_hamilton.states import beginning, restore
 
 CLAIM = "flow-pod-"
 """Prefix of the flow run's input that says which pod has taken it up."""
@@ -50,15 +50,6 @@ async def take_up(client: PrefectClient, flow_run_id: UUID, *, is_only_pod: bool
         raise NotWaitedForError("another pod has taken it up", exit_code=1)
 
 
-def beginning(states: Sequence[State[Any]]) -> int | None:
-    """Return the position of the state with which a worker last took the run up.
-
-    What follows under another name, such as InfrastructurePending, belongs to the same attempt.
-    """
-    taken_up = (i for i in reversed(range(len(states))) if states[i].name == "Pending")
-    return next(taken_up, None)
-
-
 def earned_state(states: Sequence[State[Any]]) -> State[Any] | None:
     """Return the final state that stands, if the run has ended and was not scheduled again.
 
@@ -73,12 +64,12 @@ def earned_state(states: Sequence[State[Any]]) -> State[Any] | None:
     return None
 
 
-async def claim(client: PrefectClient, flow_run_id: UUID, beginning: State[Any]) -> bool:
+async def claim(client: PrefectClient, flow_run_id: UUID, began: State[Any]) -> bool:
     """Whether this pod is the first to take up the attempt that began with the state.
 
     The server keeps one input of a name for a flow run, whoever comes first.
     """
-    key, pod = f"{CLAIM}{beginning.id}", f"{socket.gethostname()}-{os.getpid()}-{uuid4()}"
+    key, pod = f"{CLAIM}{began.id}", f"{socket.gethostname()}-{os.getpid()}-{uuid4()}"
     try:
         await client.create_flow_run_input(flow_run_id, key=key, value=pod)
     except PrefectHTTPStatusError as error:

@@ -10,13 +10,16 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import State
 
+from prefect_hamilton.states import beginning
+
 ATTEMPT_LABEL = "prefect-hamilton/attempt"
 """Label of a Job: the attempt that it was made for."""
 
 
 def latest(states: Sequence[State[Any]]) -> UUID | None:
     """Return the attempt that a run is in, from all its states, the first one first."""
-    return next((state.id for state in reversed(states) if state.name == "Pending"), None)
+    began = beginning(states)
+    return None if began is None else states[began].id
 
 
 def is_waited_for(states: Sequence[State[Any]], attempt: UUID) -> bool:
