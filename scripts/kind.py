@@ -35,7 +35,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_
 console = Console(highlight=False, soft_wrap=True)
 
 ROOT = Path(__file__).parent.parent
-VALUES = chart_images.CHART / "ci" / "kind.yaml"
+VALUES = chart_images.CHART / "examples" / "kind" / "values.yaml"
 NODE_IMAGE = "kindest/node:v1.34.4"
 NAMESPACE = "prefect"
 RELEASE = "prefect-hamilton"

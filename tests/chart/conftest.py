@@ -7,7 +7,7 @@ import yaml
 
 from tests.chart.charts import CHART, Object, Release, render
 
-PROFILES = tuple(sorted(path.stem for path in (CHART / "ci").glob("*.yaml")))
+PROFILES = tuple(sorted(path.parent.name for path in (CHART / "examples").glob("*/values.yaml")))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -18,7 +18,7 @@ def _helm() -> None:
 
 def profile_values(name: str) -> Object:
     """Return the values of one of the chart's example files."""
-    return dict(yaml.safe_load((CHART / "ci" / f"{name}.yaml").read_text()))
+    return dict(yaml.safe_load((CHART / "examples" / name / "values.yaml").read_text()))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What the chart renders for the default values and for each example file in ci/."""
+"""What the chart renders for the default values and for each example in examples/."""
 
 import re
 from typing import Any

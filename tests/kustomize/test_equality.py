@@ -172,7 +172,7 @@ def test_the_comparison_sees_what_differs() -> None:
 
 
 def test_the_kind_overlay_is_what_make_kind_installs() -> None:
-    installed = yaml.safe_load((CHART / "ci" / "kind.yaml").read_text())
+    installed = yaml.safe_load((CHART / "examples" / "kind" / "values.yaml").read_text())
     assert overlay_values("kind") == installed
 
 
