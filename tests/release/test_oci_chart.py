@@ -72,7 +72,12 @@ OPTIONS = ("--version", VERSION, "--plain-http")
 
 
 def test_it_renders_from_the_registry_what_it_renders_from_here(pushed: str) -> None:
-    values = ["--namespace", "flows", "--values", str(CHART / "examples" / "high-availability" / "values.yaml")]
+    values = [
+        "--namespace",
+        "flows",
+        "--values",
+        str(CHART / "examples" / "high-availability" / "values.yaml"),
+    ]
     here = helm("template", "demo", str(CHART), *values)
     there = helm("template", "demo", pushed, *OPTIONS, *values)
     assert "kind: Deployment" in there
