@@ -14,6 +14,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,8 +43,8 @@ RELEASE = "prefect-hamilton"
 PREFECT_NODE_PORT = 30420
 HAMILTON_NODE_PORT = 30841
 GIT_REPOSITORY = "/repositories/flows.git"
-LEAN_IMAGE = "flows.image.repository=prefect-hamilton/flows"
-"""For other flows than the examples, whose packages the values file has in the image."""
+LEAN_IMAGE = "prefect-hamilton/flows"
+"""For flows of a repository without a Dockerfile."""
 WORK_POOL = "kubernetes"
 
 DEPLOYMENTS = demo.Deployments(
@@ -60,6 +61,7 @@ Flows = Annotated[
     Path | None,
     typer.Option(help="Folder of another flows repository, to be run in this one's place."),
 ]
+Build = Annotated[bool, typer.Option(help="Build the image of the flows' Dockerfile first.")]
 DEFAULT_NAME = "prefect-hamilton"
 
 
@@ -97,8 +99,8 @@ def up(
         if build:
             say("Building the images")
             run("docker", "buildx", "bake", "--load", cwd=ROOT, show=True)
+        image = flows_image(repository, build)
         say("Loading the images")
-        image = [LEAN_IMAGE] if flows else []
         identity = load_images(name, chart_images.images([VALUES], image))
         say(f"Installing release {RELEASE} in namespace {NAMESPACE}")
         installing = time.monotonic()
@@ -123,16 +125,20 @@ def up(
 
 
 @app.command()
-def push(name: Name = DEFAULT_NAME, timeout: Timeout = 300, flows: Flows = None) -> None:
+def push(
+    name: Name = DEFAULT_NAME, build: Build = True, timeout: Timeout = 300, flows: Flows = None
+) -> None:
     """Push the working tree, committed or not, to the cluster's Git server; register again."""
     began = time.monotonic()
     try:
         need("docker", "kind", "helm", "kubectl", "git")
         require_cluster(name)
         repository = repository_at(flows)
+        image = flows_image(repository, build)
+        load_images(name, chart_images.images([VALUES], image))
         commit, tree = snapshot(repository)
         publish(context_of(name), commit, timeout, repository)
-        install(context_of(name), f"bootstrap.podAnnotations.flows={tree}", reuse=True)
+        install(context_of(name), f"bootstrap.podAnnotations.flows={tree}", *image, reuse=True)
         wait_for_bootstrap(context_of(name), timeout)
     except KindError as error:
         fail(error)
@@ -211,6 +217,37 @@ def create_cluster(name: str, port: int, hamilton_port: int, node_image: str) ->
     }
     command = ["kind", "create", "cluster", "--name", name, "--image", node_image]
     run(*command, "--wait", "120s", "--config", "-", text=yaml.safe_dump(config))
+
+
+def flows_image(repository: Path, build: bool) -> list[str]:
+    """Return the values that name the image of flow pods.
+
+    It is built from the repository's Dockerfile, if there is one. Its tag follows from its content,
+    so pods of a running cluster take it without a new pull policy. Raises KindError if it cannot
+    be built.
+    """
+    image, tag = yaml.safe_load(VALUES.read_text())["flows"]["image"]["repository"], ""
+    if repository != ROOT:
+        image = LEAN_IMAGE
+        if build and (repository / "Dockerfile").is_file():
+            image, tag = build_image(repository)
+    return [f"flows.image.repository={image}", f"flows.image.tag={tag}"]
+
+
+def build_image(repository: Path) -> tuple[str, str]:
+    """Build the image of a flows repository; returns its name and tag."""
+    say(f"Building the image of {repository / 'Dockerfile'}")
+    image = re.sub("[^a-z0-9]+", "-", repository.name.lower()).strip("-") or "flows"
+    try:
+        digest = run("docker", "build", "--quiet", ".", cwd=repository)
+    except KindError as error:
+        raise KindError(
+            f"{error}\nCorrect the Dockerfile, or pass --no-build (make … OPTIONS=--no-build) to "
+            f"run the flows in {LEAN_IMAGE}."
+        ) from error
+    tag = digest.removeprefix("sha256:")[:12]
+    run("docker", "tag", digest, f"{image}:{tag}")
+    return image, tag
 
 
 def load_images(name: str, images: Iterable[str]) -> str:
