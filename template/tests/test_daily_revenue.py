@@ -1,4 +1,4 @@
-"""The flow, with a Prefect server of the tests' own."""
+"""Tests of the flow with a temporary Prefect server."""
 
 from pathlib import Path
 

@@ -62,7 +62,7 @@ def test_files_that_may_hold_secrets_are_left_out_and_named(
     _, tree = kind.snapshot(repository)
     assert tree == before
     said = capsys.readouterr().out
-    assert said == f"Not pushed, for Git does not track it (git add it to push it): {name}\n"
+    assert said == f"Not pushed because Git does not track it (use git add): {name}\n"
 
 
 def test_a_repository_without_commits_is_pushed(tmp_path: Path) -> None:

@@ -416,7 +416,7 @@ def test_a_server_that_ends_at_once_shows_its_log(tmp_path: Path) -> None:
     broken = LocalProfile(tmp_path)
     done = broken.up()
     assert done.returncode == 1
-    assert "The local profile ended while it started." in done.stderr
+    assert "The local profile stopped while it was starting." in done.stderr
     assert "unable to open database file" in done.stderr
     assert str(tmp_path / "logs" / "profile.log") in done.stderr
     assert not local_profile.processes(tmp_path)

@@ -91,8 +91,8 @@ def test_a_second_up_registers_what_changed(profile: LocalProfile, team: Path) -
         ({}, "has no prefect.yaml"),
         ({"prefect.yaml": "deployments: []", "pyproject.toml": ""}, "run `uv sync` there"),
         ({"prefect.yaml": "deployments: []"}, "no deployment in the work pool local-process-pool"),
-        ({"prefect.yaml": "name: x"}, "names no deployments"),
-        ({"prefect.yaml": "a: ["}, "names no deployments"),
+        ({"prefect.yaml": "name: x"}, "does not define deployments"),
+        ({"prefect.yaml": "a: ["}, "does not define deployments"),
     ],
 )
 def test_an_unprepared_flows_folder_is_refused_with_the_fix(
