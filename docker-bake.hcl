@@ -1,14 +1,14 @@
-# All images: `docker buildx bake` for one's own machine (add --load or --push).
+# Builds all images: `docker buildx bake` for this machine (add --load or --push).
 # For a registry: `PLATFORMS=linux/amd64,linux/arm64 REGISTRY=ghcr.io/me docker buildx bake --push`.
 
 variable "REGISTRY" { default = "" }
 variable "VERSION" { default = "0.1.0" }
 variable "REVISION" { default = "" }
 variable "SOURCE" { default = "" }
-# Comma-separated; empty builds for the machine that builds.
+# Comma-separated; if empty, the platform of this machine.
 variable "PLATFORMS" { default = "" }
 variable "BASE_IMAGE" { default = "python:3.13-slim" }
-# Where packages come from; empty means pypi.org. A password goes into a netrc file, never here:
+# URL of the package index; if empty, pypi.org. Provide its password in a netrc file, never here:
 # `docker buildx bake --set '*.secrets=id=netrc,src=netrc'`.
 variable "INDEX" { default = "" }
 
@@ -22,9 +22,9 @@ target "image" {
     image = [
       { name = "prefect", does = "Prefect server, Kubernetes worker and bootstrap" },
       { name = "flows", does = "Runs one Prefect flow run with Hamilton dataflows" },
-      { name = "flows-build", does = "Builds images of flows that import more packages" },
+      { name = "flows-build", does = "Builds flows images with additional packages" },
       { name = "example-flows", does = "Runs one run of the example flows" },
-      { name = "hamilton-ui", does = "Hamilton UI: tracking server and page" },
+      { name = "hamilton-ui", does = "Hamilton UI and its tracking server" },
     ]
   }
   context    = "."

@@ -1,1 +1,1 @@
-"""What a person runs: each module has `--help`."""
+"""The commands behind `make`; `python -m scripts.<name> --help` lists the options of each."""

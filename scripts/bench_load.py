@@ -30,9 +30,9 @@ METRIC_NAMES = [f"metric_{number:02}" for number in range(20)]
 
 
 def main(
-    rows: Annotated[int, typer.Option(min=100, help="How many rows are written.")] = 1_000_000,
+    rows: Annotated[int, typer.Option(min=100, help="Number of rows to write.")] = 1_000_000,
     batch_size: Annotated[
-        int, typer.Option(min=1, max=metrics_load.LARGEST_BATCH, help="As the pipeline's.")
+        int, typer.Option(min=1, max=metrics_load.LARGEST_BATCH, help="Batch size of the pipeline.")
     ] = 500,
     postgres: Annotated[
         str,
@@ -43,7 +43,7 @@ def main(
         ),
     ] = "",
 ) -> None:
-    """Print rows a second of DuckDB and PostgreSQL: loads of the pipeline, and plain COPY."""
+    """Print rows per second of DuckDB and PostgreSQL for pipeline loads and plain COPY."""
     schema = f"bench_load_{uuid.uuid4().hex[:8]}"
     frame = _rows(rows)
     with tempfile.TemporaryDirectory() as folder:

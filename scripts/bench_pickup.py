@@ -28,12 +28,14 @@ ENTRYPOINT = "scripts/no_op_flow.py:no_op"
 
 
 def main(
-    runs: Annotated[int, typer.Option(min=2, help="How many, one after the other.")] = 20,
-    at_once: Annotated[int, typer.Option(help="How many at once, after that; 0 for none.")] = 20,
+    runs: Annotated[int, typer.Option(min=2, help="Number of consecutive runs.")] = 20,
+    at_once: Annotated[
+        int, typer.Option(help="Number of simultaneous runs afterwards; 0 for none.")
+    ] = 20,
     kind_name: Annotated[
-        str, typer.Option("--kind", help="Name of the kind cluster; the local profile if empty.")
+        str, typer.Option("--kind", help="Name of the kind cluster; the local profile if omitted.")
     ] = "",
-    clone: Annotated[bool, typer.Option(help="With --kind: the pods clone the flow.")] = True,
+    clone: Annotated[bool, typer.Option(help="With --kind: pods clone the flow from Git.")] = True,
 ) -> None:
     """Print seconds from a run's creation to Pending, Running and Completed, p50 and p95.
 

@@ -1,4 +1,4 @@
-"""Print the images that a release needs, one a line: what to mirror, or to load into a cluster.
+"""Print the images that a release needs, one per line, to mirror them or load them into a cluster.
 
 Usage: python -m scripts.chart_images [--values FILE] [--set KEY=VALUE]
 """
@@ -15,12 +15,13 @@ CHART = Path(__file__).parent.parent / "charts" / "prefect-hamilton"
 
 
 def main(
-    values: Annotated[list[Path] | None, typer.Option(help="A values file.")] = None,
+    values: Annotated[list[Path] | None, typer.Option(help="Values file; may be repeated.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="A value, as for helm: key=value.")
+        list[str] | None,
+        typer.Option("--set", help="Value as for helm, key=value; may be repeated."),
     ] = None,
 ) -> None:
-    """Print the images of the chart with these values, those of flow pods too."""
+    """Print the images of the chart with these values, including those of flow pods."""
     try:
         print("\n".join(images(values or [], set_ or [])))
     except subprocess.CalledProcessError as error:

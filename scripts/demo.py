@@ -1,7 +1,7 @@
-"""Show the whole guide for real on this machine (`make demo`).
+"""Run the example flows on this machine and check their results (`make demo`).
 
-Starts the local profile, triggers runs with Prefect's own commands, waits until each has ended and
-compares what came of them with what was expected.
+Starts the local profile, triggers flow runs with the `prefect` command, waits until each has ended
+and compares the outcome with the expected one.
 """
 
 import os
@@ -42,7 +42,7 @@ if not console.is_terminal:
 
 @dataclass(frozen=True)
 class Deployments:
-    """What the demo runs, as `flow/deployment`."""
+    """The deployments that the demo runs, as `flow/deployment`."""
 
     etl: str
     absenteeism: str
@@ -75,12 +75,12 @@ class Server:
 
 HAMILTON_USER = "prefect"
 TABLES = ("warehouse.prod.metrics", "warehouse.staging.metrics", "warehouse.test.metrics")
-"""What the three successful pipeline runs load, all from the same source."""
+"""The tables that the three successful pipeline runs load, all from the same source."""
 
 
 @dataclass
 class Run:
-    """A flow run: what is expected of it, and what became of it."""
+    """A flow run with its expected and its actual outcome."""
 
     label: str
     deployment: str
@@ -89,11 +89,11 @@ class Run:
     attempts: int = 1
     """Attempts of the task that was tried most often; 1 for a run without tasks."""
     started_by: str | None = None
-    """Id of the flow run whose end starts this one; None: the demo triggers it."""
+    """Id of the flow run whose end starts this run; None if the demo triggers it."""
     leaves: outcomes.Outcome | None = None
-    """What it must leave behind."""
+    """The results that it must leave behind."""
     problems: list[str] = field(default_factory=list)
-    """What of that is missing or wrong."""
+    """Missing or wrong results, one sentence each."""
     id: str | None = None
     actual_state: str = ""
     actual_attempts: int = 0
@@ -255,7 +255,7 @@ def watch(server: Server, runs: list[Run], timeout: float) -> None:
 def judge(
     server: Server, runs: list[Run], query: outcomes.Query, hamilton_headers: dict[str, str]
 ) -> bool:
-    """Look up what the runs left behind and show it; returns whether all is as expected."""
+    """Look up the results of the runs and print them; returns whether all are as expected."""
     with server.client() as http:
         evidence = outcomes.Evidence(http, query, hamilton_headers)
         for run in runs:
@@ -285,7 +285,7 @@ def warehouse_url(server: Server) -> str:
 
 
 def show_links(profile: Profile, runs: list[Run]) -> None:
-    """Print the pages worth opening."""
+    """Print links to the most interesting views."""
     by_label = {run.label: run for run in runs}
     pages = {
         "Dashboard": "/dashboard",
@@ -297,13 +297,13 @@ def show_links(profile: Profile, runs: list[Run]) -> None:
         "Automations": "/automations",
     }
     for label, path in pages.items():
-        console.print(f"{label:<23} {profile.page_url}{path}")
+        console.print(f"{label:<23} {profile.ui_url}{path}")
     console.print(f"{'Password of Prefect':<23} make login")
     console.print(f"{'Hamilton UI':<23} {profile.hamilton_url}   user {HAMILTON_USER}")
 
 
 def _update(http: httpx.Client, runs: list[Run]) -> None:
-    """Bring the runs up to date with the server."""
+    """Update the runs from the server."""
     for run in runs:
         if run.id is None and run.started_by is not None:
             started = _started_by(http, run)

@@ -4,7 +4,7 @@ The package's own `hamilton ui` is Django's development server in debug mode, wi
 everybody knows, on every network address. This serves the same application with gunicorn, on
 127.0.0.1 only, with its data (SQLite, source code of the DAG versions) in the state folder.
 
-Anybody who reaches the port may read and write everything, under any user name, unless
+Anyone who can connect to the port has full access under any user name, unless
 `HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY` is set: then only with that key.
 """
 
@@ -23,7 +23,7 @@ HOST = "127.0.0.1"
 
 
 class CannotServeError(Exception):
-    """The Hamilton UI cannot be served; the message names the cause and the way out."""
+    """The Hamilton UI cannot be served; the message names the cause and the fix."""
 
 
 def package_folder() -> Path:
@@ -35,7 +35,7 @@ def package_folder() -> Path:
 
 
 def bind(port: int) -> socket.socket:
-    """Bind HOST:`port`; from here on nobody else can take the port."""
+    """Bind HOST:`port`; no other process can use the port from now on."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -78,7 +78,7 @@ def configure(state: Path) -> None:
         "DEBUG": False,
         "SECRET_KEY": secret_key(state),
         "ALLOWED_HOSTS": ["localhost", HOST],
-        # The folder whose `build/` is served as the page.
+        # The folder whose `build/` is served as the UI.
         "BASE_DIR": ui_files.prepare(package / "build", state / "page"),
         "MIDDLEWARE": [
             "prefect_hamilton.hamilton_ui.ui_files.content_security_policy",
@@ -113,7 +113,7 @@ def configure(state: Path) -> None:
 
 
 def migrate() -> None:
-    """Bring the database to the package's schema."""
+    """Migrate the database to the schema of the package."""
     import django
     from django.core.management import call_command
     from django.db import DatabaseError

@@ -1,7 +1,7 @@
-"""A development cluster on this machine, with everything that the chart installs.
+"""A kind cluster on this machine with a release of the chart, for development.
 
     python -m scripts.kind up      # make kind: kind cluster, images, helm install, deployments
-    python -m scripts.kind push    # make kind-push: the working tree becomes what the pods clone
+    python -m scripts.kind push    # make kind-push: push the working tree, from which pods clone
     python -m scripts.kind env     # make kind-env: settings for a terminal that uses its server
     python -m scripts.kind demo    # make kind-demo: run every -k8s deployment, check the results
     python -m scripts.kind down    # make kind-down: delete the cluster and its data
@@ -56,37 +56,39 @@ DEPLOYMENTS = demo.Deployments(
 )
 
 Name = Annotated[str, typer.Option(help="Name of the kind cluster.")]
-Timeout = Annotated[int, typer.Option(min=1, help="Seconds to wait for each step.")]
+Timeout = Annotated[int, typer.Option(min=1, help="Timeout for each step in seconds.")]
 Flows = Annotated[
     Path | None,
-    typer.Option(help="Folder of another flows repository, to be run in this one's place."),
+    typer.Option(help="Folder of your flows repository; the example flows if omitted."),
 ]
 Build = Annotated[bool, typer.Option(help="Build the image of the flows' Dockerfile first.")]
 DEFAULT_NAME = "prefect-hamilton"
 
 
 class KindError(Exception):
-    """What a person can mend; the message names the cause and the way out."""
+    """An error that the user can fix; the message names the cause and the fix."""
 
 
 @app.callback()
 def main() -> None:
-    """Run the project on a kind cluster on this machine."""
+    """Run the chart on a kind cluster on this machine."""
 
 
 @app.command()
 def up(
     name: Name = DEFAULT_NAME,
-    port: Annotated[int, typer.Option(help="Port of Prefect on 127.0.0.1.")] = 4200,
-    hamilton_port: Annotated[int, typer.Option(help="Port of the Hamilton UI.")] = 8241,
-    node_image: Annotated[str, typer.Option(help="Kubernetes version, as kind's image.")] = (
-        NODE_IMAGE
-    ),
-    build: Annotated[bool, typer.Option(help="Build the images first.")] = True,
+    port: Annotated[int, typer.Option(help="Port of the Prefect UI and API on 127.0.0.1.")] = 4200,
+    hamilton_port: Annotated[
+        int, typer.Option(help="Port of the Hamilton UI on 127.0.0.1.")
+    ] = 8241,
+    node_image: Annotated[
+        str, typer.Option(help="Node image of kind, which sets the Kubernetes version.")
+    ] = (NODE_IMAGE),
+    build: Annotated[bool, typer.Option(help="Build the images before the installation.")] = True,
     timeout: Timeout = 600,
     flows: Flows = None,
 ) -> None:
-    """Create the cluster if there is none, build and load the images, install, register."""
+    """Create the cluster if it does not exist, build and load images, install, register."""
     began = time.monotonic()
     try:
         need("docker", "kind", "helm", "kubectl", "git")
@@ -120,7 +122,7 @@ def up(
     except KindError as error:
         fail(error)
     now = time.monotonic()
-    say(f"Ready {now - installing:.0f} s after helm install began, {now - began:.0f} s in all.\n")
+    say(f"Ready after {now - began:.0f} s, of which {now - installing:.0f} s for the release.\n")
     show_addresses(context_of(name), port, hamilton_port)
 
 
@@ -128,7 +130,7 @@ def up(
 def push(
     name: Name = DEFAULT_NAME, build: Build = True, timeout: Timeout = 300, flows: Flows = None
 ) -> None:
-    """Push the working tree, committed or not, to the cluster's Git server; register again."""
+    """Push the working tree, committed or not, to the Git server in the cluster; register again."""
     began = time.monotonic()
     try:
         need("docker", "kind", "helm", "kubectl", "git")
@@ -148,7 +150,7 @@ def push(
 
 @app.command()
 def env(name: Name = DEFAULT_NAME) -> None:
-    """Print what to `eval` in a terminal, so that `prefect …` there means the cluster's server."""
+    """Print shell settings for the server in the cluster: eval "$(make -s kind-env)"."""
     try:
         need("docker", "kind", "kubectl")
         require_cluster(name)
@@ -158,16 +160,16 @@ def env(name: Name = DEFAULT_NAME) -> None:
     except ProfileError as error:
         fail(KindError(str(error)))
     except httpx.HTTPError as error:
-        fail(KindError(f"The cluster's Prefect server does not answer: {error}"))
+        fail(KindError(f"The Prefect server in the cluster does not respond: {error}"))
     print(shell_lines(settings))
 
 
 @app.command("demo")
 def demo_command(
     name: Name = DEFAULT_NAME,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the runs.")] = 420.0,
+    timeout: Annotated[float, typer.Option(min=1, help="Timeout for all runs in seconds.")] = 420.0,
 ) -> None:
-    """Run every -k8s deployment as pods, compare with what was expected; exit status 1 if not."""
+    """Run every -k8s deployment as pods; exit with status 1 if a result is not as expected."""
     began = time.monotonic()
     try:
         need("docker", "kind", "kubectl")
@@ -187,22 +189,22 @@ def demo_command(
 
 @app.command()
 def down(name: Name = DEFAULT_NAME) -> None:
-    """Delete the cluster and everything in it; the images stay in Docker."""
+    """Delete the cluster and its data; images are kept in Docker."""
     try:
         need("docker", "kind")
         run("kind", "delete", "cluster", "--name", name)
     except KindError as error:
         fail(error)
-    say(f"The kind cluster {name} is gone.")
+    say(f"Deleted the kind cluster {name}.")
 
 
 def context_of(name: str) -> str:
-    """Return the name that kind gives a cluster's context."""
+    """Return the kubectl context of a kind cluster."""
     return f"kind-{name}"
 
 
 def create_cluster(name: str, port: int, hamilton_port: int, node_image: str) -> None:
-    """Create a cluster of one node whose two pages are at ports of 127.0.0.1."""
+    """Create a cluster of one node that publishes both UIs on ports of 127.0.0.1."""
     mappings = [
         {"containerPort": node_port, "hostPort": host_port, "listenAddress": "127.0.0.1"}
         for node_port, host_port in (
@@ -251,13 +253,13 @@ def build_image(repository: Path) -> tuple[str, str]:
 
 
 def load_images(name: str, images: Iterable[str]) -> str:
-    """Load images into the cluster's node; returns a text that changes with them."""
+    """Load images into the node of the cluster; returns a text that changes with them."""
     ids = []
     for image in images:
         inspect = ["docker", "image", "inspect", "--format", "{{.Id}}", image]
         if subprocess.run(inspect, capture_output=True, check=False).returncode:
             if image.startswith("prefect-hamilton/"):
-                raise KindError(f"{image} is not there: build it, without --no-build.")
+                raise KindError(f"The image {image} does not exist: run without --no-build.")
             run("docker", "pull", image, show=True)
         ids.append(run(*inspect))
     run("kind", "load", "docker-image", "--name", name, *images)
@@ -265,7 +267,7 @@ def load_images(name: str, images: Iterable[str]) -> str:
 
 
 def create_namespace(context: str) -> None:
-    """Create the namespace, in which Kubernetes enforces Pod Security `restricted`."""
+    """Create the namespace with Pod Security `restricted` enforced."""
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     namespace = {
         "apiVersion": "v1",
@@ -276,7 +278,7 @@ def create_namespace(context: str) -> None:
 
 
 def install(context: str, *settings: str, reuse: bool = False) -> None:
-    """Install the release or upgrade it; `reuse`: with the values that it has."""
+    """Install or upgrade the release; `reuse` keeps its current values."""
     command = ["helm", "upgrade", "--install", RELEASE, str(chart_images.CHART)]
     command += ["--kube-context", context, "--namespace", NAMESPACE]
     command += ["--reset-then-reuse-values"] if reuse else ["--values", str(VALUES)]
@@ -286,12 +288,12 @@ def install(context: str, *settings: str, reuse: bool = False) -> None:
 
 
 def repository_at(flows: Path | None) -> Path:
-    """Return the root of the flows' Git repository. Raises KindError where there is none."""
+    """Return the root of the flows repository. Raises KindError if there is none."""
     if flows is None:
         return ROOT
     folder = flows.resolve()
     if not (folder / "prefect.yaml").is_file():
-        raise KindError(f"{folder} has no prefect.yaml: is it the folder of a flows repository?")
+        raise KindError(f"{folder} has no prefect.yaml: pass the folder of a flows repository.")
     command = ["git", "ls-files", "--full-name", "prefect.yaml"]
     found = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if found.stdout.strip() != "prefect.yaml":
@@ -303,10 +305,10 @@ def repository_at(flows: Path | None) -> Path:
 
 
 def snapshot(repository: Path = ROOT) -> tuple[str, str]:
-    """Commit the working tree beside the branch and index; returns commit and tree.
+    """Commit the working tree without touching branch and index; returns commit and tree.
 
-    Anybody in the cluster can read it. So of what Git does not track only flows are in it: a file
-    of passwords that lies beside them is left out, and said to be.
+    Every pod in the cluster can read the commit. Of the untracked files it therefore contains only
+    those in flows/. Other files, which may hold passwords, are left out and listed.
     """
     untracked = run(
         "git", "ls-files", "-z", "--others", "--exclude-standard", cwd=repository
@@ -322,22 +324,22 @@ def snapshot(repository: Path = ROOT) -> tuple[str, str]:
         run(*add, cwd=repository, env=env, text="\0".join(flows))
         tree = run("git", "write-tree", cwd=repository, env=env)
     if others := sorted(set(untracked) - set(flows) - {""}):
-        say(f"Not pushed, for Git does not track it (git add it to push it): {', '.join(others)}")
+        say(f"Not pushed because Git does not track it (use git add): {', '.join(others)}")
     identity = ["-c", "user.name=prefect-hamilton", "-c", "user.email=prefect-hamilton@localhost"]
     commit = run("git", *identity, "commit-tree", "-m", "Working tree", tree, cwd=repository)
     return commit, tree
 
 
 def is_flow(name: str) -> bool:
-    """Whether an untracked file is a new flow or its data: below flows/, and not hidden."""
+    """Whether an untracked file is a new flow or its data: in flows/, and not hidden."""
     folder, *parts = name.split("/")
     return folder == "flows" and bool(parts) and not any(part.startswith(".") for part in parts)
 
 
 def publish(context: str, commit: str, timeout: int, repository: Path = ROOT) -> None:
-    """Make a commit the branch `main` of the cluster's Git server.
+    """Push a commit to the branch `main` of the Git server in the cluster.
 
-    Pushes through `kubectl exec`: the server itself can only be read from.
+    The push goes through `kubectl exec`, because the server itself is read-only.
     """
     deployment = f"deploy/{RELEASE}-git-server"
     kubectl(context, "rollout", "status", deployment, f"--timeout={timeout}s")
@@ -359,7 +361,7 @@ def wait_until_ready(context: str, timeout: int) -> None:
 
 
 def wait_for_bootstrap(context: str, timeout: int) -> None:
-    """Wait for the bootstrap's Job; what it said last is told when it does not end."""
+    """Wait for the bootstrap Job. Raises KindError with its last log lines on timeout."""
     selector = "app.kubernetes.io/component=bootstrap"
     try:
         kubectl(
@@ -374,12 +376,12 @@ def wait_for_bootstrap(context: str, timeout: int) -> None:
     except KindError as error:
         log = kubectl(context, "logs", "-l", selector, "--tail=5")
         raise KindError(
-            f"The bootstrap has not ended after {timeout} s. It says:\n{log}"
+            f"The bootstrap did not complete within {timeout} s. Its last log lines:\n{log}"
         ) from error
 
 
 def run_all(context: str, port: int, timeout: float) -> bool:
-    """Run every deployment and show what came of it; True if that was expected.
+    """Run every deployment and print the results; returns whether all are as expected.
 
     The Prefect server is at `port` of 127.0.0.1. Raises ProfileError if a run cannot be triggered.
     """
@@ -395,7 +397,7 @@ def run_all(context: str, port: int, timeout: float) -> bool:
 
 
 def prefect_server(context: str, port: int, home: Path) -> demo.Server:
-    """Return the cluster's Prefect server, for commands that keep their files in `home`."""
+    """Return the Prefect server in the cluster; commands store their files in `home`."""
     settings = server_settings(context, port, home)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")} | settings
     user, _, password = settings["PREFECT_API_AUTH_STRING"].partition(":")
@@ -403,7 +405,7 @@ def prefect_server(context: str, port: int, home: Path) -> demo.Server:
 
 
 def server_settings(context: str, port: int, home: Path) -> dict[str, str]:
-    """Return what leads any command of Prefect to the cluster's server."""
+    """Return the settings with which `prefect` uses the server in the cluster."""
     return {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
@@ -415,7 +417,7 @@ def server_settings(context: str, port: int, home: Path) -> dict[str, str]:
 
 
 def terminal_settings(name: str) -> dict[str, str]:
-    """Return what `make kind-env` exports: what leads to the cluster's server and Hamilton UI."""
+    """Return what `make kind-env` exports: the settings for both servers in the cluster."""
     context, (port, hamilton_port) = context_of(name), ports(name)
     home = state_folder() / "kind" / name
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -439,7 +441,7 @@ def secret(context: str, what: str, key: str) -> str:
 
 
 def warehouse_query(context: str) -> outcomes.Query:
-    """Return what runs a query in the cluster's warehouse."""
+    """Return a function that runs a query in the warehouse of the cluster."""
     psql = ["psql", "--username=postgres", "--dbname=warehouse", "--csv", "--command"]
 
     def query(text: str) -> list[dict[str, str]]:
@@ -450,7 +452,7 @@ def warehouse_query(context: str) -> outcomes.Query:
 
 
 def ports(name: str) -> tuple[int, int]:
-    """Return the ports of 127.0.0.1 at which the cluster's two pages are."""
+    """Return the ports of 127.0.0.1 on which the cluster publishes both UIs."""
 
     def published(node_port: int) -> int:
         return int(
@@ -461,7 +463,7 @@ def ports(name: str) -> tuple[int, int]:
 
 
 def show_addresses(context: str, port: int, hamilton_port: int) -> None:
-    """Print both pages' addresses and the commands that print what to log in with."""
+    """Print the addresses of both UIs, and commands that print the credentials."""
 
     def command(what: str, key: str) -> str:
         template = "'{{index .data \"" + key + '" | base64decode}}{{"\\n"}}\''
@@ -477,20 +479,20 @@ def show_addresses(context: str, port: int, hamilton_port: int) -> None:
 
 
 def require_cluster(name: str) -> None:
-    """Raise KindError when there is no such cluster."""
+    """Raise KindError if the cluster does not exist."""
     if name not in run("kind", "get", "clusters").split():
-        raise KindError(f"There is no kind cluster {name}: create it with make kind.")
+        raise KindError(f"The kind cluster {name} does not exist: create it with make kind.")
 
 
 def need(*tools: str) -> None:
-    """Raise KindError when a tool is not on PATH, or no Docker engine answers."""
+    """Raise KindError if a tool is not on PATH, or no Docker engine responds."""
     for tool in tools:
         if not shutil.which(tool):
             raise KindError(f"{tool} is not on PATH: install it.")
     if "docker" in tools:
         info = subprocess.run(["docker", "version"], capture_output=True, check=False)
         if info.returncode:
-            raise KindError("No Docker engine answers: start it, or see `docker version`.")
+            raise KindError("No Docker engine responds: start it, then check `docker version`.")
 
 
 def kubectl(context: str, *arguments: str, text: str | None = None) -> str:
@@ -505,7 +507,7 @@ def run(
     text: str | None = None,
     show: bool = False,
 ) -> str:
-    """Run a command; returns its output, or shows it. Raises KindError with its last words."""
+    """Run a command; returns its output, or shows it. Raises KindError with its last output."""
     options: dict[str, Any] = {} if show else {"capture_output": True}
     done = subprocess.run(
         command,

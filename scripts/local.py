@@ -25,33 +25,33 @@ from scripts.local_profile import OWN, WORK_POOL, FlowsFolder, Profile, ProfileE
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 console = Console(highlight=False, soft_wrap=True)
 
-Port = Annotated[int, typer.Option(min=1, max=65535, help="Port of Prefect's page and API.")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="Port of the Prefect UI and API.")]
 ApiPort = Annotated[
     int | None,
-    typer.Option(min=1, max=65535, help="Port of the API, when it is not the page's."),
+    typer.Option(min=1, max=65535, help="Port of the API, if not that of the UI."),
 ]
 HamiltonPort = Annotated[int, typer.Option(min=1, max=65535, help="Port of the Hamilton UI.")]
-Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait until everything answers.")]
+Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait until all processes respond.")]
 Flows = Annotated[
     Path | None,
-    typer.Option(help="Folder of another flows repository, whose deployments are registered."),
+    typer.Option(help="Folder of your flows repository; the example flows if omitted."),
 ]
 
 APPLY = ["python", "-m", "prefect_hamilton.bootstrap", "apply"]
 STATE_FILE = "prefect-state.yaml"
-"""Beside prefect.yaml: variables, limits and automations."""
+"""File beside prefect.yaml with variables, limits and automations."""
 
 PAGE = 200
-"""How many flow runs the server returns at once, at most."""
+"""Maximum number of flow runs that the server returns per request."""
 
 
 class _NotYet(Exception):  # noqa: N818  # a step of waiting, not an error
-    """Something does not answer yet; the message names it."""
+    """Something does not respond yet; the message names it."""
 
 
 @app.callback()
 def main() -> None:
-    """Prefect server, worker and Hamilton UI on this machine, in the folder .state."""
+    """Run a Prefect server, a worker and the Hamilton UI on this machine; data is in .state."""
 
 
 @app.command()
@@ -64,7 +64,7 @@ def up(
 ) -> None:
     """Start the profile, apply the desired state and register the local deployments.
 
-    Where the profile runs already, only the deployments of `--flows` are registered.
+    If the profile is already running, only register the deployments of `--flows`.
     """
     profile = Profile(
         state=local_profile.state_folder(),
@@ -78,17 +78,21 @@ def up(
     except ProfileError as error:
         fail(error)
     except httpx.HTTPError as error:
-        fail(ProfileError(f"The Prefect server stopped answering ({error}): make logs, make up"))
+        fail(
+            ProfileError(
+                f"The Prefect server stopped responding ({error}): run make logs, then make up."
+            )
+        )
 
 
 @app.command()
 def down() -> None:
-    """End every process of the profile; what it stored stays."""
+    """Stop all processes of the profile; stored data is kept."""
     state = local_profile.state_folder()
-    with console.status("Ending the local profile"):
+    with console.status("Stopping the local profile"):
         count = local_profile.end(state)
     console.print(
-        f"The local profile has ended; its data stay in {_short(state)}."
+        f"The local profile has stopped; its data is in {_short(state)}."
         if count
         else "The local profile is not running."
     )
@@ -96,18 +100,18 @@ def down() -> None:
 
 @app.command()
 def status() -> None:
-    """Say what runs and where; exit status 1 unless everything answers."""
+    """Show what is running, and its address; exit with status 1 unless everything responds."""
     state = local_profile.state_folder()
     noted = local_profile.running(state)
     alive = local_profile.manager(state) is not None
     if noted is None or not alive:
         left = len(local_profile.processes(state))
-        note = f" ({left} of its processes are left over: make down)" if left else ""
-        console.print(f"The local profile is not running{note}. Start it with: make up")
+        note = f" ({left} processes are left over: run make down)" if left else ""
+        console.print(f"The local profile is not running{note}. To start it, run make up.")
         raise typer.Exit(1)
     answers = True
     for name, probe, place in (
-        ("Prefect server", _server, noted.profile.page_url),
+        ("Prefect server", _server, noted.profile.ui_url),
         ("Worker", _worker, f"pool {WORK_POOL}"),
         ("Hamilton UI", _hamilton, noted.profile.hamilton_url),
     ):
@@ -120,20 +124,24 @@ def status() -> None:
         except ProfileError as error:
             fail(error)
     if not answers:
-        console.print(f"Its log: {_short(noted.profile.log)}")
+        console.print(f"Log: {_short(noted.profile.log)}")
         raise typer.Exit(1)
 
 
 @app.command()
 def logs(
-    process: Annotated[str, typer.Argument(help="Only of server, worker or hamilton-ui.")] = "",
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many to show.")] = 40,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing new lines.")] = False,
+    process: Annotated[
+        str, typer.Argument(help="server, worker or hamilton-ui; all if omitted.")
+    ] = "",
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=0, help="Number of lines to show.")
+    ] = 40,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the output.")] = False,
 ) -> None:
     """Show the output of the profile's processes."""
     log = Profile(state=local_profile.state_folder()).log
     if not log.exists():
-        fail(ProfileError(f"There is no log at {_short(log)} yet: make up"))
+        fail(ProfileError(f"There is no log at {_short(log)} yet: run make up."))
     tail = [
         "tail",
         "-n",
@@ -150,7 +158,7 @@ def logs(
 
 @app.command()
 def login() -> None:
-    """Print the password of Prefect's UI, which asks for it once per browser."""
+    """Print the password of the Prefect UI; a browser asks for it once."""
     state = local_profile.state_folder()
     noted = local_profile.running(state)
     profile = noted.profile if noted else Profile(state=state)
@@ -159,13 +167,13 @@ def login() -> None:
         auth_string = profile.auth_string
     except ProfileError as error:
         fail(error)
-    console.print(f"Prefect   {profile.page_url}")
-    console.print(f"Password  {auth_string}   (all of it, in the one field)", markup=False)
+    console.print(f"Prefect   {profile.ui_url}")
+    console.print(f"Password  {auth_string}   (the whole text, in the one field)", markup=False)
 
 
 @app.command()
 def env(port: Port = 4200, api_port: ApiPort = None, hamilton_port: HamiltonPort = 8241) -> None:
-    """Print what to `eval` in a terminal, so that `prefect …` there means this profile."""
+    """Print shell settings for a terminal: eval "$(make -s env)"."""
     state = local_profile.state_folder()
     noted = local_profile.running(state)
     profile = (
@@ -182,7 +190,7 @@ def env(port: Port = 4200, api_port: ApiPort = None, hamilton_port: HamiltonPort
 
 
 def bring_up(profile: Profile, timeout: float, flows: FlowsFolder = OWN) -> Running:
-    """Start the profile and wait until it is ready. Raises ProfileError; says what happens."""
+    """Start the profile and wait until it is ready. Raises ProfileError; prints progress."""
     state = profile.state
     names = local_deployments(flows)
     local_profile.prepare(state)
@@ -195,9 +203,11 @@ def bring_up(profile: Profile, timeout: float, flows: FlowsFolder = OWN) -> Runn
         links(noted.profile)
         return noted
     if left := local_profile.end(state):
-        console.print(f"The last profile did not end properly: ended {left} processes of it.")
+        console.print(
+            f"The previous profile did not stop properly: stopped {left} of its processes."
+        )
     elif noted:
-        console.print("The last profile did not end properly: nothing of it is left.")
+        console.print("The previous profile did not stop properly; none of its processes is left.")
     local_profile.check_ports(profile)
 
     began = datetime.now(UTC)
@@ -227,10 +237,10 @@ def bring_up(profile: Profile, timeout: float, flows: FlowsFolder = OWN) -> Runn
     for change in changes([*local_profile.said(profile.log, "worker"), *applied]):
         console.print(f"  {change}", markup=False)
     if interrupted:
-        console.print(f"  {interrupted} interrupted flow runs start again.")
+        console.print(f"  {interrupted} interrupted flow runs were rescheduled.")
     links(profile)
     console.print(
-        '\nNext     eval "$(make -s env)"   then any command of Prefect, for instance\n'
+        '\nNext     eval "$(make -s env)"   then any Prefect command, for example\n'
         f"         prefect deployment run {shlex.quote(_full_name(profile, names[0]))}\n"
         "         make logs   make status   make down"
     )
@@ -238,11 +248,11 @@ def bring_up(profile: Profile, timeout: float, flows: FlowsFolder = OWN) -> Runn
 
 
 def links(profile: Profile) -> None:
-    """Print where to look."""
+    """Print the addresses of both UIs."""
     console.print(
-        f"\nPrefect  {profile.page_url}"
+        f"\nPrefect  {profile.ui_url}"
         + (f"   API {profile.api_url}" if profile.split else "")
-        + "   what to log in with: make login"
+        + "   password: make login"
     )
     console.print(f"Hamilton {profile.hamilton_url}   user prefect")
 
@@ -258,16 +268,16 @@ def local_deployments(flows: FlowsFolder = OWN) -> list[str]:
             if deployment["work_pool"]["name"] == WORK_POOL
         ]
     except (OSError, yaml.YAMLError, LookupError, TypeError) as error:
-        raise ProfileError(f"{path} names no deployments: {error!r}.") from error
+        raise ProfileError(f"{path} does not define deployments: {error!r}.") from error
     if not names:
         raise ProfileError(f"{path} has no deployment in the work pool {WORK_POOL}: add one.")
     return names
 
 
 def deploy(profile: Profile, names: list[str], flows: FlowsFolder = OWN) -> None:
-    """Register deployments by Prefect's own command, in the environment of their folder.
+    """Register deployments with `prefect deploy`, in the environment of their folder.
 
-    With what the folder's state file asks for; that of this project is part of what `apply` does.
+    Also apply the state file of the folder; `apply` does this for the example flows.
     """
     state = flows.path / STATE_FILE
     if flows != OWN and state.exists():
@@ -277,16 +287,16 @@ def deploy(profile: Profile, names: list[str], flows: FlowsFolder = OWN) -> None
 
 
 def apply(profile: Profile) -> list[str]:
-    """Apply the desired state; returns what the bootstrap says, a line each."""
+    """Apply the desired state; returns the output of the bootstrap, one line per item."""
     record = str(profile.state / "bootstrap.json")
     files = ["--add", STATE_FILE, "--add", "scripts/local.yaml"]
     return _run(profile, [*APPLY, *files, "--record", record]).splitlines()
 
 
 def changes(lines: list[str]) -> list[str]:
-    """Return what a person wants to know of what the bootstrap said, in its own words.
+    """Return the lines of the bootstrap about updated and kept objects, without duplicates.
 
-    It runs twice: before the worker starts, and when the deployments are registered.
+    The bootstrap runs twice: before the worker starts, and after the deployments are registered.
     """
     worth = [
         line.strip() for line in lines if line.split(maxsplit=1)[:1] in (["updated"], ["kept"])
@@ -295,10 +305,11 @@ def changes(lines: list[str]) -> list[str]:
 
 
 def restart_interrupted_runs(profile: Profile, before: datetime) -> int:
-    """Schedule again the pool's runs that were under way when the last profile ended.
+    """Reschedule runs of the pool that were in progress when the previous profile stopped.
 
-    Their processes are gone, and nothing else would ever change their state. Loads are idempotent,
-    so a second start neither loses nor doubles a row. A run that was being cancelled is cancelled.
+    Their processes no longer exist, and nothing else would change their state. Loads are
+    idempotent, so a second start neither loses nor duplicates rows. A run in state Cancelling is
+    cancelled.
     """
     with profile.client() as http:
         count = 0
@@ -307,12 +318,12 @@ def restart_interrupted_runs(profile: Profile, before: datetime) -> int:
                 continue
             cancelled = run["state"]["type"] == "CANCELLING"
             state = (
-                {"type": "CANCELLED", "message": "The local profile ended."}
+                {"type": "CANCELLED", "message": "The local profile stopped."}
                 if cancelled
                 else {
                     "type": "SCHEDULED",
                     "name": "AwaitingRetry",
-                    "message": "The local profile ended while this run was under way.",
+                    "message": "The local profile stopped while this run was in progress.",
                     "state_details": {"scheduled_time": datetime.now(UTC).isoformat()},
                 }
             )
@@ -324,7 +335,7 @@ def restart_interrupted_runs(profile: Profile, before: datetime) -> int:
 
 
 def _runs_under_way(http: httpx.Client) -> list[dict[str, Any]]:
-    """Return all of them before any is changed: a change would shift the pages that follow."""
+    """Return all of them before any is changed: a change would shift the following pages."""
     query: dict[str, Any] = {
         "work_pools": {"name": {"any_": [WORK_POOL]}},
         "flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}},
@@ -364,12 +375,12 @@ def _await(probe: Any, timeout: float, state: Path) -> None:
 
 
 def _ended(state: Path) -> str:
-    return f"The local profile ended while it started.\n{_tail(state)}"
+    return f"The local profile stopped while it was starting.\n{_tail(state)}"
 
 
 def _tail(state: Path) -> str:
     log = Profile(state=state).log
-    return f"{local_profile.last_lines(log)}\nThe whole log: {_short(log)}"
+    return f"{local_profile.last_lines(log)}\nThe complete log: {_short(log)}"
 
 
 def _get(url: str, what: str) -> httpx.Response:
@@ -377,14 +388,14 @@ def _get(url: str, what: str) -> httpx.Response:
         response = httpx.get(url, timeout=5, trust_env=False)
         response.raise_for_status()
     except httpx.HTTPError as error:
-        raise _NotYet(f"{what} does not answer") from error
+        raise _NotYet(f"{what} does not respond") from error
     return response
 
 
 def _server(profile: Profile) -> None:
     _get(f"{profile.api_url}/health", "the Prefect server")
     if profile.split:
-        _get(f"{profile.page_url}/ui-settings", "Prefect's page")
+        _get(f"{profile.ui_url}/ui-settings", "the Prefect UI")
 
 
 def _hamilton(profile: Profile) -> None:
@@ -396,7 +407,7 @@ def _pool(profile: Profile) -> dict[str, Any]:
         with profile.client(timeout=5) as http:
             answer = http.get(f"/work_pools/{WORK_POOL}").raise_for_status()
     except httpx.HTTPError as error:
-        raise _NotYet(f"the work pool {WORK_POOL} does not answer") from error
+        raise _NotYet(f"the work pool {WORK_POOL} does not respond") from error
     pool: dict[str, Any] = answer.json()
     return pool
 
@@ -411,7 +422,7 @@ def _counted(names: list[str]) -> str:
 
 
 def _full_name(profile: Profile, name: str) -> str:
-    """Return `flow/deployment`, as `prefect deployment run` wants it."""
+    """Return `flow/deployment`, as `prefect deployment run` expects it."""
     with profile.client() as http:
         query = {"deployments": {"name": {"any_": [name]}}, "sort": "UPDATED_DESC", "limit": 1}
         found = http.post("/deployments/filter", json=query).raise_for_status().json()

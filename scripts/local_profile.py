@@ -1,8 +1,8 @@
-"""The local profile: its settings, its processes and what it keeps in the state folder.
+"""The local profile: its settings, its processes and its state folder.
 
-honcho runs the servers and the worker of the Procfile, all in one session of their own. Every
-process of it, flow runs included, carries the variable `MARKER` with the state folder as its
-value: that is how `end` finds all of them, whatever died before.
+honcho runs the servers and the worker of the Procfile in one session. The environment of each
+process, flow runs included, has the variable `MARKER` with the state folder as its value. `end`
+uses it to find all processes, even if their parent was killed.
 """
 
 import errno
@@ -34,15 +34,15 @@ WORK_POOL = "local-process-pool"
 MARKER = "PREFECT_HAMILTON_RUNNING"
 
 GRACE = 8.0
-"""Seconds that processes get to end by themselves before they are killed."""
+"""Seconds that processes have to terminate before they are killed."""
 
 
 class ProfileError(Exception):
-    """What a person can mend; the message names the cause and the way out."""
+    """An error that the user can fix; the message names the cause and the fix."""
 
 
 class Profile(BaseModel, frozen=True):
-    """Where the profile lives. The page and the API share a port unless they are split."""
+    """State folder and ports. The UI and the API share a port unless they are split."""
 
     state: Path
     port: int = 4200
@@ -51,7 +51,7 @@ class Profile(BaseModel, frozen=True):
 
     @property
     def split(self) -> bool:
-        """Whether the page and the API have ports of their own."""
+        """Whether the UI and the API have separate ports."""
         return self.api_port != self.port
 
     @property
@@ -60,8 +60,8 @@ class Profile(BaseModel, frozen=True):
         return f"http://{HOST}:{self.api_port}/api"
 
     @property
-    def page_url(self) -> str:
-        """Address of Prefect's page."""
+    def ui_url(self) -> str:
+        """Address of the Prefect UI."""
         return f"http://{HOST}:{self.port}"
 
     @property
@@ -91,12 +91,12 @@ class Profile(BaseModel, frozen=True):
 
     @property
     def auth(self) -> tuple[str, str]:
-        """User and password of Prefect, apart. Raises ProfileError."""
+        """User and password of Prefect as a tuple. Raises ProfileError."""
         user, _, password = self.auth_string.partition(":")
         return user, password
 
     def client(self, timeout: float = 30) -> httpx.Client:
-        """Return a client of Prefect's API, which knows the password."""
+        """Return an authenticated client of the Prefect API."""
         return httpx.Client(base_url=self.api_url, auth=self.auth, timeout=timeout, trust_env=False)
 
     def settings(self) -> dict[str, str]:
@@ -113,7 +113,7 @@ class Profile(BaseModel, frozen=True):
             "PREFECT_PROFILES_PATH": str(self.state / "prefect" / "profiles.toml"),
             "PREFECT_LOCAL_STORAGE_PATH": str(self.state / "results"),
             "PREFECT_API_URL": self.api_url,
-            "PREFECT_UI_URL": self.page_url,
+            "PREFECT_UI_URL": self.ui_url,
             "PREFECT_UI_API_URL": self.api_url,
             "PREFECT_UI_PORT": str(self.port),
             "PREFECT_UI_STATIC_DIRECTORY": str(_ui_path(self.state)),
@@ -123,7 +123,7 @@ class Profile(BaseModel, frozen=True):
             # password they are refused, and their answers are for the UI's own addresses only.
             "PREFECT_SERVER_API_AUTH_STRING": auth_string,
             "PREFECT_API_AUTH_STRING": auth_string,
-            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{self.page_url},http://localhost:{self.port}",
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{self.ui_url},http://localhost:{self.port}",
             # A command that misses the server says so, instead of starting one of its own.
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
             # A deployment whose schedules were taken out of prefect.yaml loses them.
@@ -163,7 +163,9 @@ class FlowsFolder:
         if path == ROOT:
             return cls(path)
         if not (path / "prefect.yaml").is_file():
-            raise ProfileError(f"{path} has no prefect.yaml: is it the folder of a repository?")
+            raise ProfileError(
+                f"{path} has no prefect.yaml: pass the folder of a flows repository."
+            )
         if not (path / "pyproject.toml").is_file():
             return cls(path)
         venv = path / ".venv"
@@ -184,14 +186,14 @@ OWN = FlowsFolder(ROOT)
 
 
 class Running(BaseModel):
-    """What `up` notes in the state folder while the profile is up (`running.json`)."""
+    """What `up` records in the state folder while the profile is running (`running.json`)."""
 
     profile: Profile
     pid: int
     hamilton: dict[str, str] = {}
 
     def save(self) -> None:
-        """Write it, at once or not at all."""
+        """Write the file atomically."""
         path = _running_path(self.profile.state)
         draft = path.with_suffix(".tmp")
         draft.write_text(self.model_dump_json(indent=2))
@@ -199,7 +201,7 @@ class Running(BaseModel):
 
 
 def stray(environment: Mapping[str, str]) -> list[str]:
-    """Return the variables that would lead Prefect to other servers or settings than ours.
+    """Return the variables that would point Prefect to other servers or settings.
 
     PYTHONDONTWRITEBYTECODE is among them: without cached bytecode every flow run would compile
     Prefect first, for seconds.
@@ -213,7 +215,7 @@ def stray(environment: Mapping[str, str]) -> list[str]:
 
 
 def shell_lines(settings: Mapping[str, str]) -> str:
-    """Return what a terminal evaluates to have these settings and no others of Prefect."""
+    """Return shell lines that export these settings and unset all others of Prefect."""
     unset = [f"unset {name}" for name in stray(os.environ) if name not in settings]
     return "\n".join(
         [*unset, *(f"export {name}={shlex.quote(value)}" for name, value in settings.items())]
@@ -221,7 +223,7 @@ def shell_lines(settings: Mapping[str, str]) -> str:
 
 
 def tracking(work_pool: Mapping[str, Any]) -> dict[str, str]:
-    """Return the settings of Hamilton tracking that a work pool holds, for a terminal."""
+    """Return the settings for Hamilton tracking in a work pool, for a terminal."""
     env = work_pool["base_job_template"]["variables"]["properties"]["env"].get("default") or {}
     return {name: value for name, value in env.items() if name.startswith("HAMILTON_UI_")}
 
@@ -232,7 +234,7 @@ def state_folder() -> Path:
 
 
 def prepare(state: Path) -> None:
-    """Make the state folder, or check that this version can read it. Raises ProfileError."""
+    """Create the state folder, or check that this version can read it. Raises ProfileError."""
     current = Version(version("prefect"))
     stamp = state / "prefect-version"
     try:
@@ -248,13 +250,13 @@ def prepare(state: Path) -> None:
         stamp.write_text(f"{current}\n")
         _prepare_ui(state)
     except OSError as error:
-        raise ProfileError(f"{state} cannot be used: {error.strerror}.") from error
+        raise ProfileError(f"The state folder {state} cannot be used: {error.strerror}.") from error
     except ValueError as error:
         raise ProfileError(f"{stamp} is damaged ({error}): move {state} away.") from error
 
 
 def running(state: Path) -> Running | None:
-    """Return what the last `up` noted; None when there is nothing or it cannot be read."""
+    """Return what the last `up` recorded; None if there is no readable record."""
     try:
         return Running.model_validate_json(_running_path(state).read_bytes())
     except (OSError, ValidationError):
@@ -274,13 +276,13 @@ def processes(state: Path) -> list[psutil.Process]:
 
 
 def manager(state: Path) -> psutil.Process | None:
-    """Return the profile's honcho when it is alive."""
+    """Return the honcho process of the profile if it is alive."""
     noted = running(state)
     return next((p for p in processes(state) if noted and p.pid == noted.pid), None)
 
 
 def check_ports(profile: Profile) -> None:
-    """Raise ProfileError naming who uses the ports that the profile needs, and the way out."""
+    """Raise ProfileError that names the processes on busy ports, and options for other ports."""
     wanted = {profile.api_port: "--api-port", profile.port: "--port"}
     wanted[profile.hamilton_port] = "--hamilton-port"
     busy = {port: option for port, option in wanted.items() if _is_busy(port)}
@@ -289,7 +291,7 @@ def check_ports(profile: Profile) -> None:
     users = ", ".join(f"port {port} is in use by {_listener(port)}" for port in busy)
     options = " ".join(f"{option} {_another(port)}" for port, option in busy.items())
     raise ProfileError(
-        f"{users[0].upper()}{users[1:]}: end what uses it, or choose another port by adding "
+        f"{users[0].upper()}{users[1:]}: stop that process, or choose another port by adding "
         f"OPTIONS='{options}' to the make command."
     )
 
@@ -338,7 +340,7 @@ def wipe(state: Path) -> None:
 
 
 def last_lines(log: Path, count: int = 12) -> str:
-    """Return the last lines of the log, of the process that ended first when one has ended.
+    """Return the last lines of the log: those of the process that ended first, if one has ended.
 
     honcho ends the others after it, and what they say then explains nothing.
     """
@@ -368,7 +370,7 @@ def _ui_path(state: Path) -> Path:
 
 
 def _prepare_ui(state: Path) -> None:
-    """Put into the state folder, once for each version, what Prefect serves as its UI."""
+    """Copy the files of the Prefect UI to the state folder, once per version."""
     target = _ui_path(state)
     if target.exists():
         return
@@ -404,7 +406,7 @@ def _command(process: psutil.Process) -> str:
 
 
 def _does_work(process: psutil.Process) -> bool:
-    """Whether it is the worker (or the shell that would start it again) or a flow run."""
+    """Whether it is a flow run, the worker, or the shell that would restart the worker."""
     try:
         return (
             "prefect worker start" in _command(process)
@@ -463,7 +465,7 @@ def _ensure_auth_string(state: Path) -> None:
 
 
 def _is_busy(port: int) -> bool:
-    """Whether somebody listens there. Raises ProfileError when it cannot be used at all."""
+    """Whether a process listens on the port. Raises ProfileError if it cannot be used at all."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

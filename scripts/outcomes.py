@@ -1,8 +1,8 @@
-"""What the demo's flow runs must leave behind, beyond their states.
+"""The results that the flow runs of the demo must leave behind, beyond their states.
 
-Rows and the load log in the warehouse, artifacts in Prefect, executions in the Hamilton UI, the
-model's verdict. Each check yields sentences on what is missing or wrong, and none when everything
-is as expected.
+These are rows and the load log in the warehouse, artifacts in Prefect, executions in the Hamilton
+UI, and the verdict on the model. Each check yields one sentence per missing or wrong result, and
+nothing if everything is as expected.
 """
 
 import re
@@ -21,7 +21,7 @@ ROWS = 4 * 1461
 MONTHS = 4 * 48
 """Metrics and months of the sample."""
 VERDICT = "The model beats the baseline."
-"""What the model's results say of the sample."""
+"""The verdict on the model that is trained on the sample."""
 
 Query = Callable[[str], list[dict[str, str]]]
 """Runs a query in the warehouse; the rows as text by column."""
@@ -29,7 +29,7 @@ Query = Callable[[str], list[dict[str, str]]]
 
 @dataclass(frozen=True)
 class Evidence:
-    """Where a run's outcome is looked up."""
+    """The places where the outcome of a run is looked up."""
 
     prefect: httpx.Client
     query: Query
@@ -42,7 +42,7 @@ class Evidence:
         return {artifact["key"]: artifact["data"] for artifact in reversed(found)}
 
     def execution(self, link: str) -> str:
-        """Return the status of the execution that a link to the Hamilton UI leads to."""
+        """Return the status of the execution behind a link to the Hamilton UI."""
         address = urlsplit(link)
         url = f"{address.scheme}://{address.netloc}/api/v1/dag_runs/{address.path.split('/')[-1]}"
         answer = httpx.get(url, headers=self.hamilton_headers, timeout=30, trust_env=False)

@@ -1,4 +1,4 @@
-"""Serve Prefect's page alone: `python -m scripts.prefect_ui --port 4200`.
+"""Serve the Prefect UI without the API: `python -m scripts.prefect_ui --port 4200`.
 
 For the local profile with `--api-port`: the page on one port, the API on another. The page learns
 the API's address from `PREFECT_UI_API_URL`. Unlike a second `prefect server start`, this opens no
@@ -17,7 +17,7 @@ HOST = "127.0.0.1"
 def main(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 4200,
 ) -> None:
-    """Serve Prefect's page on 127.0.0.1 until SIGTERM or Ctrl-C."""
+    """Serve the Prefect UI on 127.0.0.1 until SIGTERM or Ctrl-C."""
     uvicorn.run(create_ui_app(ephemeral=False), host=HOST, port=port, log_level="warning")
 
 

@@ -1,4 +1,4 @@
-"""Deletes the deployments of the pull request PULL_REQUEST, which have its tag."""
+"""Deletes the deployments with the tag of the pull request PULL_REQUEST."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The flow: reads the orders, executes the dataflow in a task, keeps its result as an artifact."""
+"""A flow that reads orders, executes a dataflow in a task, and saves the result as an artifact."""
 
 from pathlib import Path
 
@@ -14,20 +14,20 @@ ORDERS = Path(__file__).parent / "data" / "orders.csv"
 
 @task(retries=2, retry_delay_seconds=5)
 def read_orders(source: str) -> pd.DataFrame:
-    """Read the orders from a file or an address."""
+    """Read the orders from a file or a URL."""
     return pd.read_csv(source)
 
 
 @task
 def compute_revenue(orders: pd.DataFrame) -> dict[str, float]:
-    """Add up the orders; the Hamilton UI shows each node."""
+    """Execute the dataflow; the Hamilton UI shows each node."""
     run = dataflow.execute(revenue, ["revenue_by_day"], inputs={"orders": orders})
     return run["revenue_by_day"].to_dict()
 
 
 @flow
 def daily_revenue(source: str = str(ORDERS)) -> dict[str, float]:
-    """Add up what the paid orders of each day come to."""
+    """Compute the daily revenue of paid orders."""
     by_day = compute_revenue(read_orders(source))
     rows = [{"day": day, "revenue": total} for day, total in by_day.items()]
     create_table_artifact(rows, key="daily-revenue")

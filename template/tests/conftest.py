@@ -8,6 +8,6 @@ from prefect.testing.utilities import prefect_test_harness
 
 @pytest.fixture(scope="session")
 def prefect() -> Iterator[None]:
-    """Flows report to a Prefect server of the tests' own."""
+    """Run flows with a temporary Prefect server."""
     with prefect_test_harness(server_startup_timeout=120):
         yield

@@ -1,4 +1,4 @@
-"""The flow, with a Prefect server of the tests' own."""
+"""Tests of the flow with a temporary Prefect server."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_the_result_is_an_artifact() -> None:
     assert "daily-revenue" in keys
 
 
-def test_a_price_that_is_missing_fails_the_run(tmp_path: Path) -> None:
+def test_a_missing_price_fails_the_run(tmp_path: Path) -> None:
     source = tmp_path / "orders.csv"
     source.write_text("day,product,quantity,price,status\n2026-01-05,tea,1,,paid\n")
     state = daily_revenue(str(source), return_state=True)

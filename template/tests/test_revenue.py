@@ -1,4 +1,4 @@
-"""The dataflow by itself: no Prefect, no server."""
+"""Tests of the dataflow without Prefect."""
 
 import pandas as pd
 import pytest
@@ -8,7 +8,7 @@ from flows.dataflows import revenue
 
 
 def computed(orders: list[tuple[str, int, float, str]], output: str) -> pd.Series:
-    """Return what a node makes of these orders."""
+    """Return the result of a node for these orders."""
     table = pd.DataFrame(orders, columns=["day", "quantity", "price", "status"])
     return dataflow.execute(revenue, output, inputs={"orders": table})[output]
 

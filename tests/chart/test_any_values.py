@@ -119,7 +119,7 @@ def refuses_in_sentences(error: str) -> bool:
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(some_values())
-def test_any_values_render_or_are_refused_in_a_sentence(values: Object) -> None:
+def test_any_values_render_or_are_refused_in_one_sentence(values: Object) -> None:
     try:
         release = render(values)
     except RenderError as error:

@@ -85,7 +85,7 @@ def test_the_values_are_the_defaults(default: Release) -> None:
     assert found["HAMILTON_API_KEY"]["secretKeyRef"]["key"] == "api-key"
 
 
-def test_job_variables_win(default: Release) -> None:
+def test_job_variables_override_the_template(default: Release) -> None:
     job = flow_job(
         template(default),
         {
@@ -125,7 +125,7 @@ def test_a_pool_has_its_own_flow_pods(profiles: dict[str, Release]) -> None:
     assert pod["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
 
 
-def test_a_pool_may_differ_in_a_tag_alone_and_null_is_no_difference() -> None:
+def test_a_pool_may_differ_in_a_tag_and_null_is_no_difference() -> None:
     own = {"replicas": None, "image": {"tag": "7"}, "flows": {"image": {"tag": "8"}, "env": None}}
     release = render({"workers": {"gpu": own}, "flows": {"env": {"A": "b"}}})
     worker = release.get("Deployment", "worker-gpu")["spec"]
@@ -136,7 +136,7 @@ def test_a_pool_may_differ_in_a_tag_alone_and_null_is_no_difference() -> None:
     assert env(container)["A"] == "b"
 
 
-def test_pools_that_are_named_are_all_there_are() -> None:
+def test_only_the_listed_pools_are_created() -> None:
     assert workers({"workers": {"gpu": {}}}) == ["gpu"]
     release = render({"workers": {"gpu": {}}})
     state = yaml.safe_load(release.get("ConfigMap", "bootstrap")["data"]["state.yaml"])
@@ -160,7 +160,7 @@ def test_no_limit_means_none(default: Release) -> None:
     assert "activeDeadlineSeconds" not in (flow_job(template(release)))["spec"]
 
 
-def test_policies_find_flow_pods(default: Release) -> None:
+def test_network_policies_select_flow_pods(default: Release) -> None:
     """Prefect puts its own app.kubernetes.io labels on flow pods; ours must survive."""
     job = flow_job(template(default))
     own = job["spec"]["template"]["metadata"]["labels"]
@@ -186,7 +186,7 @@ def test_the_bootstrap_understands_its_state(
     assert sorted(pool.name for pool in state.work_pools) == sorted(pools)
 
 
-def test_one_namespace_for_role_template_and_observer() -> None:
+def test_role_template_and_observer_use_the_same_namespace() -> None:
     release = render({"flows": {"namespace": "elsewhere"}})
     assert template(release)["job_configuration"]["namespace"] == "elsewhere"
     assert release.get("Role", "worker")["metadata"]["namespace"] == "elsewhere"
@@ -198,7 +198,7 @@ def test_one_namespace_for_role_template_and_observer() -> None:
     )
 
 
-def test_the_own_namespace_stands_nowhere_but_in_metadata() -> None:
+def test_the_release_namespace_appears_in_metadata_only() -> None:
     """So that Kustomize can put a rendered release anywhere."""
     for name in set(PROFILES) - {"everything"}:
         for obj in render(profile_values(name), namespace="needle").objects:
@@ -217,7 +217,7 @@ def test_a_failed_run_is_reported_by_a_pod(default: Release) -> None:
     assert here == there.model_copy(update={"run_deployment": here.run_deployment})
 
 
-def test_an_entry_of_the_values_replaces_the_chart_s_of_the_same_name(tmp_path: Path) -> None:
+def test_an_entry_of_the_values_replaces_the_default_of_the_same_name(tmp_path: Path) -> None:
     automation = {"name": "report-failed-runs", "trigger": {}, "run_deployment": "a/b"}
     values = {"value": {"from_env": "MY_WAREHOUSE"}}
     block = {"name": "warehouse-url", "type": "secret", "values": values}
@@ -229,7 +229,7 @@ def test_an_entry_of_the_values_replaces_the_chart_s_of_the_same_name(tmp_path: 
     assert found["values"]["value"]["from_env"] == "MY_WAREHOUSE"
 
 
-def test_submodules_are_cloned_when_asked_for(profiles: dict[str, Release]) -> None:
+def test_submodules_are_cloned_on_request(profiles: dict[str, Release]) -> None:
     def variables(name: str) -> dict[str, Any]:
         job = profiles[name].job("bootstrap")["spec"]["template"]["spec"]
         return env(job["containers"][0])

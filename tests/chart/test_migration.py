@@ -141,7 +141,7 @@ def migrated(postgres: str) -> Database:
     return database
 
 
-def test_two_at_once_bring_the_schema_to_this_version(migrated: Database) -> None:
+def test_two_simultaneous_migrations_succeed(migrated: Database) -> None:
     scripts = ScriptDirectory(str(VERSIONS.parents[1]), version_locations=[str(VERSIONS)])
     assert migrated.schema()["revision"] == [(scripts.get_current_head(),)]
     tables = {name for (name, *_) in migrated.schema()["columns"]}
@@ -168,7 +168,7 @@ def test_a_second_migration_changes_nothing(migrated: Database) -> None:
     assert sorted(migrated.query(blocks)) == blocks_before
 
 
-def test_an_interrupted_first_migration_begins_again(postgres: str, migrated: Database) -> None:
+def test_an_interrupted_first_migration_starts_again(postgres: str, migrated: Database) -> None:
     database = Database(postgres, "interrupted")
     database.interrupt()
     with database.connected() as connection:
@@ -190,7 +190,7 @@ def test_an_interrupted_first_migration_begins_again(postgres: str, migrated: Da
     assert database.schema() == migrated.schema()
 
 
-def test_an_interrupted_migration_of_a_used_database_is_told(postgres: str) -> None:
+def test_an_interrupted_migration_of_a_used_database_is_reported(postgres: str) -> None:
     database = Database(postgres, "used")
     code, output = database.run(*UPGRADE, "--revision", BEFORE_INDEXES)
     assert code == 0, output

@@ -41,7 +41,7 @@ def test_a_pod_with_a_recent_heartbeat_is_alive(
 @pytest.mark.parametrize(
     "heartbeats", [{"pod-a#7": NOW - 61}, {"pod-b#7": NOW - 2}, {"pod-a-b#7": NOW - 2}]
 )
-def test_a_pod_without_one_is_dead(probe: ModuleType, heartbeats: dict[str, float]) -> None:
+def test_a_pod_without_a_heartbeat_is_dead(probe: ModuleType, heartbeats: dict[str, float]) -> None:
     assert probe.judge(heartbeats, "pod-a", NOW) == (
         False,
         "No heartbeat of pod-a in the last 60 s.",
@@ -49,7 +49,7 @@ def test_a_pod_without_one_is_dead(probe: ModuleType, heartbeats: dict[str, floa
 
 
 @pytest.mark.parametrize("heartbeats", [{}, {"worker-5f0c": NOW - 900}])
-def test_a_pod_is_not_ended_over_heartbeats_of_another_form(
+def test_unknown_heartbeats_do_not_end_a_pod(
     probe: ModuleType, heartbeats: dict[str, float]
 ) -> None:
     alive, said = probe.judge(heartbeats, "pod-a", NOW)

@@ -23,7 +23,7 @@ from tests.chart.charts import (
 from tests.chart.conftest import PROFILES, profile_values
 
 
-def test_the_default_is_a_whole_installation(default: Release) -> None:
+def test_the_default_values_are_a_complete_installation(default: Release) -> None:
     workloads = {
         name.removeprefix("demo-prefect-hamilton-")
         for kind, name in default.names()
@@ -34,7 +34,7 @@ def test_the_default_is_a_whole_installation(default: Release) -> None:
     assert jobs == {"bootstrap", "secrets"}
 
 
-def test_prefect_yaml_may_end_the_schedules_of_a_deployment(default: Release) -> None:
+def test_prefect_yaml_can_remove_the_schedules_of_a_deployment(default: Release) -> None:
     (bootstrap,) = [job for job in default.of("Job") if labels(job)[COMPONENT] == "bootstrap"]
     template = pod_template(bootstrap)
     assert template is not None
@@ -116,7 +116,7 @@ def test_several_servers_share_everything(profiles: dict[str, Release]) -> None:
         assert pod_template(deployment)["spec"]["topologySpreadConstraints"]
 
 
-def test_a_server_that_is_rolled_leaves_its_service_first(
+def test_a_replaced_server_leaves_its_service_first(
     default: Release, profiles: dict[str, Release]
 ) -> None:
     """Where its pod is deleted before there is another one, waiting would only cost time."""
@@ -138,7 +138,7 @@ def test_a_server_that_is_rolled_leaves_its_service_first(
     assert "lifecycle" not in container
 
 
-def test_a_worker_release_is_only_that(profiles: dict[str, Release]) -> None:
+def test_a_worker_only_release_has_no_server(profiles: dict[str, Release]) -> None:
     release = profiles["worker-only"]
     assert [labels(o)[COMPONENT] for o in release.of("Deployment")] == ["worker"]
     assert not release.of("StatefulSet") + release.of("Service") + release.of("Secret")
@@ -151,7 +151,7 @@ def test_a_worker_release_is_only_that(profiles: dict[str, Release]) -> None:
     assert "PREFECT_API_AUTH_STRING" not in worker
 
 
-def test_nothing_is_made_that_is_given(profiles: dict[str, Release]) -> None:
+def test_existing_secrets_are_not_created(profiles: dict[str, Release]) -> None:
     release = profiles["external"]
     assert not release.of("StatefulSet")
     assert {labels(job)[COMPONENT] for job in release.of("Job")} == {"bootstrap"}
@@ -202,7 +202,7 @@ def test_helm_3_and_helm_4_render_the_same() -> None:
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_the_output_reads_well(name: str, profiles: dict[str, Release]) -> None:
+def test_the_output_is_readable(name: str, profiles: dict[str, Release]) -> None:
     text = profiles[name].text
     assert not re.search(r"[ \t]+$", text, re.MULTILINE), "blanks at the end of a line"
     # Python scripts have two empty lines between functions; nothing has three.
@@ -228,7 +228,7 @@ def test_every_container_has_requests_limits_and_every_server_probes(
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_no_secret_is_in_clear(name: str, profiles: dict[str, Release]) -> None:
+def test_no_secret_is_in_plain_text(name: str, profiles: dict[str, Release]) -> None:
     """No Secret is rendered; what is called a password, key or token is a reference."""
     release = profiles[name]
     assert not release.of("Secret")
@@ -309,7 +309,7 @@ def test_a_jobs_name_follows_its_content() -> None:
     assert again["secrets"] != before["secrets"]
 
 
-def test_the_check_finds_what_it_is_for(default: Release) -> None:
+def test_the_check_finds_differences(default: Release) -> None:
     """Break an object in several ways: each is noticed."""
     deployment = default.get("Deployment", "server")
 
@@ -331,7 +331,7 @@ def test_the_check_finds_what_it_is_for(default: Release) -> None:
             check(broken(**spec))
 
 
-def test_the_chart_has_no_hooks_but_tests_and_asks_the_cluster_nothing() -> None:
+def test_the_chart_has_no_hooks_except_tests_and_no_lookups() -> None:
     sources = {p: p.read_text() for p in (CHART / "templates").rglob("*") if p.is_file()}
     for path, text in sources.items():
         code = re.sub(r"\{\{/\*.*?\*/\}\}", "", text, flags=re.DOTALL)

@@ -83,7 +83,7 @@ def text(data: dict[str, str], key: str) -> str:
     return base64.b64decode(data[key]).decode()
 
 
-def test_it_makes_what_pods_read_once(
+def test_the_secrets_job_creates_secrets_once(
     script: tuple[ModuleType, Secrets], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, secrets = script
@@ -104,7 +104,7 @@ def test_it_makes_what_pods_read_once(
     assert json.dumps(sorted(secrets.items())) == before
 
 
-def test_it_copies_what_flow_pods_read_into_their_namespace(
+def test_the_secrets_job_copies_secrets_into_the_flow_namespace(
     script: tuple[ModuleType, Secrets], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, secrets = script

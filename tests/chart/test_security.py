@@ -10,7 +10,7 @@ from tests.chart.charts import CHART, COMPONENT, Object, Release, labels, pod_te
 from tests.chart.test_worker_role import rules
 
 
-def test_roles_are_the_least(default: Release) -> None:
+def test_roles_are_minimal(default: Release) -> None:
     assert {role["metadata"]["name"].rsplit("-", 1)[1] for role in default.of("Role")} == {
         "worker",
         "secrets",
@@ -34,7 +34,7 @@ def test_secrets_are_read_only_to_copy_them() -> None:
     }
 
 
-def test_only_who_asks_kubernetes_has_a_token(profiles: dict[str, Release]) -> None:
+def test_only_pods_that_call_kubernetes_have_a_token(profiles: dict[str, Release]) -> None:
     for release in profiles.values():
         for account in release.of("ServiceAccount"):
             assert account["automountServiceAccountToken"] is False
@@ -69,7 +69,7 @@ def test_every_pod_has_a_policy(profiles: dict[str, Release]) -> None:
                 assert any(selector <= own for selector in covered), obj["metadata"]["name"]
 
 
-def test_who_reaches_the_databases(profiles: dict[str, Release]) -> None:
+def test_only_allowed_pods_reach_the_databases(profiles: dict[str, Release]) -> None:
     found = policies(profiles["high-availability"])
     servers = {"server", "background-services"}
     (valkey,) = found["valkey"]["ingress"]
@@ -105,7 +105,7 @@ def test_the_policies_of_both_ends_agree(name: str, profiles: dict[str, Release]
                 )
 
 
-def test_flow_egress_is_open_until_it_is_closed(default: Release) -> None:
+def test_flow_egress_is_open_by_default(default: Release) -> None:
     assert policies(default)["flow-run"]["egress"] == [{}]
     closed = policies(render({"networkPolicy": {"flowsEgress": []}}))["flow-run"]["egress"]
     assert {t for rule in closed for t in peers(rule, "to")} == {
@@ -116,7 +116,7 @@ def test_flow_egress_is_open_until_it_is_closed(default: Release) -> None:
     assert {} not in closed
 
 
-def test_web_pages_can_be_closed_to_others() -> None:
+def test_access_to_the_uis_can_be_restricted() -> None:
     ingress = [{"namespaceSelector": {"matchLabels": {"name": "ingress"}}}]
     (rule,) = policies(render({"networkPolicy": {"webFrom": ingress}}))["server"]["ingress"]
     assert ingress[0] in rule["from"]
@@ -132,7 +132,7 @@ def notes(*settings: str) -> str:
     return done.stdout.split("NOTES:")[1]
 
 
-def test_notes_tell_addresses_and_how_to_log_in() -> None:
+def test_the_notes_show_addresses_and_how_to_log_in() -> None:
     text = notes()
     assert "kubectl -n flows port-forward svc/demo-prefect-hamilton-server 4200:4200" in text
     assert "get secret demo-prefect-hamilton-auth" in text
@@ -166,17 +166,17 @@ def test_notes_tell_addresses_and_how_to_log_in() -> None:
         ("gitServer.enabled=true", "is for development"),
     ],
 )
-def test_notes_warn(setting: str, warning: str) -> None:
+def test_the_notes_warn_of_risks(setting: str, warning: str) -> None:
     assert warning in re.sub(r"\s+", " ", notes(setting))
 
 
-def test_notes_of_a_safe_release_warn_of_nothing() -> None:
+def test_the_notes_of_a_safe_release_have_no_warnings() -> None:
     own = ("postgres.enabled=false", "postgres.host=db", "postgres.existingSecret=db")
     text = notes(*own, "server.url=http://localhost:4200")
     assert "Mind" not in text
 
 
-def test_rbac_can_be_given_by_others() -> None:
+def test_rbac_can_be_managed_externally() -> None:
     release = render({"rbac": {"create": False}})
     assert not release.of("Role") + release.of("RoleBinding")
 

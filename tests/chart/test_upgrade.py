@@ -107,7 +107,7 @@ def scheduled_by_the_server(client: SyncPrefectClient, deployment_id: UUID) -> l
     return runs
 
 
-def test_what_an_older_server_holds_is_kept_and_a_run_in_flight_completes(
+def test_an_upgrade_keeps_the_database_and_a_run_in_progress_completes(
     storage: Storage, old_python: Path, tmp_path: Path
 ) -> None:
     home, port, go = tmp_path / "server", services.free_port(), tmp_path / "go"

@@ -46,7 +46,7 @@ def test_every_value_is_documented() -> None:
         assert f"| `{path}` |" in table
 
 
-def test_who_comes_from_other_charts_is_told_of_values_that_exist() -> None:
+def test_migration_guide_names_existing_values() -> None:
     known = {path for path, _, _ in chart_schema.documented()}
     known |= {path.rsplit(".", n)[0] for path in known for n in range(1, path.count(".") + 1)}
     shared = {path.split(".")[1] for path in known if path.startswith("global.")}
@@ -240,13 +240,13 @@ REMOTE = {"server": {"enabled": False}, "hamiltonUi": {"enabled": False}}
     ],
     ids=json.dumps,
 )
-def test_a_mistake_is_told_in_a_sentence(values: dict[str, Any], sentence: str) -> None:
+def test_a_user_error_is_reported_in_one_sentence(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RenderError) as error:
         template_text(values)
     assert sentence in str(error.value)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     with pytest.raises(RenderError) as error:
         template_text({"server": {"replicas": 2}, "ingress": {"enabled": True}})
     for sentence in ("valkey.enabled", "needs server.host", "needs hamiltonUi.host"):
@@ -270,7 +270,7 @@ def test_env_is_merged_by_name_and_null_removes() -> None:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_null_is_refused_or_is_as_nothing(profile: str) -> None:
+def test_null_is_refused_or_means_the_default(profile: str) -> None:
     """A key with nothing under it takes the default away; no template may stumble over that."""
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
     nullable = _nullable(defaults, defaults)
@@ -287,7 +287,7 @@ def test_null_is_refused_or_is_as_nothing(profile: str) -> None:
         ({"flows": {"deployments": None}}, "deployments"),
     ],
 )
-def test_null_for_a_section_or_a_switch_is_refused(values: dict[str, Any], missing: str) -> None:
+def test_null_for_a_section_or_switch_is_refused(values: dict[str, Any], missing: str) -> None:
     with pytest.raises(
         RenderError, match=rf"missing property '{missing}'|{missing} is required"
     ) as error:
@@ -317,7 +317,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return {**below, **above, **both}
 
 
-def test_a_large_number_is_written_out() -> None:
+def test_a_large_number_is_not_abbreviated() -> None:
     """Helm makes a float of a number, which a template would print as 2.592e+06."""
     large = 2592000
     release = render(
@@ -335,7 +335,7 @@ def test_a_large_number_is_written_out() -> None:
     assert found["PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD"] == "7776000"
 
 
-def test_an_arbitrary_user_id() -> None:
+def test_a_flow_runs_with_an_arbitrary_user_id() -> None:
     """A platform that gives each namespace its own user ids refuses fixed ones."""
     nothing = {"runAsUser": None, "runAsGroup": None, "fsGroup": None}
     release = render({"global": {"podSecurityContext": nothing}})

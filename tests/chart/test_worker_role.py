@@ -67,15 +67,15 @@ def rules(role: Object) -> set[tuple[str, str, str]]:
     }
 
 
-def test_the_role_is_what_the_calls_need(default: Release) -> None:
+def test_the_role_has_exactly_the_rights_that_are_used(default: Release) -> None:
     assert rules(default.get("Role", "worker")) == set(NEEDED)
 
 
-def test_the_table_holds_every_call_of_the_installed_version() -> None:
+def test_the_table_lists_every_call_of_the_installed_version() -> None:
     assert set().union(*NEEDED.values()) | set(NOT_MADE) == calls()
 
 
-def test_the_settings_keep_the_other_calls_from_being_made(default: Release) -> None:
+def test_settings_prevent_the_other_kubernetes_calls(default: Release) -> None:
     found = env(
         pod_template(default.get("Deployment", "worker-kubernetes"))["spec"]["containers"][0]
     )

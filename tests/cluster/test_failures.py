@@ -70,7 +70,7 @@ def test_a_killed_flow_pod_is_rescheduled(cluster: Cluster) -> None:
     assert cluster.wait_for_state(run_id, "Completed")["run_count"] == 2
 
 
-def test_a_flow_pod_that_is_gone_at_once_does_not_stay_running(cluster: Cluster) -> None:
+def test_a_run_whose_pod_vanishes_does_not_stay_running(cluster: Cluster) -> None:
     run_id = running(cluster)
     (pod,) = cluster.pods(run_id)
     cluster.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")

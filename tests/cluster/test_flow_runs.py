@@ -14,7 +14,7 @@ def container(pod: dict[str, Any]) -> dict[str, Any]:
     return dict(found)
 
 
-def test_job_variables_of_a_run_win(cluster: Cluster) -> None:
+def test_job_variables_of_a_run_override_the_deployment(cluster: Cluster) -> None:
     variables = {
         "cpu_request": "31m",
         "cpu_limit": "1",
@@ -34,7 +34,7 @@ def test_job_variables_of_a_run_win(cluster: Cluster) -> None:
     assert pod["metadata"]["labels"]["team"] == "metrics"
 
 
-def test_job_variables_of_a_deployment_win_over_the_template(cluster: Cluster) -> None:
+def test_job_variables_of_a_deployment_override_the_template(cluster: Cluster) -> None:
     deployment = cluster.deployment(cluster.probe("tells"))
     image = container_image(cluster)
     # Another name of the same image, where there is one.
@@ -99,13 +99,13 @@ def test_secrets_reach_a_pod_as_references(cluster: Cluster) -> None:
         assert cluster.secret(name, key) not in job
 
 
-def test_a_flow_that_eats_all_memory_is_told_of(cluster: Cluster) -> None:
+def test_an_out_of_memory_flow_is_reported(cluster: Cluster) -> None:
     run_id = cluster.start(cluster.probe("eats_memory"), job_variables={"memory_limit": "256Mi"})
     cluster.wait_for_state(run_id, "Crashed")
     cluster.wait_for_log(run_id, "OOMKilled")
 
 
-def test_a_pod_that_fits_nowhere_is_told_of_and_can_be_cancelled(cluster: Cluster) -> None:
+def test_an_unschedulable_pod_is_reported_and_can_be_cancelled(cluster: Cluster) -> None:
     run_id = cluster.start(cluster.probe("waits"), job_variables={"cpu_request": "64"})
     cluster.wait_for_log(run_id, "Insufficient cpu")
     cluster.cancel(run_id)
@@ -127,7 +127,7 @@ def no_pods_of(cluster: Cluster, run_id: str) -> None:
     assert not running
 
 
-def test_a_wrong_branch_is_told_in_the_log(cluster: Cluster) -> None:
+def test_a_wrong_branch_is_reported_in_the_log(cluster: Cluster) -> None:
     repository = f"git://{RELEASE}-git-server/flows.git"
     step = {"repository": repository, "branch": "absent"}
     steps = [{"prefect.deployments.steps.git_clone": step}]

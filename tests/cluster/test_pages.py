@@ -46,7 +46,7 @@ def latest(cluster: Cluster, deployment: str, state: str) -> Any:
     return found[0]
 
 
-def test_prefect_asks_for_the_password_and_shows_the_runs(
+def test_the_prefect_ui_requires_the_password_and_shows_the_runs(
     cluster: Cluster, page: Page, requested: set[str]
 ) -> None:
     log_in_to_prefect(cluster, page)
@@ -65,7 +65,7 @@ def test_prefect_asks_for_the_password_and_shows_the_runs(
 
 
 @pytest.mark.parametrize("base", prefect_views.UIS.values(), ids=prefect_views.UIS)
-def test_no_view_of_prefect_asks_a_third_party(
+def test_no_prefect_view_sends_third_party_requests(
     cluster: Cluster, page: Page, requested: set[str], base: str
 ) -> None:
     prefect = f"http://localhost:{cluster.port}"

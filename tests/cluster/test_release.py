@@ -21,7 +21,7 @@ K8S = {
 
 
 @needs_kind
-def test_it_says_where_the_pages_are_and_how_to_log_in(cluster: Cluster) -> None:
+def test_the_ui_addresses_and_the_log_in_are_printed(cluster: Cluster) -> None:
     assert f"http://localhost:{cluster.port}" in cluster.printed
     assert f"http://localhost:{cluster.hamilton_port}" in cluster.printed
     password = cluster.secret("auth", "auth-string")
@@ -30,7 +30,7 @@ def test_it_says_where_the_pages_are_and_how_to_log_in(cluster: Cluster) -> None
     assert cluster.run("sh", "-c", command.replace("log in", "")).strip() == password
 
 
-def test_the_release_passes_its_own_test(cluster: Cluster) -> None:
+def test_the_release_passes_helm_test(cluster: Cluster) -> None:
     assert "Succeeded" in cluster.helm("test", RELEASE)
 
 
@@ -75,7 +75,7 @@ def test_old_hamilton_runs_are_deleted_by_a_job(cluster: Cluster) -> None:
         cluster.kubectl("delete", "job", "retention-now")
 
 
-def test_a_stray_pod_reaches_the_pages_only(cluster: Cluster) -> None:
+def test_an_unrelated_pod_reaches_only_the_uis(cluster: Cluster) -> None:
     (worker,) = cluster.get("pods", "-l", "app.kubernetes.io/component=worker")["items"]
     pages = {f"{RELEASE}-server:4200", f"{RELEASE}-hamilton-ui:8241"}
     closed = {

@@ -76,7 +76,7 @@ def test_each_rule_is_in_one_of_these_tests() -> None:
 
 
 @pytest.mark.parametrize("rules", WATCHED, ids=["list", "watch"])
-def test_without_it_the_worker_cannot_watch(
+def test_without_the_right_the_worker_cannot_watch(
     rules: list[tuple[str, str]], role: dict[str, Any], cluster: Cluster, tmp_path: Path
 ) -> None:
     with without(cluster, role, rules, tmp_path):
@@ -85,7 +85,7 @@ def test_without_it_the_worker_cannot_watch(
             wait_until_refused(cluster, resource, verb)
 
 
-def test_without_it_a_run_does_not_start(
+def test_without_the_right_a_run_does_not_start(
     role: dict[str, Any], cluster: Cluster, tmp_path: Path
 ) -> None:
     restart(cluster)
@@ -94,7 +94,7 @@ def test_without_it_a_run_does_not_start(
     assert 'cannot create resource "jobs"' in run["state"]["message"]
 
 
-def test_without_it_the_end_of_a_pod_is_not_seen_to(
+def test_without_the_right_the_end_of_a_pod_is_not_noticed(
     role: dict[str, Any], cluster: Cluster, tmp_path: Path
 ) -> None:
     told = cluster.start(cluster.probe("waits"), job_variables=LAST_WORDS)

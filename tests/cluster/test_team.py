@@ -57,7 +57,7 @@ def test_a_run_from_a_terminal_completes_and_leaves_graph_and_links(cluster: Clu
     assert tags["prefect_flow_run_url"].endswith(found["id"])
 
 
-def test_kind_env_leads_to_both_servers(cluster: Cluster) -> None:
+def test_kind_env_connects_to_both_servers(cluster: Cluster) -> None:
     names = ("PREFECT_API_URL", "HAMILTON_API_URL", "HAMILTON_UI_USERNAME")
     shown = in_a_terminal(cluster, "; ".join(f'echo "${name}"' for name in names)).split()
     hamilton = f"http://localhost:{cluster.hamilton_port}"

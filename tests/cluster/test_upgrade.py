@@ -86,7 +86,7 @@ def test_an_upgrade_that_changes_nothing_rolls_nothing(cluster: Cluster) -> None
     assert {job["metadata"]["uid"] for job in cluster.get("jobs", "-l", BOOTSTRAP)["items"]} == jobs
 
 
-def test_an_upgrade_rolls_what_changed_and_spares_a_run(cluster: Cluster) -> None:
+def test_an_upgrade_rolls_changed_pods_and_keeps_a_run_alive(cluster: Cluster) -> None:
     before = cluster.uids()
     run_id = cluster.start(cluster.probe("waits"))
     cluster.wait_for_state(run_id, "Running")
@@ -110,7 +110,7 @@ def test_a_rollout_of_the_server_loses_no_request(cluster: Cluster) -> None:
     assert set(answers) == {"200"}
 
 
-def test_the_base_job_template_is_kept_in_step(cluster: Cluster) -> None:
+def test_the_base_job_template_is_kept_in_sync(cluster: Cluster) -> None:
     def request() -> Any:
         template = cluster.api.get("/work_pools/kubernetes").json()["base_job_template"]
         return template["variables"]["properties"]["cpu_request"]["default"]
@@ -121,7 +121,7 @@ def test_the_base_job_template_is_kept_in_step(cluster: Cluster) -> None:
     assert request() == "30m"
 
 
-def test_it_grows_to_several_servers(cluster: Cluster) -> None:
+def test_a_release_scales_to_several_servers(cluster: Cluster) -> None:
     if not KUBECONFIG:
         kind.load_images(NAME, ["valkey/valkey:8"])
     upgrade(cluster, "--set", "server.replicas=2,valkey.enabled=true")
@@ -151,7 +151,7 @@ def test_it_grows_to_several_servers(cluster: Cluster) -> None:
     assert cluster.flow_run(run_id)["state_name"] == "Failed"
 
 
-def test_a_backup_brings_back_what_was_lost(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_restored_backup_brings_back_lost_data(cluster: Cluster, tmp_path: Path) -> None:
     """With the commands of docs/operate.md."""
     database = f"statefulset/{RELEASE}-postgres"
     runs = {run["id"] for run in cluster.post("/flow_runs/filter", limit=200)}
@@ -171,7 +171,7 @@ def test_a_backup_brings_back_what_was_lost(cluster: Cluster, tmp_path: Path) ->
     assert runs <= {run["id"] for run in cluster.post("/flow_runs/filter", limit=200)}
 
 
-def test_data_and_passwords_outlive_the_release(cluster: Cluster, tmp_path: Path) -> None:
+def test_data_and_passwords_survive_helm_uninstall(cluster: Cluster, tmp_path: Path) -> None:
     password = cluster.secret("auth", "auth-string")
     runs = {run["id"] for run in cluster.post("/flow_runs/filter", limit=200)}
     values = tmp_path / "values.json"

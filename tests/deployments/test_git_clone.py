@@ -100,7 +100,7 @@ def clone_from_pod_environment(prefect_api: str) -> None:
     deploy(prefect_api, "walkthrough-k8s")
 
 
-def test_all_register_with_their_schedules_and_triggers(prefect_api: str) -> None:
+def test_all_deployments_register_with_schedules_and_triggers(prefect_api: str) -> None:
     printed = deploy(prefect_api, "*-k8s", FLOWS_REPOSITORY="https://git.example.org/flows.git")
     with get_client(sync_client=True) as client:
         deployments = {d.name: d for d in client.read_deployments() if d.name.endswith("-k8s")}
@@ -181,7 +181,7 @@ def add_submodule(repository: Path, url: str, commit: str) -> None:
 
 
 @pytest.mark.parametrize("pinned_by", ["FLOWS_BRANCH", "FLOWS_COMMIT"])
-def test_private_submodules_are_cloned_with_the_same_token_where_they_are_asked_for(
+def test_private_submodules_are_cloned_with_the_same_token_on_request(
     pinned_by: str,
     prefect_api: str,
     git_server: GitServer,
@@ -225,7 +225,7 @@ def test_private_submodules_are_cloned_with_the_same_token_where_they_are_asked_
     ],
     ids=["wrong token", "no token", "no such repository", "no such branch", "no such commit"],
 )
-def test_a_failed_clone_is_told_in_one_sentence(
+def test_a_failed_clone_is_reported_in_one_sentence(
     path: str,
     environment: dict[str, str],
     cause: str,
@@ -257,7 +257,7 @@ def test_a_failed_clone_is_told_in_one_sentence(
     ("pinned_by", "answers"),
     [("FLOWS_BRANCH", (503, 503)), ("FLOWS_COMMIT", (200, 200, 200, 503, 200, 200, 200, 503))],
 )
-def test_a_git_server_that_fails_for_a_moment_is_asked_again(
+def test_a_clone_is_retried_after_a_brief_git_server_failure(
     pinned_by: str,
     answers: tuple[int, ...],
     prefect_api: str,
@@ -279,7 +279,7 @@ def test_a_git_server_that_fails_for_a_moment_is_asked_again(
     assert run.state.is_completed(), run
 
 
-def test_a_git_server_that_stays_away_is_told(
+def test_a_git_server_that_stays_unavailable_is_reported(
     prefect_api: str,
     git_server: GitServer,
     flow_repository: Path,

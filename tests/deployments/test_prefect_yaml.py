@@ -41,7 +41,7 @@ def test_both_profiles_hold_the_same_flows() -> None:
     assert common(in_pool("local-process-pool")) == common(in_pool("kubernetes"))
 
 
-def test_names_are_unique_and_only_those_for_kubernetes_end_in_k8s() -> None:
+def test_deployment_names_are_unique_and_end_in_k8s_on_kubernetes_only() -> None:
     names = [d["name"] for d in DEPLOYMENTS]
     assert len(set(names)) == len(names)
     assert all(d["name"].endswith("-k8s") for d in in_pool("kubernetes"))

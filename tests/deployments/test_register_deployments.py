@@ -62,7 +62,7 @@ def register_walkthrough(
     ("pinned_by", "answers"),
     [("branch", (503, 503)), ("commit", (200, 200, 200, 503, 200, 200, 200, 503))],
 )
-def test_a_git_server_that_fails_for_a_moment_is_asked_again(
+def test_a_clone_is_retried_after_a_brief_git_server_failure(
     pinned_by: str,
     answers: tuple[int, ...],
     prefect_api: str,
@@ -106,7 +106,7 @@ def test_a_git_server_that_fails_for_a_moment_is_asked_again(
     ],
     ids=["wrong token", "no such commit", "short commit", "no such branch"],
 )
-def test_a_repository_that_cannot_be_cloned_is_told(
+def test_a_repository_that_cannot_be_cloned_is_reported(
     path: str,
     environment: dict[str, str],
     cause: str,
@@ -130,7 +130,7 @@ def test_a_repository_that_cannot_be_cloned_is_told(
 
 
 @pytest.mark.parametrize("ref", ["main", "v1", "HEAD", "head in capitals"])
-def test_prefect_yaml_gets_the_reference_and_deploy_the_names(
+def test_the_pull_step_gets_the_reference_and_deploy_gets_the_names(
     ref: str, flow_repository: Path, tmp_path: Path
 ) -> None:
     git("tag", "v1", cwd=flow_repository)
@@ -150,7 +150,7 @@ def test_prefect_yaml_gets_the_reference_and_deploy_the_names(
     assert f"{given} --no-prompt deploy --name *-k8s --name nightly" in output
 
 
-def test_a_repository_without_prefect_yaml_is_told(tmp_path: Path) -> None:
+def test_a_repository_without_prefect_yaml_is_reported(tmp_path: Path) -> None:
     source = tmp_path / "source"
     git("init", "--quiet", "--initial-branch=main", str(source))
     git("commit", "--quiet", "--allow-empty", "-m", "Nothing", cwd=source)
@@ -163,7 +163,7 @@ def test_a_repository_without_prefect_yaml_is_told(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_missing_is_told(tmp_path: Path) -> None:
+def test_missing_resources_are_reported(tmp_path: Path) -> None:
     known = {k: v for k, v in os.environ.items() if not k.startswith("FLOWS_")}
     known["FLOWS_REF"] = "main"
     code, output = register("nightly", folder=tmp_path, environment=known)
@@ -178,7 +178,7 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
         ("https://[git/flows.git", "main", "Invalid IPv6 URL"),
     ],
 )
-def test_what_prefect_does_not_clone_is_one_sentence(
+def test_an_unsupported_repository_address_is_reported_in_one_sentence(
     repository: str, ref: str, cause: str, tmp_path: Path
 ) -> None:
     environment = {**os.environ, "FLOWS_REPOSITORY": repository, "FLOWS_REF": ref}
@@ -186,7 +186,7 @@ def test_what_prefect_does_not_clone_is_one_sentence(
     assert (code, output) == (1, f"bootstrap: Cannot clone {repository} at {ref}: {cause}.\n")
 
 
-def test_a_token_for_an_address_without_tls_is_said_to_be_unused(
+def test_a_token_for_an_address_without_tls_is_reported_as_unused(
     prefect_api: str, git_server: GitServer, flow_repository: Path, tmp_path: Path
 ) -> None:
     git_server.publish(flow_repository, "private/register-http")
@@ -214,7 +214,7 @@ def test_a_token_for_an_address_without_tls_is_said_to_be_unused(
     assert git_server.token not in output
 
 
-def test_an_unclear_wish_for_submodules_is_refused(tmp_path: Path) -> None:
+def test_an_ambiguous_submodules_setting_is_refused(tmp_path: Path) -> None:
     environment = {
         **os.environ,
         "FLOWS_REPOSITORY": "https://git.example.org/flows.git",
@@ -271,7 +271,7 @@ def test_an_address_with_a_credential_is_refused_without_quoting_it(
         "file:///srv/flows@2.git",
     ],
 )
-def test_a_user_of_ssh_is_no_credential(module: ModuleType, repository: str) -> None:
+def test_an_ssh_user_name_is_not_a_credential(module: ModuleType, repository: str) -> None:
     assert not module.holds_credential(repository)
 
 
@@ -279,7 +279,7 @@ def test_a_user_of_ssh_is_no_credential(module: ModuleType, repository: str) -> 
 @settings(
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_no_token_appears_when_it_is_refused(
+def test_a_refused_token_is_not_shown(
     module: ModuleType, git_server: GitServer, token: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     environment = {
@@ -297,7 +297,7 @@ def test_no_token_appears_when_it_is_refused(
         assert word not in output
 
 
-def test_what_the_flows_need_is_registered_with_them(
+def test_the_state_file_of_the_flows_is_applied_with_them(
     prefect_api: str, git_server: GitServer, flow_repository: Path, tmp_path: Path
 ) -> None:
     name = f"of_the_repository_{uuid4().hex}"
@@ -319,7 +319,7 @@ def test_what_the_flows_need_is_registered_with_them(
     assert variable.value == 7
 
 
-def test_a_repository_reads_no_secret_of_the_bootstrap(tmp_path: Path) -> None:
+def test_the_state_file_of_a_repository_cannot_read_bootstrap_secrets(tmp_path: Path) -> None:
     path = tmp_path / "prefect-state.yaml"
     secret = {"name": "a", "type": "secret", "values": {"value": {"from_env": "WAREHOUSE_URL"}}}
     path.write_text(yaml.safe_dump({"blocks": [secret]}))
@@ -327,7 +327,7 @@ def test_a_repository_reads_no_secret_of_the_bootstrap(tmp_path: Path) -> None:
         desired_state.load_repository(path)
 
 
-def test_schedules_that_prefect_yaml_ends_are_ended(
+def test_schedules_removed_from_prefect_yaml_are_deleted(
     prefect_api: str, git_server: GitServer, flow_repository: Path, tmp_path: Path
 ) -> None:
     repository = tmp_path / "repository"

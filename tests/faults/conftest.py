@@ -2,7 +2,7 @@
 
     make test-faults                                        # both installations, three seeds each
     make test-faults OPTIONS='-k test_load' FAULTS_RUNS=40 FAULTS_SEEDS='7'
-    make test-faults OPTIONS='-k "test_one_fault and worker_stopped"'
+    make test-faults OPTIONS='-k "test_a_named_fault and worker_stopped"'
 
 | Variable | Default | |
 |---|---|---|

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "_"))
-def test_one_fault(
+def test_a_named_fault(
     load: Load, profile: str, fault: Fault, reports: list[Report], say: Callable[[str], None]
 ) -> None:
     if fault.needs and not names(load.cluster, component(fault.needs)):

@@ -53,7 +53,7 @@ def rows(execution: str, *, attempt: int = 1, outcome: str | None = "ok") -> lis
         ("succeeds", [*ONCE, COMPLETED], rows("killed"), "right", 0, 0),
     ],
 )
-def test_a_run_gets_its_word(
+def test_a_run_is_classified(
     kind: str,
     states: list[tuple[str, str]],
     written: list[dict[str, Any]],
@@ -69,7 +69,7 @@ def test_a_run_gets_its_word(
     assert (report.bad == {}) == good
 
 
-def test_the_longest_gap_counts_from_the_first_moment_to_the_last() -> None:
+def test_the_longest_gap_includes_start_and_end() -> None:
     starts = [{"event": "start", "arrived": at} for at in (3.0, 4.0, 9.0)]
     assert longest_gap(starts, since=0.0, until=10.0) == 5.0
     assert longest_gap([], since=0.0, until=10.0) == 10.0

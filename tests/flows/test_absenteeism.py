@@ -35,7 +35,7 @@ def _artifacts(state: State[Any]) -> dict[str, Artifact]:
     return {str(artifact.key): artifact for artifact in artifacts}
 
 
-def test_default_run_evaluates_on_people_not_trained_on_and_publishes_it() -> None:
+def test_the_default_run_evaluates_on_held_out_people_and_publishes_the_result() -> None:
     state = _run()
 
     assert state.is_completed(), state.message
@@ -77,7 +77,7 @@ def test_a_repeated_run_with_persisted_results_gives_the_same_scores(tmp_path: P
     assert list(tmp_path.iterdir())
 
 
-def test_a_model_that_knows_nothing_useful_is_said_not_to_beat_the_baseline() -> None:
+def test_a_useless_model_is_reported_not_to_beat_the_baseline() -> None:
     state = _run(feature_set=["has_pets"])
 
     assert state.result().verdict == "The model does not beat the baseline."
@@ -115,7 +115,7 @@ def test_verdict(improvement: float, low: float | None, expected: str) -> None:
         ({"validation_user_ids": [35]}, "No absences of the validation user ids 35 in the data"),
     ],
 )
-def test_a_users_mistake_is_one_line_without_traceback(
+def test_a_user_error_is_one_line_without_traceback(
     parameters: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = _run(**parameters)
@@ -139,7 +139,7 @@ def test_a_users_mistake_is_one_line_without_traceback(
         {"raw_data_location": ""},
     ],
 )
-def test_parameters_that_make_no_sense_are_refused_by_name(parameters: dict[str, Any]) -> None:
+def test_invalid_parameters_are_refused_by_name(parameters: dict[str, Any]) -> None:
     with pytest.raises(ParameterTypeError, match=re.escape(f" - {next(iter(parameters))}")):
         absenteeism_prediction_flow.validate_parameters(parameters)
 
@@ -184,7 +184,7 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("status", "attempts"), [(503, 3), (404, 1)])
-def test_a_web_server_that_errs_is_asked_again_one_that_refuses_not(
+def test_server_errors_are_retried_and_client_errors_are_not(
     web_server: WebServer, status: int, attempts: int
 ) -> None:
     location = web_server.serve("/raw.csv?token=s3cret", b"", status=status)

@@ -93,7 +93,7 @@ def test_raw_data_may_come_from_a_file_or_the_web(tmp_path: Path, web_server: We
         pd.testing.assert_frame_equal(_raw_data(location), expected)
 
 
-def test_a_table_has_the_bounds_of_a_source(tmp_path: Path) -> None:
+def test_a_table_source_has_the_same_limits(tmp_path: Path) -> None:
     large = tmp_path / "large.csv"
     large.write_bytes(b"a;b\n" * 300_000)
     with pytest.raises(ExtractError, match="larger than 1 MB"):
@@ -118,14 +118,14 @@ def test_bad_raw_data_is_refused_with_the_cause(edit: Any, message: str) -> None
         _features(bad, ["age"])
 
 
-def test_what_is_no_csv_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_csv_is_refused(tmp_path: Path) -> None:
     bad = tmp_path / "bad.csv"
     bad.write_bytes(b"\xff\xfe\x00binary\x00")
     with pytest.raises(ExtractError, match=r"Cannot read file:///.*/bad.csv as csv: 'utf-8' codec"):
         _raw_data(bad.as_uri())
 
 
-def test_nobody_is_both_trained_and_measured_on() -> None:
+def test_no_person_is_in_both_training_and_test_data() -> None:
     result = _model(_people(), [2, 5], ["training_data", "validation_data", "predictions"])
 
     assert set(result["validation_data"]["user_id"]) == {2, 5}
@@ -134,7 +134,7 @@ def test_nobody_is_both_trained_and_measured_on() -> None:
 
 
 @pytest.mark.parametrize("label", [HOURS, "full_day_absence"])
-def test_a_model_finds_what_there_is_to_find(label: str) -> None:
+def test_a_model_learns_a_real_effect(label: str) -> None:
     held_out = [2, 4, 5, 6, 8]
     result = _model(_people(people=14), held_out, ["comparison", "cross_validation"], label)
 
@@ -150,7 +150,7 @@ def test_a_model_finds_what_there_is_to_find(label: str) -> None:
     assert (folds["model_loss"] < folds["baseline_loss"]).all()
 
 
-def test_the_baseline_knows_the_training_data_only() -> None:
+def test_the_baseline_uses_training_data_only() -> None:
     data = _people()
     data.loc[data["user_id"] == 2, HOURS] = 100.0
 
@@ -198,7 +198,7 @@ def of_nothing(sample: pd.DataFrame) -> list[tuple[pd.DataFrame, float]]:
 
 
 @pytest.mark.parametrize("people", [1, 2, 3, 4, 5, 6, 8, 10, 17])
-def test_of_models_that_learned_nothing_at_most_one_in_forty_is_said_to_beat_the_baseline(
+def test_at_most_one_in_forty_useless_models_beats_the_baseline(
     of_nothing: list[tuple[pd.DataFrame, float]], people: int
 ) -> None:
     verdicts = []
@@ -216,7 +216,7 @@ def test_of_models_that_learned_nothing_at_most_one_in_forty_is_said_to_beat_the
 
 
 @pytest.mark.parametrize("people", [5, 6, 8, 10, 17])
-def test_of_models_as_good_as_the_baseline_the_interval_excludes_0_in_its_share(
+def test_the_interval_of_a_baseline_model_excludes_0_at_the_nominal_rate(
     people: int,
 ) -> None:
     """At the border itself, with people of 3 to 60 absences: 2.5 % above 0, as promised."""
@@ -232,7 +232,7 @@ def test_of_models_as_good_as_the_baseline_the_interval_excludes_0_in_its_share(
 
 
 @pytest.mark.parametrize("label", [HOURS, "full_day_absence"])
-def test_the_whole_dataflow_on_the_sample_and_on_its_shuffled_labels(
+def test_the_dataflow_on_the_sample_and_on_shuffled_labels(
     sample: pd.DataFrame, label: str
 ) -> None:
     def compared(data: pd.DataFrame) -> absenteeism_model.Comparison:
@@ -249,7 +249,7 @@ def test_the_whole_dataflow_on_the_sample_and_on_its_shuffled_labels(
         assert _verdict(compared(sample.assign(**{label: shuffled}))) != BEATS
 
 
-def test_weights_say_which_columns_the_linear_model_uses() -> None:
+def test_weights_name_the_columns_of_the_linear_model() -> None:
     weights = _model(_people(), [2], ["weights"])["weights"]
 
     assert set(weights["column"]) == {"kind_long", "kind_short", "age"}
@@ -266,7 +266,7 @@ def test_weights_say_which_columns_the_linear_model_uses() -> None:
         ([1, 2, 3, 4, 5, 6, 7], "leave fewer than two people to train on"),
     ],
 )
-def test_a_split_that_cannot_be_is_refused(held_out: list[int], message: str) -> None:
+def test_an_impossible_split_is_refused(held_out: list[int], message: str) -> None:
     with pytest.raises(SplitError, match=message):
         _model(_people(), held_out, ["comparison"])
 
@@ -276,7 +276,7 @@ def test_training_data_without_any_difference_is_refused() -> None:
         _model(_people().assign(**{HOURS: 8.0}), [1], ["comparison"])
 
 
-def test_scores_that_are_not_defined_are_not_numbers() -> None:
+def test_undefined_scores_are_nan() -> None:
     data = _people()
     data.loc[data["user_id"] == 2, "full_day_absence"] = 0
 

@@ -71,7 +71,9 @@ def good_records(count: int) -> list[dict[str, Any]]:
     return [{"time": day, "metric": "wind", "value": 3.0} for day in days]
 
 
-def test_the_default_run_loads_the_sample_and_again_changes_nothing(any_warehouse: str) -> None:
+def test_the_default_run_loads_the_sample_and_a_second_run_changes_nothing(
+    any_warehouse: str,
+) -> None:
     states = [run(), run(batch_size=5000)]
     summary = states[0].result(raise_on_failure=False)
     assert isinstance(summary, LoadSummary), states[0].message
@@ -86,7 +88,7 @@ def test_the_default_run_loads_the_sample_and_again_changes_nothing(any_warehous
     assert set(loads["rows_written"]) == {SAMPLE_ROWS}
 
 
-def test_what_a_person_finds_in_the_artifacts(duckdb_warehouse: str) -> None:
+def test_the_artifacts_explain_the_result(duckdb_warehouse: str) -> None:
     state = run(target_table="warehouse.test.metrics")
     found = artifacts(run_id(state))
     preview = json.loads(str(found["pipeline-preview"].data))
@@ -103,7 +105,9 @@ def test_what_a_person_finds_in_the_artifacts(duckdb_warehouse: str) -> None:
         assert "data:image/png;base64," in str(found[f"hamilton-dag-{task}"].data)
 
 
-def test_bad_records_are_kept_with_their_reason_once(any_warehouse: str, tmp_path: Path) -> None:
+def test_bad_records_are_quarantined_once_with_their_reason(
+    any_warehouse: str, tmp_path: Path
+) -> None:
     bad = [
         {"time": "2024-01-01", "metric": "wind", "value": "calm"},
         {"time": None, "metric": "wind", "value": 1},
@@ -145,7 +149,7 @@ def test_too_many_bad_records_fail_the_run_with_the_counts(
         Variable.unset("max_rejected_ratio")
 
 
-def test_of_a_wrong_file_only_the_first_records_are_kept(
+def test_the_quarantine_keeps_only_the_first_records_of_a_bad_file(
     duckdb_warehouse: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data_pipeline, "QUARANTINE_LIMIT", 5)
@@ -159,7 +163,7 @@ def test_of_a_wrong_file_only_the_first_records_are_kept(
     assert sorted(read(duckdb_warehouse, "quarantine")["record_number"]) == [1, 2, 3, 4, 5]
 
 
-def test_a_source_with_part_of_a_month_keeps_the_rest_of_it(
+def test_a_partial_month_keeps_the_other_records_of_that_month(
     any_warehouse: str, tmp_path: Path
 ) -> None:
     assert run(source_url=source(tmp_path, good_records(60))).is_completed()
@@ -173,7 +177,7 @@ def test_a_source_with_part_of_a_month_keeps_the_rest_of_it(
     assert rows.loc["2024-02-11", "rolling_mean_7d"] == pytest.approx((6 * 3 + 5) / 7)
 
 
-def test_a_table_that_is_in_the_way_is_named_at_once(
+def test_a_table_with_other_columns_is_reported_at_once(
     any_warehouse: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert run().is_completed()
@@ -185,7 +189,7 @@ def test_a_table_that_is_in_the_way_is_named_at_once(
     assert not [one for one in caplog.records if "Retry" in one.getMessage()]
 
 
-def test_a_variable_that_is_no_number_is_named(duckdb_warehouse: str) -> None:
+def test_a_variable_that_is_not_a_number_is_reported(duckdb_warehouse: str) -> None:
     Variable.set("anomaly_z_threshold", "three", overwrite=True)
     try:
         state = run()
@@ -195,7 +199,7 @@ def test_a_variable_that_is_no_number_is_named(duckdb_warehouse: str) -> None:
     assert "variable anomaly_z_threshold is 'three': set it to a number" in str(state.message)
 
 
-def test_an_invalid_url_is_tried_four_times_and_named(
+def test_an_invalid_url_is_tried_four_times_and_reported(
     duckdb_warehouse: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = run(source_url="invalid://url")
@@ -212,7 +216,7 @@ def test_an_invalid_url_is_tried_four_times_and_named(
 
 
 @pytest.mark.parametrize(("status", "attempts"), [(404, 1), (503, 4)])
-def test_a_source_is_asked_again_only_when_that_may_help(
+def test_a_source_is_retried_only_for_transient_errors(
     duckdb_warehouse: str,
     web_server: WebServer,
     caplog: pytest.LogCaptureFixture,
@@ -225,9 +229,7 @@ def test_a_source_is_asked_again_only_when_that_may_help(
     assert "Traceback" not in caplog.text
 
 
-def test_any_text_is_loaded_or_kept_in_quarantine_as_it_came(
-    any_warehouse: str, tmp_path: Path
-) -> None:
+def test_any_text_is_loaded_or_quarantined_unchanged(any_warehouse: str, tmp_path: Path) -> None:
     odd = ["\0", "wi\0nd", "\ud800", "\udfff x", "m" * 5000, "", " ", "now", "é\u2028'\"", "1e999"]
     bad = [
         {"time": "2024-01-01", "metric": "wind", "value": 3.0} | {column: text}
@@ -251,7 +253,7 @@ def test_any_text_is_loaded_or_kept_in_quarantine_as_it_came(
     assert kept["reasons"].ne("").all()
 
 
-def test_a_catalog_that_is_not_the_warehouse_fails_before_anything_is_read(
+def test_a_wrong_catalog_fails_before_the_source_is_read(
     duckdb_warehouse: str,
 ) -> None:
     state = run(target_table="lake.prod.metrics")
@@ -284,7 +286,7 @@ def test_the_run_form_describes_every_parameter() -> None:
         (["--source-url", ""], "source_url: String should have at least 1 character"),
     ],
 )
-def test_a_wrong_argument_is_one_line_and_an_exit_code(
+def test_a_wrong_argument_is_one_line_with_an_exit_code(
     arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert data_pipeline.main(arguments) == 2
@@ -292,7 +294,7 @@ def test_a_wrong_argument_is_one_line_and_an_exit_code(
     assert told in line
 
 
-def test_the_command_prints_what_it_did(
+def test_the_command_prints_its_changes(
     duckdb_warehouse: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert data_pipeline.main([]) == 0
@@ -313,7 +315,7 @@ def pipeline_process(prefect_api: str, *arguments: str) -> "subprocess.Popen[byt
 @pytest.mark.parametrize(
     ("transactions", "again"), [(40, "rescheduled"), (40, "repeated"), (75, "repeated")]
 )
-def test_killed_in_the_middle_and_run_again_nothing_is_lost_or_double(
+def test_a_killed_load_that_is_repeated_loses_and_duplicates_nothing(
     any_warehouse: str, prefect_api: str, transactions: int, again: str
 ) -> None:
     process = pipeline_process(prefect_api, "20", str(transactions))
@@ -340,9 +342,7 @@ def test_killed_in_the_middle_and_run_again_nothing_is_lost_or_double(
         assert loads.loc[killed, "status"] == "interrupted"
 
 
-def test_two_processes_that_load_at_once_both_succeed(
-    duckdb_warehouse: str, prefect_api: str
-) -> None:
+def test_two_simultaneous_loads_both_succeed(duckdb_warehouse: str, prefect_api: str) -> None:
     processes = [pipeline_process(prefect_api, "100", "0") for _ in range(2)]
     assert [process.wait(timeout=200) for process in processes] == [0, 0]
     assert len(read(duckdb_warehouse, "metrics")) == SAMPLE_ROWS

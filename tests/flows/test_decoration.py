@@ -83,7 +83,7 @@ def test_progress_that_cannot_be_updated_repeats_nothing(
     assert "The run goes on without an update of its progress" in caplog.text
 
 
-def test_a_report_without_its_plot_says_so(
+def test_a_report_says_that_its_plot_is_missing(
     duckdb_warehouse: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
@@ -108,7 +108,7 @@ def test_a_model_without_artifacts_is_evaluated(caplog: pytest.LogCaptureFixture
 
 
 @pytest.mark.usefixtures("no_artifacts")
-def test_a_report_is_no_decoration_of_itself(
+def test_a_report_that_cannot_be_published_fails_and_is_not_recorded(
     duckdb_warehouse: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert load().is_completed()

@@ -89,13 +89,13 @@ def test_pages_are_followed_to_the_last(web_server: WebServer, key: str, style: 
     assert values(read_records(f"{web_server.url}/api?page=0")) == [0.1 + 0.2, None, 7.0]
 
 
-def test_pages_that_go_round_in_a_circle_end(web_server: WebServer) -> None:
+def test_a_loop_of_pages_ends(web_server: WebServer) -> None:
     body = json.dumps({"data": RECORDS, "next": "/a.json"})
     with pytest.raises(ExtractError, match="come round in a circle"):
         read_records(web_server.serve("/a.json", body))
 
 
-def test_credentials_reach_their_host_only_and_no_message(web_server: WebServer) -> None:
+def test_credentials_are_sent_to_their_host_only_and_never_shown(web_server: WebServer) -> None:
     other_host = web_server.url.replace("127.0.0.1", "localhost")
     web_server.serve("/a.json?api_key=k3y", "", status=302, Location=f"{other_host}/b.json")
     web_server.serve("/b.json", "no access", status=403)
@@ -109,7 +109,7 @@ def test_credentials_reach_their_host_only_and_no_message(web_server: WebServer)
     assert public_url(url) == f"{web_server.url}/a.json?…"
 
 
-def test_a_password_with_a_slash_is_shown_nowhere() -> None:
+def test_a_password_with_a_slash_is_never_shown() -> None:
     url = "http://ann:s3/cret@127.0.0.1/r.csv"
     with pytest.raises(ExtractError) as error:
         read_records(url)
@@ -126,7 +126,7 @@ def test_a_password_with_a_slash_is_shown_nowhere() -> None:
         ("http://[fe80::1]/r.csv", "link-local"),
     ],
 )
-def test_a_redirect_to_an_address_of_another_kind_is_not_followed(
+def test_a_redirect_to_another_kind_of_address_is_not_followed(
     web_server: WebServer, target: str, kind: str
 ) -> None:
     url = web_server.serve("/r.csv", "", status=307, Location=target)
@@ -138,14 +138,14 @@ def test_a_redirect_to_an_address_of_another_kind_is_not_followed(
     "target",
     ["file:///etc/passwd", "ftp://127.0.0.1/r.csv", "http://[", "http://127.0.0.1:99999/r.csv"],
 )
-def test_a_redirect_to_what_is_no_web_address_is_one_line(
+def test_a_redirect_to_an_invalid_address_is_reported_in_one_line(
     web_server: WebServer, target: str
 ) -> None:
     with pytest.raises(ExtractError, match=r"^Cannot read .*$"):
         read_records(web_server.serve("/r.csv", "", status=302, Location=target))
 
 
-def test_redirects_within_reach_are_followed_and_end(web_server: WebServer) -> None:
+def test_redirects_to_allowed_addresses_are_followed_up_to_a_limit(web_server: WebServer) -> None:
     other_host = web_server.url.replace("127.0.0.1", "localhost")
     web_server.serve("/r.csv", CSV)
     url = web_server.serve("/old", "", status=301, Location=f"{other_host}/r.csv")
@@ -154,7 +154,7 @@ def test_redirects_within_reach_are_followed_and_end(web_server: WebServer) -> N
         read_records(web_server.serve("/round.csv", "", status=302, Location="/round.csv"))
 
 
-def test_a_next_page_on_another_host_is_not_followed(web_server: WebServer) -> None:
+def test_a_next_page_link_to_another_host_is_not_followed(web_server: WebServer) -> None:
     other = web_server.url.replace("127.0.0.1", "localhost") + "/b.json"
     url = web_server.serve("/a.json", json.dumps({"data": RECORDS, "next": other}))
     with pytest.raises(ExtractError, match="its next page is on another host"):
@@ -179,11 +179,11 @@ def test_a_next_page_on_another_host_is_not_followed(web_server: WebServer) -> N
         ("224.0.0.1", "private"),
     ],
 )
-def test_only_addresses_of_the_internet_are_public(address: str, kind: str) -> None:
+def test_only_internet_addresses_are_public(address: str, kind: str) -> None:
     assert extract._kind(address) == kind
 
 
-def test_a_server_that_never_answers_is_given_up(
+def test_a_server_that_never_responds_is_given_up(
     web_server: WebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extract, "READ_TIMEOUT", 0.2)
@@ -201,7 +201,7 @@ def test_a_server_that_never_answers_is_given_up(
         release.set()
 
 
-def test_a_source_that_trickles_is_given_up_in_the_time_it_has() -> None:
+def test_a_slow_source_is_given_up_at_its_timeout() -> None:
     """The server sends a byte now and then, first of its headers, and never ends."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         ended = threading.Event()
@@ -249,7 +249,7 @@ def test_a_source_that_is_too_large_is_refused(
 
 
 @pytest.mark.parametrize("how", ["file", "encoded", "twice", "parquet"])
-def test_what_is_too_large_decompressed_is_refused(
+def test_a_source_that_decompresses_too_large_is_refused(
     how: str, tmp_path: Path, web_server: WebServer
 ) -> None:
     packed = gzip.compress(BIG.encode())
@@ -272,7 +272,7 @@ def test_what_is_too_large_decompressed_is_refused(
 @pytest.mark.parametrize("name", ["r.csv", "r.csv.gz"])
 @pytest.mark.parametrize("packed", [0, 1, 2])
 @pytest.mark.parametrize("encoding", ["gzip", None])
-def test_the_first_bytes_tell_whether_a_file_is_compressed(
+def test_compression_is_detected_by_the_first_bytes(
     web_server: WebServer, name: str, packed: int, encoding: str | None
 ) -> None:
     content = CSV.encode()
@@ -303,7 +303,7 @@ def test_an_archive_is_read_when_it_holds_one_file(tmp_path: Path) -> None:
         read_records(file.as_uri())
 
 
-def test_an_encoding_nobody_asked_for_is_named(web_server: WebServer) -> None:
+def test_an_unrequested_content_encoding_is_reported(web_server: WebServer) -> None:
     with pytest.raises(ExtractError, match="the server sent the encoding br"):
         read_records(web_server.serve("/r.csv", "x", Content_Encoding="br"))
 
@@ -311,9 +311,7 @@ def test_an_encoding_nobody_asked_for_is_named(web_server: WebServer) -> None:
 @pytest.mark.parametrize(
     ("status", "retry"), [(404, False), (403, False), (408, True), (429, True), (503, True)]
 )
-def test_what_may_pass_is_worth_another_try(
-    web_server: WebServer, status: int, retry: bool
-) -> None:
+def test_transient_errors_are_retried(web_server: WebServer, status: int, retry: bool) -> None:
     with pytest.raises(ExtractError, match=str(status)) as error:
         read_records(web_server.serve("/r.csv", "", status=status))
     assert error.value.retry == retry
@@ -334,7 +332,7 @@ def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-def test_an_object_store_is_read_and_its_errors_named(object_store: str) -> None:
+def test_an_object_store_is_read_and_its_errors_are_reported(object_store: str) -> None:
     body = gzip.compress(CSV.encode())
     boto3.client("s3").put_object(Bucket=object_store, Key="in/r.csv.gz", Body=body)
     assert values(read_records(f"s3://{object_store}/in/r.csv.gz")) == [0.1 + 0.2, None, 7.0]
@@ -368,7 +366,7 @@ def test_an_object_store_is_read_and_its_errors_named(object_store: str) -> None
         ("http:///r.csv", "names no host"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_one_line(url: str, cause: str) -> None:
+def test_an_unreadable_source_is_reported_in_one_line(url: str, cause: str) -> None:
     with pytest.raises(ExtractError, match=cause) as error:
         read_records(url)
     assert "\n" not in str(error.value)
@@ -400,7 +398,7 @@ def test_what_cannot_be_read_is_told_in_one_line(url: str, cause: str) -> None:
         ("r.xlsx", "x", r"should end in \.csv"),
     ],
 )
-def test_wrong_content_is_told_in_one_line(
+def test_wrong_content_is_reported_in_one_line(
     tmp_path: Path, name: str, content: str | bytes, cause: str
 ) -> None:
     (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
@@ -415,7 +413,7 @@ def read_text(folder: Path, name: str, content: str) -> list[list[str | None]]:
     return [[None if pd.isna(cell) else str(cell) for cell in row] for row in frame.to_numpy()]
 
 
-def test_csv_is_read_as_it_stands(tmp_path: Path) -> None:
+def test_csv_is_read_unchanged(tmp_path: Path) -> None:
     rows = "2024-01-01,NA,N/A,\n2024-01-02,null,nan,\n,None,,\n"
     expected = [
         ["2024-01-01", "NA", "N/A"],
@@ -425,14 +423,14 @@ def test_csv_is_read_as_it_stands(tmp_path: Path) -> None:
     assert read_text(tmp_path, "r.csv", f"time,metric,value\n{rows}") == expected
 
 
-def test_numbers_in_json_keep_the_digits_they_were_written_with(tmp_path: Path) -> None:
+def test_numbers_in_json_keep_their_digits(tmp_path: Path) -> None:
     values = ["1.50", "1e400", "-0", "9" * 5000, "true", "[1, 2.5]", '{"a": null}', "NaN"]
     records = [f'{{"time": "2024-01-01", "metric": "a", "value": {value}}}' for value in values]
     read = read_text(tmp_path, "r.json", f"[{', '.join(records)}]")
     assert [row[2] for row in read] == values
 
 
-def test_text_that_unicode_takes_for_a_line_break_does_not_break_a_line(tmp_path: Path) -> None:
+def test_unicode_line_breaks_do_not_split_a_line(tmp_path: Path) -> None:
     record = {"time": "2024-01-01", "metric": "a\u2028b\x85c", "value": "1"}
     line = json.dumps(record, ensure_ascii=False) + "\n"
     assert read_text(tmp_path, "r.jsonl", line * 2) == [list(record.values())] * 2
@@ -460,7 +458,7 @@ TEXT = st.text(st.characters(codec=None))  # any code point, halves of surrogate
 @given(st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("name", ["r.json", "r.jsonl"])
-def test_any_text_in_json_is_read_as_it_came(
+def test_any_text_in_json_is_read_unchanged(
     tmp_path: Path, name: str, rows: list[tuple[str, str, str]]
 ) -> None:
     records = [json.dumps(dict(zip(extract.COLUMNS, row, strict=True))) for row in rows]
@@ -472,7 +470,7 @@ def test_any_text_in_json_is_read_as_it_came(
 
 @given(st.lists(st.tuples(*[st.text(st.characters(codec="utf-8"), min_size=1)] * 3), min_size=1))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_text_in_csv_is_read_as_it_came(
+def test_any_text_in_csv_is_read_unchanged(
     tmp_path: Path, rows: list[tuple[str, str, str]]
 ) -> None:
     with (tmp_path / "r.csv").open("w", newline="") as file:
@@ -484,7 +482,7 @@ def test_any_text_in_csv_is_read_as_it_came(
 
 @given(st.sampled_from(["", "file:", "file:///", "file://", "sample:", "s3://[", "x:"]), TEXT)
 @settings(deadline=None)
-def test_any_url_is_read_or_told_in_one_line(prefix: str, text: str) -> None:
+def test_any_url_is_read_or_reported_in_one_line(prefix: str, text: str) -> None:
     try:
         read_records(prefix + text.lstrip(":"))
     except ExtractError as error:
@@ -493,7 +491,9 @@ def test_any_url_is_read_or_told_in_one_line(prefix: str, text: str) -> None:
 
 @given(st.sampled_from(["r.csv", "r.json", "r.jsonl", "r.parquet"]), st.binary())
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_content_is_read_or_told_in_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+def test_any_content_is_read_or_reported_in_one_line(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
     (tmp_path / name).write_bytes(content)
     try:
         read_records((tmp_path / name).as_uri())

@@ -58,7 +58,7 @@ def check(
         (("2024-01-07T00:00:00Z", " wind", "9"), "duplicate of an earlier record"),
     ],
 )
-def test_a_bad_record_is_rejected_as_it_came_with_its_reason(
+def test_a_bad_record_is_rejected_unchanged_with_its_reason(
     record: tuple[Any, Any, Any], reason: str
 ) -> None:
     result = check([*GOOD, record])
@@ -71,7 +71,7 @@ def test_a_bad_record_is_rejected_as_it_came_with_its_reason(
     assert result["quality_report"]["reasons"] == {reason: 1}
 
 
-def test_a_time_in_nanoseconds_takes_no_other_time_for_wrong() -> None:
+def test_a_time_in_nanoseconds_does_not_invalidate_other_times() -> None:
     precise = ("2024-02-01T00:00:00.123456789+01:00", "wind", "1")
     result = check([*GOOD, precise, ("9999-12-31", "wind", "1")])
     assert result["quality_report"]["reasons"] == {"time is in the future": 1}
@@ -92,7 +92,7 @@ def test_a_time_without_an_offset_counts_as_utc() -> None:
         ("\ud800", "\\ud800", ANY_TEXT),
     ],
 )
-def test_what_no_database_stores_is_rejected_and_written_as_in_json(
+def test_text_that_databases_cannot_store_is_rejected_and_escaped(
     metric: str, written: str, text: Any
 ) -> None:
     result = check([*GOOD, ("2024-02-01", metric, f"1{metric}")], text)
@@ -114,7 +114,7 @@ CELL = (
 
 @given(st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=8))
 @settings(deadline=None, max_examples=60)
-def test_any_text_in_any_cell_is_accepted_or_rejected_as_it_came(
+def test_any_text_in_any_cell_is_accepted_or_rejected_unchanged(
     records: list[tuple[Any, Any, Any]],
 ) -> None:
     result = check(records, ANY_TEXT)
@@ -135,7 +135,7 @@ def test_any_text_in_any_cell_is_accepted_or_rejected_as_it_came(
     assert all(any(abs(time.year - year) <= 1 for year in years) for time in accepted["time"])
 
 
-def test_a_record_with_nothing_in_it_has_every_reason() -> None:
+def test_an_empty_record_is_rejected_with_every_reason() -> None:
     rejected = check([*GOOD, (None, None, None)])["rejected_records"]
     reasons = "time is missing; metric is missing; value is missing"
     assert list(rejected["reasons"]) == [reasons]
@@ -153,7 +153,7 @@ def test_an_unknown_metric_has_no_range_and_is_reported() -> None:
     assert result["quality_report"]["unknown_metrics"] == ["sales"]
 
 
-def test_gaps_in_time_are_found_by_the_metrics_own_step() -> None:
+def test_gaps_are_found_by_the_step_of_each_metric() -> None:
     hourly = [(f"2024-01-01T{hour:02}:00:00", "temp_max", "1") for hour in (0, 1, 2, 3, 7, 8)]
     gaps = check([*GOOD[:10], *GOOD[13:], *hourly])["time_gaps"]
     found = [
@@ -166,7 +166,7 @@ def test_gaps_in_time_are_found_by_the_metrics_own_step() -> None:
     ]
 
 
-def test_the_gate_stops_a_record_that_breaks_a_rule() -> None:
+def test_the_quality_gate_stops_a_record_that_breaks_a_rule() -> None:
     broken = check(GOOD)["accepted_records"]
     broken.loc[0, "value"] = np.inf
     with pytest.raises(DataValidationError):
@@ -206,7 +206,7 @@ def daily(metric: str, values: list[float], start: str = "2024-01-01") -> list[A
     return list(zip(days, [metric] * len(values), values, strict=True))
 
 
-def test_rolling_statistics_look_back_over_days_and_keep_metrics_apart() -> None:
+def test_rolling_statistics_cover_days_and_separate_metrics() -> None:
     values = [float(day) for day in range(40)]
     rows, _ = transform([*daily("wind", values), *daily("temp_max", [0.0] * 40)])
     wind = rows[rows["metric"] == "wind"].reset_index(drop=True)
@@ -228,19 +228,19 @@ def test_an_outlier_is_flagged_and_does_not_hide_itself() -> None:
     assert list(months["anomalies"]) == [1]
 
 
-def test_the_largest_values_that_are_accepted_have_finite_statistics() -> None:
+def test_the_largest_accepted_values_have_finite_statistics() -> None:
     values = [metrics_quality.LARGEST_VALUE, -metrics_quality.LARGEST_VALUE]
     rows, months = transform(daily("sales", values * 30))
     assert np.isfinite(rows["rolling_std_30d"][1:]).all()
     assert np.isfinite(months["value"]).all()
 
 
-def test_equal_values_are_no_anomaly() -> None:
+def test_equal_values_are_not_anomalies() -> None:
     rows, _ = transform(daily("wind", [0.1] * 40 + [0.1000001]))
     assert not rows["is_anomaly"].any()
 
 
-def test_months_are_summed_or_averaged_and_compared_with_the_month_before() -> None:
+def test_months_are_aggregated_and_compared_with_the_month_before() -> None:
     rain = daily("precipitation", [1.0] * 31 + [2.0] * 29)
     heat = daily("temp_max", [10.0] * 31 + [20.0] * 29)
     _, months = transform([*rain, *heat])
@@ -255,7 +255,7 @@ def test_months_are_summed_or_averaged_and_compared_with_the_month_before() -> N
     assert np.isnan(found[("precipitation", "2024-01")][1])
 
 
-def test_a_month_without_records_is_no_row_and_no_comparison() -> None:
+def test_a_month_without_records_has_no_row_and_no_comparison() -> None:
     _, months = transform([*daily("wind", [1.0] * 3), *daily("wind", [2.0] * 3, "2024-03-01")])
     assert [str(month)[:7] for month in months["month"]] == ["2024-01", "2024-03"]
     assert months["change"].isna().all()

@@ -160,7 +160,7 @@ def new_loader(opened: Warehouse) -> Loader:
 
 @any_order
 @given(parts=sources())
-def test_parts_in_any_order_give_the_tables_of_one_load_of_everything(
+def test_partial_loads_in_any_order_equal_one_full_load(
     opened: Warehouse, parts: list[pd.DataFrame]
 ) -> None:
     loader = new_loader(opened)
@@ -177,7 +177,7 @@ def test_parts_in_any_order_give_the_tables_of_one_load_of_everything(
 
 @any_order
 @given(parts=sources(), data=st.data())
-def test_loads_that_are_killed_are_repaired_by_whatever_is_loaded_next(
+def test_the_next_load_repairs_killed_loads(
     opened: Warehouse, parts: list[pd.DataFrame], data: st.DataObject
 ) -> None:
     loader = new_loader(opened)
@@ -192,7 +192,7 @@ def test_loads_that_are_killed_are_repaired_by_whatever_is_loaded_next(
     assert set(loads) <= {"complete", "interrupted"}
 
 
-def test_a_correction_of_one_day_keeps_the_month_and_rewrites_no_other_row(loader: Loader) -> None:
+def test_a_correction_of_one_day_rewrites_only_its_own_rows(loader: Loader) -> None:
     loader.load(days("2024-01-01", 120), run_id="whole")
     changed = loader.load(records({"2024-02-10": 5.0}), run_id="correction")
     months = loader.read(MONTHLY).set_index("month")
@@ -216,7 +216,7 @@ def test_the_same_source_again_recalculates_nothing_around_it(loader: Loader) ->
     assert again.recalculated_months.empty
 
 
-def test_distant_records_do_not_read_what_lies_between(loader: Loader) -> None:
+def test_distant_records_do_not_load_the_rows_between_them(loader: Loader) -> None:
     loader.load(days("2010-01-01", 5000))
     two = records({"2010-02-01": 1.0, "2023-02-01": 1.0})
     accepted = two.assign(time=two["time"].dt.tz_localize("UTC"))
@@ -226,7 +226,7 @@ def test_distant_records_do_not_read_what_lies_between(loader: Loader) -> None:
     assert list(read) == [*around, "2022-12", "2023-01", "2023-02", "2023-03", "2023-04"]
 
 
-def test_held_rows_that_the_source_replaces_are_read_but_not_kept(loader: Loader) -> None:
+def test_stored_rows_that_the_source_replaces_are_not_kept(loader: Loader) -> None:
     held = pd.concat([days("2024-01-01", 40), days("2024-01-01", 40, metric="Wind")])
     loader.load(held)
     accepted = pd.concat([days("2024-01-05", 10), days("2024-01-01", 3, metric="unknown")])
@@ -246,7 +246,7 @@ def load_in_process(url: str, source: pd.DataFrame, run_id: str, start: Barrier)
         loader.load(source, batch_size=20, run_id=run_id)
 
 
-def test_two_processes_that_load_one_target_at_once_both_end_with_all_rows(
+def test_two_simultaneous_loads_of_one_table_keep_all_rows(
     any_warehouse: str,
 ) -> None:
     spawn = multiprocessing.get_context("spawn")

@@ -78,7 +78,7 @@ def test_months_without_a_change_are_reported(
     assert re.search(rf"\| {metric} \| 2024-0{months} \| 3.00 \S+ \| \S* ?\|  \| 0 \|", report)
 
 
-def test_without_a_load_the_report_says_what_to_run(duckdb_warehouse: str) -> None:
+def test_without_a_load_the_report_names_the_flow_to_run(duckdb_warehouse: str) -> None:
     state = metrics_quality_report(return_state=True)
     assert state.is_failed()
     assert "no load by any complete flow run in warehouse.prod.metrics_loads" in str(state.message)
@@ -118,7 +118,7 @@ def test_a_failed_run_is_reported_with_its_message_log_and_link() -> None:
     assert "INFO     the last words ```" in log
 
 
-def test_a_run_that_is_gone_is_one_sentence() -> None:
+def test_a_deleted_run_is_reported_in_one_sentence() -> None:
     state = failed_run_report(uuid4(), return_state=True)
     assert state.is_failed()
     assert "it may have been deleted" in str(state.message)

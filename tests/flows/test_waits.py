@@ -40,7 +40,7 @@ def holder(loaded: str) -> Iterator["psycopg.Connection[tuple[object, ...]]"]:
     connection.close()
 
 
-def test_a_row_that_stays_locked_ends_the_wait_with_who_holds_it(
+def test_a_row_that_stays_locked_fails_and_names_the_holder(
     loaded: str, holder: "psycopg.Connection[tuple[object, ...]]"
 ) -> None:
     told: list[str] = []
@@ -68,7 +68,9 @@ def test_a_row_that_is_unlocked_while_a_run_waits_is_written(
     assert {value for _, value in stored(loaded)} == {2.0}
 
 
-def test_a_report_that_another_session_makes_is_waited_for_as_long(loaded: str) -> None:
+def test_a_lock_held_by_another_session_fails_after_the_timeout_and_names_the_holder(
+    loaded: str,
+) -> None:
     with warehouse.connect(loaded) as first, first.exclusively("report"):
         told: list[str] = []
         with (
@@ -82,7 +84,7 @@ def test_a_report_that_another_session_makes_is_waited_for_as_long(loaded: str) 
         pass
 
 
-def test_two_threads_with_a_duckdb_file_wait_as_long(
+def test_two_threads_of_one_duckdb_file_wait_for_each_other(
     duckdb_warehouse: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(warehouse, "LOCK_TIMEOUT", 0.1)
@@ -105,7 +107,7 @@ def test_two_threads_with_a_duckdb_file_wait_as_long(
     assert len(errors) == 1
 
 
-def test_a_session_that_the_server_ends_is_one_sentence(loaded: str) -> None:
+def test_a_session_ended_by_the_server_is_reported_in_one_sentence(loaded: str) -> None:
     with (
         pytest.raises(WarehouseError, match=r"/warehouse failed: .*terminating connection") as told,
         warehouse.connect(loaded) as connection,
@@ -165,7 +167,7 @@ def slot(prefect_api: str) -> Iterator[ExitStack]:
 
 
 @pytest.mark.services
-def test_a_slot_that_stays_taken_ends_the_wait_with_the_runs_that_may_hold_it(
+def test_a_slot_that_stays_taken_fails_and_names_possible_holders(
     slot: ExitStack, duckdb_warehouse: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data_pipeline, "SLOT_NOTICE", 0.1)
@@ -190,7 +192,7 @@ def test_a_slot_that_stays_taken_ends_the_wait_with_the_runs_that_may_hold_it(
 
 
 @pytest.mark.services
-def test_a_slot_that_becomes_free_is_taken(
+def test_a_load_takes_a_slot_that_becomes_free(
     slot: ExitStack, duckdb_warehouse: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data_pipeline, "SLOT_NOTICE", 0.1)

@@ -71,7 +71,7 @@ def test_several_tables_are_written_together_or_not_at_all(any_warehouse: str) -
 TEXTS = ["", "a", None, "NULL", "\\N", '"quoted", and\n second line', "\\.", "é ☃ 😀", " t "]
 
 
-def test_values_come_back_as_they_were(any_warehouse: str) -> None:
+def test_values_are_read_back_unchanged(any_warehouse: str) -> None:
     """Text that is special to COPY, numbers to the last bit, and null, which is none of them."""
     frame = pd.DataFrame(
         {
@@ -118,7 +118,7 @@ def test_columns_have_their_type_whatever_is_in_them(any_warehouse: str) -> None
         ("warehouse.own.shown", "exists with other columns|Cannot create .* type View"),
     ],
 )
-def test_a_name_that_is_taken_is_refused_in_a_sentence(
+def test_a_taken_name_is_refused_in_one_sentence(
     any_warehouse: str, target: str, because: str
 ) -> None:
     table = Target.parse(target)
@@ -136,7 +136,7 @@ def test_a_name_that_is_taken_is_refused_in_a_sentence(
 
 
 @pytest.mark.parametrize("schema", ["pg_x", "pg_catalog"])
-def test_a_reserved_schema_is_refused_in_a_sentence(postgres: str, schema: str) -> None:
+def test_a_reserved_schema_is_refused_in_one_sentence(postgres: str, schema: str) -> None:
     with (
         warehouse.connect(f"{postgres}/postgres") as connection,
         pytest.raises(TableConflictError, match=r"Cannot create .* choose another target_table"),
@@ -171,7 +171,7 @@ with warehouse.connect(sys.argv[1]):
 """
 
 
-def test_a_file_held_by_another_process_is_waited_for(tmp_path: Path) -> None:
+def test_a_load_waits_for_a_file_held_by_another_process(tmp_path: Path) -> None:
     url = f"duckdb:///{tmp_path}/warehouse.duckdb"
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -203,7 +203,7 @@ def test_a_file_held_by_another_process_is_waited_for(tmp_path: Path) -> None:
     "name",
     ["metrics", "prod.metrics", "a.b.c.d", "A.b.c", "a.b.c;", 'a.b."c"', "", "a.b." + 49 * "c"],
 )
-def test_a_target_is_three_plain_names(name: str) -> None:
+def test_a_target_table_has_three_plain_names(name: str) -> None:
     with pytest.raises(WarehouseError, match=r"is not catalog\.schema\.table"):
         Target.parse(name)
 
@@ -217,13 +217,13 @@ def test_a_target_is_three_plain_names(name: str) -> None:
         ("s3cret", "neither duckdb:.* nor postgresql:"),
     ],
 )
-def test_a_warehouse_that_does_not_fit_is_told_without_its_password(url: str, cause: str) -> None:
+def test_a_wrong_warehouse_is_reported_without_its_password(url: str, cause: str) -> None:
     with pytest.raises(WarehouseError, match=cause) as error:
         warehouse.check(url, TARGET)
     assert "s3cret" not in str(error.value)
 
 
-def test_no_server_is_one_line_without_the_password() -> None:
+def test_an_unreachable_server_is_one_line_without_the_password() -> None:
     with (
         pytest.raises(WarehouseError, match=r"to postgresql://127\.0\.0\.1:1/w") as error,
         warehouse.connect("postgresql://u:s3cret@127.0.0.1:1/w"),
@@ -233,7 +233,7 @@ def test_no_server_is_one_line_without_the_password() -> None:
     assert "\n" not in str(error.value)
 
 
-def test_where_the_warehouse_is(
+def test_the_address_of_the_warehouse(
     prefect_api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WAREHOUSE_URL", raising=False)

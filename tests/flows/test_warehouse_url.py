@@ -46,7 +46,7 @@ def unreadable_block(nothing_configured: None) -> Iterator[None]:
 
 
 @pytest.mark.services
-def test_without_a_warehouse_both_flows_fail_with_the_way_out(
+def test_without_a_warehouse_both_flows_fail_with_the_fix(
     nothing_configured: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -60,7 +60,7 @@ def test_without_a_warehouse_both_flows_fail_with_the_way_out(
 
 
 @pytest.mark.services
-def test_a_block_that_cannot_be_loaded_is_not_taken_for_none(
+def test_a_block_that_cannot_be_loaded_is_not_treated_as_missing(
     unreadable_block: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_HAMILTON_STATE", str(tmp_path))
@@ -72,7 +72,7 @@ def test_a_block_that_cannot_be_loaded_is_not_taken_for_none(
 
 
 @pytest.mark.services
-def test_a_file_beside_the_program_is_the_warehouse_at_the_command_line(
+def test_the_command_line_uses_a_duckdb_file_beside_the_program(
     nothing_configured: None, prefect_api: str, tmp_path: Path
 ) -> None:
     shutil.copytree(ROOT / "flows", tmp_path / "flows")
@@ -122,7 +122,7 @@ def messages(url: str) -> list[str]:
 @example("S3cr3t?Pa55")
 @example("S3cr3t[Pa55")
 @example("99999/S3cr3tPa55")
-def test_no_message_shows_a_part_of_the_password(password: str) -> None:
+def test_no_message_shows_part_of_the_password(password: str) -> None:
     for written in (password, quote(password), quote(password, safe="@:"), quote(password, "")):
         for message in messages(f"postgresql://loader:{written}@127.0.0.1:1/warehouse"):
             assert "S3cr3t" not in message and "Pa55" not in message
@@ -131,7 +131,7 @@ def test_no_message_shows_a_part_of_the_password(password: str) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(PASSWORDS.filter(lambda password: "\0" not in password))
-def test_a_password_that_is_percent_encoded_is_a_password(password: str) -> None:
+def test_a_percent_encoded_password_is_accepted(password: str) -> None:
     url = f"postgresql://loader:{quote(password, safe='')}@127.0.0.1:1/warehouse"
     warehouse.check(url, TARGET)
     assert warehouse.describe(url) == "postgresql://127.0.0.1:1/warehouse"
@@ -143,7 +143,7 @@ def test_a_password_that_is_percent_encoded_is_a_password(password: str) -> None
 
 
 @pytest.mark.parametrize("password", ["50%s3cret", "my@s3cret", "my/s3cret", "%00s3cret"])
-def test_a_password_that_is_not_percent_encoded_is_one_sentence_that_says_how(
+def test_an_unencoded_password_is_reported_with_the_fix(
     password: str,
 ) -> None:
     url = f"postgresql://u:{password}@127.0.0.1:1/warehouse"
@@ -152,7 +152,7 @@ def test_a_password_that_is_not_percent_encoded_is_one_sentence_that_says_how(
     assert "s3cret" not in told
 
 
-def test_what_libpq_says_is_hidden_when_it_holds_the_password() -> None:
+def test_a_libpq_message_with_the_password_is_hidden() -> None:
     with (
         pytest.raises(WarehouseError, match=r"to postgresql://127\.0\.0\.1:1/w") as told,
         warehouse.connect("postgresql://u:refused@127.0.0.1:1/w"),
@@ -164,7 +164,7 @@ def test_what_libpq_says_is_hidden_when_it_holds_the_password() -> None:
 @pytest.mark.parametrize(
     "url", ["duckdb://[/w.duckdb", "postgresql://h:my/warehouse", "postgresql://h:99999/warehouse"]
 )
-def test_a_url_that_cannot_be_read_is_one_sentence(url: str) -> None:
+def test_an_invalid_url_is_reported_in_one_sentence(url: str) -> None:
     (told,) = set(messages(url))
     assert told.startswith("The warehouse's URL (WAREHOUSE_URL or Secret block warehouse-url) ")
 

@@ -110,7 +110,7 @@ def give_addresses(team: Team, namespace: str) -> None:
 # --- the overlay
 
 
-def test_an_overlay_syncs_from_nothing_without_a_hand(overlay: Argo) -> None:
+def test_an_overlay_syncs_to_an_empty_cluster_without_manual_steps(overlay: Argo) -> None:
     overlay.team.apply(f"{ARGO}/application-overlay.yaml")
     give_addresses(overlay.team, overlay.namespace)
     overlay.wait_until_healthy(overlay.team.head())
@@ -184,7 +184,7 @@ def test_the_deployments_in_prefect_follow_the_commit_of_the_flows(overlay: Argo
     assert changed(before, team.pods(overlay.namespace)) <= {"bootstrap"}
 
 
-def test_drift_is_healed(overlay: Argo) -> None:
+def test_drift_is_reverted(overlay: Argo) -> None:
     team = overlay.team
     deployment = (f"deploy/{RELEASE}-worker-kubernetes", "-n", overlay.namespace)
     team.kubectl("scale", *deployment, "--replicas=0")
@@ -282,7 +282,7 @@ def test_deleting_the_application_keeps_the_data(overlay: Argo) -> None:
 # --- the chart
 
 
-def test_the_chart_syncs_from_nothing_without_a_hand(chart: Argo) -> None:
+def test_the_chart_syncs_to_an_empty_cluster_without_manual_steps(chart: Argo) -> None:
     # Beside what is there by then: another name, another of the project's namespaces.
     chart.team.apply(
         f"{ARGO}/application-chart.yaml",
@@ -303,7 +303,7 @@ def test_a_second_sync_of_the_chart_changes_nothing(chart: Argo) -> None:
     sync_again_changes_nothing(chart)
 
 
-def test_a_changed_value_rolls_what_it_changes(chart: Argo) -> None:
+def test_a_changed_value_rolls_only_the_affected_pods(chart: Argo) -> None:
     team = chart.team
     before = team.pods(chart.namespace)
     team.append(VALUES, "worker:\n  limit: 7\n")

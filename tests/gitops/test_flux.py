@@ -64,7 +64,7 @@ def wait_until_applied(team: Team, commit: str) -> None:
     assert ready(team)["status"] == "True", said
 
 
-def test_an_overlay_is_applied_from_nothing(flux: Team) -> None:
+def test_an_overlay_is_applied_to_a_new_cluster(flux: Team) -> None:
     for path, kind, name in (
         ("source.yaml", "GitRepository", RELEASE),
         ("kustomizations.yaml", "Kustomization", NAMESPACE),
@@ -81,7 +81,7 @@ def test_an_overlay_is_applied_from_nothing(flux: Team) -> None:
     flux.walks_through(NAMESPACE)
 
 
-def test_a_change_rolls_its_pods_and_no_others(flux: Team) -> None:
+def test_a_change_rolls_only_the_pods_it_affects(flux: Team) -> None:
     before = flux.pods(NAMESPACE)
     flux.edit(
         STAGING,
@@ -94,7 +94,7 @@ def test_a_change_rolls_its_pods_and_no_others(flux: Team) -> None:
     assert changed(before, flux.pods(NAMESPACE)) == {"hamilton-ui"}
 
 
-def test_drift_is_healed_at_the_next_look(flux: Team) -> None:
+def test_drift_is_reverted_at_the_next_sync(flux: Team) -> None:
     worker = (f"deploy/{RELEASE}-worker-kubernetes", "-n", NAMESPACE)
     flux.kubectl("scale", *worker, "--replicas=0")
 

@@ -51,7 +51,7 @@ def test_an_overlay_is_applied_to_an_empty_cluster(kustomize: Team) -> None:
     team.walks_through(NAMESPACE)
 
 
-def test_applied_again_it_changes_nothing(kustomize: Team) -> None:
+def test_applying_again_changes_nothing(kustomize: Team) -> None:
     before = kustomize.objects(NAMESPACE)
     said = kustomize.kubectl("apply", "-k", OVERLAY)
     configured = [line for line in said.splitlines() if not line.endswith(" unchanged")]
@@ -74,7 +74,7 @@ def test_a_new_version_rolls_what_changed(kustomize: Team) -> None:
     wait_until_registered(team)
 
 
-def test_helm_takes_it_over_and_kustomize_takes_it_back(kustomize: Team) -> None:
+def test_helm_and_kustomize_take_over_each_others_objects(kustomize: Team) -> None:
     team = kustomize
     runs = team.runs(NAMESPACE)
     assert runs

@@ -60,7 +60,7 @@ def at_each_start(folder: Path, code: str) -> str:
     return f"{PACKAGE}:{folder}"
 
 
-def test_prefect_is_imported_by_one_start_of_python(pods: Pods, tmp_path: Path) -> None:
+def test_one_python_start_imports_prefect(pods: Pods, tmp_path: Path) -> None:
     count = (
         "import os, pathlib\n"
         "pathlib.Path(os.environ['PROBE_NOTES'], f'python-{os.getpid()}').touch()\n"
@@ -80,7 +80,7 @@ def test_prefect_is_imported_by_one_start_of_python(pods: Pods, tmp_path: Path) 
     assert len(list(pods.notes.glob("python-*"))) == 1
 
 
-def test_a_flow_imports_what_a_pull_step_has_installed(pods: Pods, tmp_path: Path) -> None:
+def test_a_flow_imports_packages_that_a_pull_step_installed(pods: Pods, tmp_path: Path) -> None:
     (tmp_path / "installing.py").write_text(
         "import pathlib, library\n"
         "def install() -> None:\n"
@@ -111,7 +111,7 @@ def test_a_pull_step_that_needs_pip_says_that_there_is_none(pods: Pods) -> None:
     assert "No module named pip" in str(state.message)
 
 
-def test_settings_of_the_workspace_count(
+def test_settings_of_the_workspace_take_effect(
     pods: Pods, client: SyncPrefectClient, tmp_path: Path
 ) -> None:
     workspace = tmp_path / "workspace"
@@ -150,7 +150,7 @@ def test_a_flow_whose_process_dies_is_crashed(pods: Pods, end: str, status: str)
     assert [note.name for note in pods.notes.iterdir()] == [f"crashed-{run.id}"]
 
 
-def test_a_pull_step_that_fails_is_told_and_crashes_the_run(pods: Pods, tmp_path: Path) -> None:
+def test_a_failed_pull_step_is_reported_and_crashes_the_run(pods: Pods, tmp_path: Path) -> None:
     run = pods.flow_run(pull=tmp_path / "nowhere")
 
     _, output = pods.execute(run)
@@ -162,7 +162,7 @@ def test_a_pull_step_that_fails_is_told_and_crashes_the_run(pods: Pods, tmp_path
     assert "Traceback" in output  # the step may be of one's own making
 
 
-def test_a_pod_told_to_end_reschedules_its_run(pods: Pods) -> None:
+def test_sigterm_reschedules_the_run(pods: Pods) -> None:
     run = pods.flow_run(end="wait")
     with pods.executing(run) as pod:
         pods.wait_for_log(run, "about to wait")
@@ -176,7 +176,7 @@ def test_a_pod_told_to_end_reschedules_its_run(pods: Pods) -> None:
     assert list(pods.notes.iterdir()) == []
 
 
-def test_a_pod_told_to_end_before_the_flow_runs_reschedules_its_run(pods: Pods) -> None:
+def test_sigterm_before_the_flow_starts_reschedules_the_run(pods: Pods) -> None:
     run = pods.flow_run(end="wait")
     with pods.executing(run) as pod:
         # As early as can be: Prefect is being imported.
@@ -188,7 +188,7 @@ def test_a_pod_told_to_end_before_the_flow_runs_reschedules_its_run(pods: Pods) 
     assert (state.type, state.name) == (StateType.SCHEDULED, "AwaitingRetry")
 
 
-def test_a_pod_told_to_end_ends_while_the_api_does_not_answer(
+def test_sigterm_ends_a_pod_while_the_api_does_not_respond(
     pods: Pods, prefect_server: Service
 ) -> None:
     run = pods.flow_run()
@@ -207,9 +207,7 @@ def test_a_pod_told_to_end_ends_while_the_api_does_not_answer(
     assert pods.state(run).type == StateType.SCHEDULED
 
 
-def test_where_nothing_can_listen_on_loopback_a_run_is_rescheduled_all_the_same(
-    pods: Pods, tmp_path: Path
-) -> None:
+def test_sigterm_reschedules_the_run_where_loopback_is_refused(pods: Pods, tmp_path: Path) -> None:
     refuse = (
         "import asyncio\n"
         "async def start_server(*args, **kwargs):\n"
@@ -225,7 +223,7 @@ def test_where_nothing_can_listen_on_loopback_a_run_is_rescheduled_all_the_same(
     assert pods.state(run).name == "AwaitingRetry"
 
 
-def test_a_crash_that_cannot_be_reported_is_told_by_the_exit_code(
+def test_a_crash_that_cannot_be_reported_sets_the_exit_code(
     pods: Pods, prefect_server: Service
 ) -> None:
     run = pods.flow_run(end="wait")
@@ -264,7 +262,7 @@ def test_a_run_stays_rescheduled_when_the_worker_marks_it_crashed_too_late(
     assert pods.state(run).name == "AwaitingRetry"
 
 
-def test_a_run_that_is_to_be_retried_by_kubernetes_is_left_to_it(pods: Pods) -> None:
+def test_a_run_that_kubernetes_will_retry_is_left_unchanged(pods: Pods) -> None:
     run = pods.flow_run(end="wait")
     with pods.executing(run, PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR="relinquish") as pod:
         pods.wait_for_log(run, "about to wait")
@@ -318,7 +316,7 @@ def test_without_a_flow_run_the_command_says_what_is_missing(pods: Pods) -> None
     )
 
 
-def test_another_prefect_is_told_in_a_sentence(pods: Pods, tmp_path: Path) -> None:
+def test_another_prefect_version_is_reported_in_one_sentence(pods: Pods, tmp_path: Path) -> None:
     package = tmp_path / "prefect"
     package.mkdir()
     (package / "__init__.py").write_text("__version__ = '4.0.1'")
@@ -328,7 +326,7 @@ def test_another_prefect_is_told_in_a_sentence(pods: Pods, tmp_path: Path) -> No
     assert found == (1, "flow_pod: this image supports Prefect 3.9.x; found 4.0.1\n")
 
 
-def test_a_name_that_prefect_no_longer_has_is_told_in_a_sentence(
+def test_a_name_removed_from_prefect_is_reported_in_one_sentence(
     pods: Pods, tmp_path: Path
 ) -> None:
     rename = (

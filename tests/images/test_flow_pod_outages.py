@@ -86,7 +86,7 @@ def test_an_outage_before_the_flow_starts_is_waited_out(
     assert pods.run_count(run) == 1
 
 
-def test_a_pod_that_reaches_no_api_at_first_waits_for_it(pods: Pods, proxy: FaultProxy) -> None:
+def test_a_pod_waits_for_the_api_at_its_start(pods: Pods, proxy: FaultProxy) -> None:
     run = pods.taken_up()
     proxy.refuse()
     with pods.executing(run, **through(proxy)) as pod:
@@ -126,7 +126,7 @@ def test_states_and_logs_are_repeated_while_the_flow_runs(pods: Pods, proxy: Fau
     pods.wait_for_log(run, "twice 21 is 42")
 
 
-def test_a_state_whose_answer_is_lost_is_set_once(pods: Pods, proxy: FaultProxy) -> None:
+def test_a_state_is_set_once_when_the_response_is_lost(pods: Pods, proxy: FaultProxy) -> None:
     run = pods.taken_up()
     lost = proxy.add(lose_answer, SET_STATE, times=1)
 
@@ -158,9 +158,7 @@ def test_an_engine_in_a_new_interpreter_waits_for_the_api(
     assert pods.state(run).type == StateType.COMPLETED
 
 
-def test_an_interpreter_of_the_workspace_gets_the_settings_of_prefect(
-    pods: Pods, tmp_path: Path
-) -> None:
+def test_a_workspace_interpreter_gets_the_prefect_settings(pods: Pods, tmp_path: Path) -> None:
     workspace, programs = tmp_path / "workspace", tmp_path / "programs"
     shutil.copytree(FLOWS, workspace)
     (workspace / "pyproject.toml").write_text(
@@ -187,7 +185,9 @@ def test_an_interpreter_of_the_workspace_gets_the_settings_of_prefect(
     assert "PREFECT_CLIENT_MAX_RETRIES=7" in found  # the user's own
 
 
-def test_an_outage_that_lasts_is_told_by_code_log_and_state(pods: Pods, proxy: FaultProxy) -> None:
+def test_a_long_outage_is_reported_by_exit_code_log_and_state(
+    pods: Pods, proxy: FaultProxy
+) -> None:
     run = pods.taken_up()
     proxy.add(answer(500), READ_RUN)
 
@@ -203,9 +203,7 @@ def test_an_outage_that_lasts_is_told_by_code_log_and_state(pods: Pods, proxy: F
     assert "PREFECT_HAMILTON_API_OUTAGE_SECONDS sets how long to wait" in str(state.message)
 
 
-def test_an_outage_that_lasts_ends_a_preparation_with_its_sentence(
-    pods: Pods, proxy: FaultProxy
-) -> None:
+def test_a_long_outage_ends_the_preparation_with_a_message(pods: Pods, proxy: FaultProxy) -> None:
     run = pods.taken_up()
     proxy.add(answer(500), READ_DEPLOYMENT)
 
@@ -218,7 +216,7 @@ def test_an_outage_that_lasts_ends_a_preparation_with_its_sentence(
     pods.wait_for_log(run, str(state.message))
 
 
-def test_a_preparation_that_fails_and_cannot_be_reported_does_not_end_with_0(
+def test_the_exit_code_is_not_0_if_a_failed_preparation_cannot_be_reported(
     pods: Pods, proxy: FaultProxy
 ) -> None:
     run = pods.taken_up()
@@ -231,7 +229,7 @@ def test_a_preparation_that_fails_and_cannot_be_reported_does_not_end_with_0(
     assert pods.state(run).type == StateType.PENDING
 
 
-def test_an_engine_that_ends_without_running_the_flow_does_not_end_with_0(
+def test_the_exit_code_is_not_0_if_the_engine_did_not_run_the_flow(
     pods: Pods, tmp_path: Path
 ) -> None:
     steps = at_home(tmp_path)
@@ -243,7 +241,7 @@ def test_an_engine_that_ends_without_running_the_flow_does_not_end_with_0(
     assert "which cannot be reported" in output
 
 
-def test_a_final_state_that_cannot_be_reported_does_not_end_with_0(
+def test_the_exit_code_is_not_0_if_the_final_state_cannot_be_reported(
     pods: Pods, proxy: FaultProxy
 ) -> None:
     run = pods.taken_up()
@@ -258,7 +256,7 @@ def test_a_final_state_that_cannot_be_reported_does_not_end_with_0(
     assert pods.state(run).type == StateType.RUNNING
 
 
-def test_a_pod_told_to_end_while_it_repeats_requests_ends(pods: Pods, proxy: FaultProxy) -> None:
+def test_sigterm_ends_a_pod_that_repeats_requests(pods: Pods, proxy: FaultProxy) -> None:
     run = pods.taken_up()
     faults = proxy.add(answer(500), API)
     with pods.executing(run, **through(proxy)) as pod:
@@ -272,7 +270,7 @@ def test_a_pod_told_to_end_while_it_repeats_requests_ends(pods: Pods, proxy: Fau
 
 
 @pytest.mark.parametrize("fault", [answer(500), hang], ids=["500", "hang"])
-def test_a_pod_told_to_end_while_its_flow_cannot_report_ends(
+def test_sigterm_ends_a_pod_whose_flow_cannot_report(
     pods: Pods, proxy: FaultProxy, fault: Action
 ) -> None:
     run = pods.taken_up(end="wait")
@@ -288,7 +286,7 @@ def test_a_pod_told_to_end_while_its_flow_cannot_report_ends(
     assert pods.state(run).type == StateType.RUNNING
 
 
-def test_a_number_of_seconds_that_is_none_is_told_in_a_sentence(pods: Pods) -> None:
+def test_an_invalid_number_of_seconds_is_reported_in_one_sentence(pods: Pods) -> None:
     run = pods.taken_up()
 
     code, output = pods.execute(run, PREFECT_HAMILTON_API_OUTAGE_SECONDS="10m")
@@ -309,9 +307,7 @@ def earned(pods: Pods, end: str, **env: str) -> tuple[FlowRun, State[object]]:
 @pytest.mark.parametrize(
     ("end", "type"), [("return", StateType.COMPLETED), ("raise", StateType.FAILED)]
 )
-def test_a_worker_that_takes_an_ended_run_up_starts_nothing(
-    pods: Pods, end: str, type: StateType
-) -> None:
+def test_a_worker_starts_nothing_for_an_ended_run(pods: Pods, end: str, type: StateType) -> None:
     run, before = earned(pods, end, PREFECT_RESULTS_PERSIST_BY_DEFAULT=str(end == "raise"))
     assert before.type == type
     # A worker's request that was long under way: Prefect's server accepts it.
@@ -327,7 +323,7 @@ def test_a_worker_that_takes_an_ended_run_up_starts_nothing(
     assert pods.run_count(run) == 1
 
 
-def test_a_worker_whose_request_was_late_starts_nothing(pods: Pods, proxy: FaultProxy) -> None:
+def test_a_worker_with_a_late_request_starts_nothing(pods: Pods, proxy: FaultProxy) -> None:
     run = pods.flow_run()
     held = proxy.add(hold, SET_STATE)
     with ThreadPoolExecutor() as threads:
@@ -352,7 +348,7 @@ def test_a_worker_whose_request_was_late_starts_nothing(pods: Pods, proxy: Fault
     assert pods.run_count(run) == 1
 
 
-def test_a_pod_of_an_ended_run_leaves_it(pods: Pods) -> None:
+def test_a_pod_of_an_ended_run_does_not_run_the_flow(pods: Pods) -> None:
     run, before = earned(pods, "return")
 
     code, output = pods.execute(run)
@@ -374,7 +370,7 @@ def test_an_ended_run_that_was_scheduled_again_runs_again(
     assert pods.run_count(run) == 2
 
 
-def test_a_run_that_was_marked_crashed_before_its_pod_came_runs(
+def test_a_run_marked_crashed_before_its_pod_started_runs(
     pods: Pods, client: SyncPrefectClient
 ) -> None:
     run = pods.taken_up()
@@ -385,7 +381,7 @@ def test_a_run_that_was_marked_crashed_before_its_pod_came_runs(
     assert pods.state(run).type == StateType.COMPLETED
 
 
-def test_the_second_pod_of_an_attempt_runs_nothing(pods: Pods) -> None:
+def test_a_second_pod_of_an_attempt_does_not_run_the_flow(pods: Pods) -> None:
     run = pods.taken_up(end="wait")
     with pods.executing(run):
         pods.wait_for_log(run, "about to wait")
@@ -398,7 +394,7 @@ def test_the_second_pod_of_an_attempt_runs_nothing(pods: Pods) -> None:
         assert pods.run_count(run) == 1
 
 
-def test_of_two_pods_that_start_at_once_one_runs_the_flow(pods: Pods) -> None:
+def test_only_one_of_two_simultaneous_pods_runs_the_flow(pods: Pods) -> None:
     run = pods.taken_up()
     with pods.executing(run) as first, pods.executing(run) as second:
         output = [pod.communicate(timeout=120)[0] for pod in (first, second)]
@@ -408,7 +404,9 @@ def test_of_two_pods_that_start_at_once_one_runs_the_flow(pods: Pods) -> None:
         assert 0 in (first.returncode, second.returncode)
 
 
-def test_a_pod_whose_claim_was_not_answered_runs_the_flow(pods: Pods, proxy: FaultProxy) -> None:
+def test_a_pod_runs_the_flow_when_the_response_to_its_claim_is_lost(
+    pods: Pods, proxy: FaultProxy
+) -> None:
     run = pods.taken_up()
     lost = proxy.add(lose_answer, r"POST /api/flow_runs/[^/]+/input$", times=1)
 
@@ -419,7 +417,7 @@ def test_a_pod_whose_claim_was_not_answered_runs_the_flow(pods: Pods, proxy: Fau
     assert pods.state(run).type == StateType.COMPLETED
 
 
-def test_a_pod_of_an_attempt_that_was_rescheduled_leaves_the_run_to_the_next(
+def test_a_pod_of_a_rescheduled_attempt_does_not_run_the_flow(
     pods: Pods, client: SyncPrefectClient
 ) -> None:
     run = pods.taken_up()
@@ -432,7 +430,7 @@ def test_a_pod_of_an_attempt_that_was_rescheduled_leaves_the_run_to_the_next(
     assert pods.state(run).name == "AwaitingRetry"
 
 
-def test_a_pod_that_kubernetes_starts_once_more_runs_the_flow(pods: Pods) -> None:
+def test_a_pod_restarted_by_kubernetes_runs_the_flow(pods: Pods) -> None:
     retried = {"PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "relinquish"}
     run = pods.taken_up(end="wait")
     with pods.executing(run, **retried) as first:

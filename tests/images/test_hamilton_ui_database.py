@@ -70,7 +70,7 @@ def database(postgres: str) -> Iterator[dict[str, str]]:
         connection.execute("DROP DATABASE hamilton_ui")
 
 
-def test_a_silent_run_ends_though_a_node_without_a_run_was_heard_of(
+def test_a_silent_run_ends_despite_an_update_for_an_unknown_run(
     database: dict[str, str], tmp_path: Path
 ) -> None:
     done = subprocess.run(

@@ -92,7 +92,7 @@ def containers() -> Iterator[list[Container]]:
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_an_image_runs_as_nobody_in_particular_and_has_no_tools_to_build_with(name: str) -> None:
+def test_an_image_runs_as_any_user_and_has_no_build_tools(name: str) -> None:
     config = json.loads(docker("image", "inspect", image(name)))[0]["Config"]
 
     assert config["User"] == "1001:0"
@@ -117,7 +117,7 @@ def test_every_module_is_compiled(name: str) -> None:
     assert int(count) > 50
 
 
-def test_flows_find_their_libraries() -> None:
+def test_flows_can_import_their_packages() -> None:
     lean = (
         "import hamilton.driver, hamilton_sdk.adapters, opentelemetry.exporter.otlp.proto.http, "
         "pandas, prefect.runner._flow_run_executor, prefect_hamilton.graphs"
@@ -145,14 +145,14 @@ def test_flows_draw_a_dataflow_without_a_home_or_a_display() -> None:
     assert run("flows", "python", "-c", program).strip() == r"b'\x89PNG'"
 
 
-def test_what_a_team_adds_leaves_the_packages_of_the_image_as_they_are() -> None:
+def test_team_packages_do_not_change_the_packages_of_the_image() -> None:
     """`example-flows` is made with `install-locked`, as the docs tell a team to."""
     listed = run("example-flows", "ls", "/opt/venv/lib/python3.13/site-packages")
     assert "duckdb" in listed.split()
     assert "pandas" not in listed.split()
 
 
-def test_git_speaks_ssh_for_a_user_without_a_name() -> None:
+def test_git_uses_ssh_as_a_user_without_a_name() -> None:
     output = run("flows", "sh", "-c", "git ls-remote ssh://git@127.0.0.1:1/x 2>&1; true")
 
     assert "Connection refused" in output
@@ -276,7 +276,7 @@ def test_the_hamilton_ui_names_a_database_that_does_not_answer(tmp_path: Path) -
     assert "Traceback" not in result.stderr
 
 
-def test_nothing_of_the_build_is_in_the_history() -> None:
+def test_image_history_has_no_package_index() -> None:
     for name in IMAGES:
         history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", image(name))
         assert "UV_DEFAULT_INDEX" not in history

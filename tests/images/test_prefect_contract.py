@@ -161,20 +161,20 @@ def python(request: pytest.FixtureRequest) -> Path:
     return found
 
 
-def test_what_flow_pods_use_is_as_it_was(python: Path) -> None:
+def test_private_prefect_names_of_flow_pods_are_unchanged(python: Path) -> None:
     found = of_installed(python, POD_SIGNATURES, POD_CALLS)
 
     assert found["signatures"] == POD_SIGNATURES
     assert found["calls"] == POD_CALLS
 
 
-def test_members_that_flow_pods_use_are_there(python: Path) -> None:
+def test_prefect_members_that_flow_pods_use_exist(python: Path) -> None:
     done = subprocess.run([python, "-c", POD_MEMBERS], capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
 
 
-def test_the_server_makes_dates_of_a_cron_schedule() -> None:
+def test_the_server_schedules_runs_of_a_cron_schedule() -> None:
     """Not with each version of its dependencies on each Python that they allow."""
     schedule = CronSchedule(cron="0 9 * * *", timezone="America/Chicago")
     start = datetime(2026, 1, 1, tzinfo=ZoneInfo("America/Chicago"))
@@ -187,7 +187,7 @@ def test_the_server_makes_dates_of_a_cron_schedule() -> None:
     ]
 
 
-def test_what_server_and_bootstrap_use_is_as_it_was() -> None:
+def test_private_prefect_names_of_server_and_bootstrap_are_unchanged() -> None:
     found = of_installed(sys.executable, SERVER_SIGNATURES, COMMAND_CALLS)
 
     assert found["signatures"] == SERVER_SIGNATURES

@@ -36,7 +36,7 @@ def chart(values: Object, namespace: str = "flows") -> list[Object]:
     return parse(text)
 
 
-def test_what_is_rendered_is_what_is_committed() -> None:
+def test_the_rendered_files_are_committed() -> None:
     wanted = render.files()
     committed = {path: path.read_text() for path in wanted if path.is_file()}
     assert committed == wanted, "run `make render` and commit what it changes"
@@ -89,7 +89,7 @@ TOGETHER: tuple[tuple[tuple[str, ...], Object], ...] = (
 
 @pytest.mark.parametrize(("components", "more"), TOGETHER, ids=lambda v: "+".join(v))
 @pytest.mark.parametrize("is_reversed", [False, True], ids=["", "reversed"])
-def test_components_go_together_in_any_order(
+def test_components_can_be_combined_in_any_order(
     components: tuple[str, ...], more: Object, is_reversed: bool
 ) -> None:
     """Only the one that adds pods comes first, as its values.yaml says."""
@@ -102,7 +102,7 @@ def test_components_go_together_in_any_order(
     assert [line for line in found if "Job/" not in line or "checksum/config" not in line] == []
 
 
-def test_without_policies_nothing_is_left_of_them() -> None:
+def test_without_network_policies_none_is_rendered() -> None:
     objects = with_components(["high-availability", "no-network-policy"])
     assert not [o for o in objects if o["kind"] == "NetworkPolicy"]
 
@@ -141,7 +141,7 @@ def check_all(objects: tuple[Object, ...] | list[Object]) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_nothing_is_left_of_helm_or_of_defaults(name: str) -> None:
+def test_rendered_kustomize_files_have_no_helm_labels_or_defaults(name: str) -> None:
     text = built_text(KUSTOMIZE / "overlays" / name)
     for word in ("helm.sh", "managed-by", "local-config", "needsHashSuffix", render.NAMESPACE):
         assert word not in text, word
@@ -151,7 +151,7 @@ def test_nothing_is_left_of_helm_or_of_defaults(name: str) -> None:
 
 
 @pytest.mark.parametrize("allowed", ALLOWED, ids=lambda allowed: allowed.__name__)
-def test_every_allowed_difference_is_there(allowed: object) -> None:
+def test_every_allowed_difference_exists(allowed: object) -> None:
     """None is allowed that no overlay needs."""
     others = [each for each in ALLOWED if each is not allowed]
     assert any(
@@ -160,7 +160,7 @@ def test_every_allowed_difference_is_there(allowed: object) -> None:
     )
 
 
-def test_the_comparison_sees_what_differs() -> None:
+def test_the_comparison_finds_differences() -> None:
     ours = list(overlay("staging"))
     theirs = chart(overlay_values("staging"), "prefect-staging")
     assert differences(ours[:-1], theirs)
@@ -177,7 +177,7 @@ def test_the_kind_overlay_is_what_make_kind_installs() -> None:
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_every_component_and_setting_says_what_it_is(name: str) -> None:
+def test_every_component_and_setting_is_documented(name: str) -> None:
     folder = KUSTOMIZE / "components" / name
     source = folder / "values.yaml"
     text = (source if source.is_file() else folder / "kustomization.yaml").read_text()
@@ -190,13 +190,13 @@ def test_every_setting_is_used() -> None:
         assert f"fieldPath: data.{setting}\n" in used, setting
 
 
-def test_an_overlay_reads_as_if_written_by_hand() -> None:
+def test_an_overlay_has_fewer_than_80_lines() -> None:
     for name in OVERLAYS:
         lines = (KUSTOMIZE / "overlays" / name / "kustomization.yaml").read_text().splitlines()
         assert len(lines) < 80, name
 
 
-def test_the_check_tells_what_is_out_of_date(
+def test_the_check_names_outdated_files(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     stale = KUSTOMIZE / "base" / "deployment-server.yaml"

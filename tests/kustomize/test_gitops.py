@@ -62,7 +62,7 @@ def test_it_is_valid(path: Path) -> None:
             assert errors(obj) == []
 
 
-def test_a_field_that_is_not_known_is_noticed() -> None:
+def test_an_unknown_field_is_found() -> None:
     (release,) = all_of("HelmRelease")
     release["spec"]["upgrade"]["remediation"]["retry"] = 3
     assert errors(release)
@@ -86,7 +86,7 @@ def applications() -> list[Object]:
 
 
 @pytest.mark.parametrize("application", applications(), ids=lambda a: a["metadata"]["name"])
-def test_an_application_syncs_by_itself_what_is_there(application: Object) -> None:
+def test_an_application_refers_to_existing_paths(application: Object) -> None:
     spec = application["spec"]
     (project,) = all_of("AppProject")
     assert spec["project"] == project["metadata"]["name"]
@@ -105,7 +105,7 @@ def test_an_application_syncs_by_itself_what_is_there(application: Object) -> No
     assert spec["destination"]["namespace"] == namespace(built(path))
 
 
-def test_the_project_has_the_least_rights() -> None:
+def test_the_argocd_project_has_minimal_rights() -> None:
     (project,) = all_of("AppProject")
     spec = project["spec"]
     assert "*" not in yaml.safe_dump(spec)
@@ -169,7 +169,7 @@ def test_defaults_in_lists_of_custom_resources_are_written_out() -> None:
 # --- Flux
 
 
-def test_kustomizations_point_at_what_is_there() -> None:
+def test_kustomizations_refer_to_existing_paths() -> None:
     kustomizations = {k["metadata"]["name"]: k["spec"] for k in all_of("Kustomization")}
     sources = {s["metadata"]["name"] for s in all_of("GitRepository")}
     assert kustomizations.keys() == {"prefect-secrets", "prefect-production", "prefect-staging"}
@@ -183,7 +183,7 @@ def test_kustomizations_point_at_what_is_there() -> None:
     assert kustomizations["prefect-production"]["dependsOn"] == [{"name": "prefect-secrets"}]
 
 
-def test_what_the_overlays_take_from_outside_is_in_fluxs_artifact() -> None:
+def test_the_flux_artifact_contains_the_files_of_the_overlays() -> None:
     """The GitRepository leaves everything but kustomize/ out."""
     for path in KUSTOMIZE.rglob("kustomization.yaml"):
         content = yaml.safe_load(path.read_text())
@@ -252,7 +252,7 @@ def wanted_keys() -> dict[str, set[str]]:
     return found
 
 
-def test_external_secrets_give_production_what_it_reads() -> None:
+def test_external_secrets_provide_the_keys_of_production() -> None:
     given = {}
     for obj in built(GITOPS / "secrets" / "external-secrets"):
         if obj["kind"] == "ExternalSecret":
@@ -265,7 +265,7 @@ def test_external_secrets_give_production_what_it_reads() -> None:
     assert given == wanted_keys()
 
 
-def test_the_sops_example_gives_production_what_it_reads_and_holds_no_secret() -> None:
+def test_the_sops_example_has_the_keys_of_production_and_no_secret() -> None:
     folder = GITOPS / "secrets" / "sops"
     secrets = objects_of(folder / "secrets.example.yaml")
     assert {s["metadata"]["name"]: set(s["stringData"]) for s in secrets} == wanted_keys()

@@ -133,20 +133,20 @@ GIVEN = {
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_a_first_sync_of_an_overlay_waits_for_nothing_later(name: str) -> None:
+def test_the_first_sync_of_an_overlay_needs_no_later_object(name: str) -> None:
     assert missing(overlay(name), GIVEN[name]) == []
     assert {phase(obj) for obj in overlay(name)} == {"Sync"}, "a hook would run at each sync"
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_a_first_sync_of_the_chart_waits_for_nothing_later(name: str) -> None:
+def test_the_first_sync_of_the_chart_needs_no_later_object(name: str) -> None:
     objects = parse(template_text(overlay_values(name), name=render.RELEASE))
     assert missing(objects, GIVEN[name]) == []
     (test,) = [obj for obj in objects if phase(obj) != "Sync"]
     assert (test["kind"], phase(test)) == ("Pod", None), "only `helm test`, which is left out"
 
 
-def test_a_hook_that_needs_a_later_object_is_noticed() -> None:
+def test_a_hook_that_needs_a_later_object_is_found() -> None:
     objects = deepcopy(list(overlay("staging")))
     (job,) = [o for o in objects if o["kind"] == "Job" and labels(o)[COMPONENT] == "bootstrap"]
     job["metadata"]["annotations"] = {HELM_HOOK: "pre-install,pre-upgrade"}
@@ -161,7 +161,7 @@ def test_a_hook_that_needs_a_later_object_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_no_job_goes_away_by_itself(name: str) -> None:
+def test_no_job_deletes_itself(name: str) -> None:
     """A Job with a TTL that a sync finds gone is made, and run, again and again."""
     for obj in overlay(name):
         if obj["kind"] == "Job":
@@ -169,7 +169,7 @@ def test_no_job_goes_away_by_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_pruning_takes_no_data(name: str) -> None:
+def test_pruning_keeps_the_data(name: str) -> None:
     for obj in overlay(name):
         is_volume = (
             obj["kind"] == "PersistentVolumeClaim" and labels(obj)[COMPONENT] != "git-server"
@@ -232,7 +232,7 @@ def test_a_new_image_of_prefect_rolls_what_runs_it() -> None:
     }
 
 
-def test_a_workers_limit_rolls_that_worker_alone() -> None:
+def test_the_limit_of_one_worker_rolls_only_that_worker() -> None:
     patch = "- {op: add, path: /spec/template/spec/containers/0/args/5, value: --limit=3}"
     worker = {"kind": "Deployment", "name": f"{NAME}-worker-kubernetes"}
     after = with_components([], patches=[{"target": worker, "patch": patch}])
@@ -252,7 +252,7 @@ def test_any_change_of_a_job_gives_it_a_new_name() -> None:
     assert len(names[0] | names[1]) == 3
 
 
-def test_a_component_that_changes_what_a_job_reads_runs_it_again() -> None:
+def test_a_component_that_changes_the_input_of_a_job_runs_it_again() -> None:
     """The script and the state are in a ConfigMap: the Job's checksum follows it."""
     for component, job in (("flows-repository", "bootstrap"), ("high-availability", "secrets")):
         objects = changed(with_components([]), with_components([component]))
@@ -335,7 +335,7 @@ def next_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return kustomize
 
 
-def test_an_upgrade_needs_nothing_that_kubernetes_refuses(next_version: Path) -> None:
+def test_an_upgrade_changes_no_immutable_field(next_version: Path) -> None:
     for components in ([], UPGRADED):
         before = with_components(components)
         after = with_components(components, next_version / "base")
@@ -344,7 +344,7 @@ def test_an_upgrade_needs_nothing_that_kubernetes_refuses(next_version: Path) ->
         assert {"ConfigMap", "Deployment", "Job", "StatefulSet"} <= kinds, "the test shows nothing"
 
 
-def test_a_refused_upgrade_is_noticed() -> None:
+def test_an_upgrade_that_kubernetes_refuses_is_found() -> None:
     before = with_components([])
     after = deepcopy(before)
     for obj in after:
@@ -359,7 +359,7 @@ def test_a_refused_upgrade_is_noticed() -> None:
     }
 
 
-def test_what_a_release_froze_stays_so() -> None:
+def test_immutable_fields_of_a_release_are_kept() -> None:
     """Fields that nobody can change on a live cluster; a change here needs a migration."""
     snapshot = yaml.safe_load((Path(__file__).parent / "frozen.yaml").read_text())
     now = {

@@ -26,13 +26,15 @@ def run(storage: Path, api: str, **env: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_run_goes_on_where_a_process_that_died_was(tmp_path: Path, prefect_api: str) -> None:
+def test_a_retried_run_continues_from_the_cache_of_a_killed_process(
+    tmp_path: Path, prefect_api: str
+) -> None:
     assert run(tmp_path, prefect_api, DIE="1") == ["computed costly", "computed fatal"]
     assert run(tmp_path, prefect_api) == ["computed fatal", "result 5"]
     assert run(tmp_path, prefect_api) == ["result 5"]
 
 
-def test_a_storage_that_cannot_be_written_costs_warnings(
+def test_a_storage_that_cannot_be_written_causes_warnings(
     tmp_path: Path, prefect_api: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
@@ -41,7 +43,7 @@ def test_a_storage_that_cannot_be_written_costs_warnings(
     assert "A result is not cached: " in caplog.text
 
 
-def test_hamiltons_own_folder_is_used_when_it_is_named(tmp_path: Path) -> None:
+def test_a_named_cache_folder_is_used(tmp_path: Path) -> None:
     described = dataflow.Dataflow(totals).with_cache(path=tmp_path / "cache")
     assert described.execute("total", inputs={"x": 2})["total"] == 6
     assert list((tmp_path / "cache").iterdir())

@@ -75,14 +75,14 @@ def test_a_run_holds_the_results_of_the_outputs_and_the_nodes_times() -> None:
     assert sum(run.node_seconds.values()) <= run.seconds
 
 
-def test_config_and_overrides_are_hamiltons() -> None:
+def test_config_and_overrides_are_passed_to_hamilton() -> None:
     assert dataflow.execute(totals, "total", inputs={"x": 2}, config={"discount": 1})["total"] == 5
     run = dataflow.execute(totals, "total", inputs={"x": 2}, overrides={"checked": 10})
     assert run["total"] == 12
     assert list(run.node_seconds) == ["total"]
 
 
-def test_a_dataflow_is_described_once_and_not_changed_by_what_is_added_to_it() -> None:
+def test_with_methods_do_not_change_the_original_dataflow() -> None:
     seen: list[str] = []
 
     class Watch(NodeExecutionHook):  # type: ignore[misc]
@@ -119,7 +119,7 @@ def test_hamiltons_materializers_result_builders_and_cache_go_through(tmp_path: 
     assert overriding.driver().graph.nodes["total"].name == "total"
 
 
-def test_the_driver_can_be_looked_at_without_a_run() -> None:
+def test_the_driver_can_be_inspected_without_a_run() -> None:
     assert {variable.name for variable in Dataflow(totals).driver().list_available_variables()} == {
         "checked",
         "discount",
@@ -138,7 +138,7 @@ def test_coroutines_run_in_hamiltons_async_driver() -> None:
 # Failures
 
 
-def test_a_failure_names_the_node_and_is_of_the_type_that_the_node_raised() -> None:
+def test_a_failure_names_the_node_and_keeps_the_exception_type() -> None:
     with pytest.raises(NoMoneyError) as caught:
         dataflow.execute(totals, "total", inputs={"x": -2})
     error = caught.value
@@ -148,7 +148,7 @@ def test_a_failure_names_the_node_and_is_of_the_type_that_the_node_raised() -> N
     assert type(error.__cause__) is NoMoneyError
 
 
-def test_a_failure_of_the_system_keeps_its_number_and_shows_no_password() -> None:
+def test_an_operating_system_error_keeps_its_number_and_hides_the_password() -> None:
     with pytest.raises(ConnectionError) as caught:
         dataflow.execute(reading, "read", inputs={"address": "postgresql://me:hunter2@db/x"})
     assert str(caught.value) == ("[Errno 111] nobody listens at postgresql://***@db/x (node read)")
@@ -162,7 +162,7 @@ def test_a_failure_of_a_coroutine_names_the_node() -> None:
         asyncio.run(dataflow.aexecute(coroutines, "plus", inputs={"x": -1}))
 
 
-def test_what_cannot_be_planned_is_hamiltons_error() -> None:
+def test_a_planning_error_is_hamiltons_own() -> None:
     with pytest.raises(ValueError, match="Required input x not provided") as caught:
         dataflow.execute(totals, "total")
     assert not isinstance(caught.value, NodeError)
@@ -235,7 +235,7 @@ class TestInRuns:
         tags = hamilton_run(ui, run.url)["tags"]
         assert (tags["dataflow"], tags["team"]) == ("sums", "blue")
 
-    def test_each_of_them_can_be_turned_off(
+    def test_picture_link_and_times_can_be_turned_off(
         self, ui: HamiltonUi, caplog: pytest.LogCaptureFixture
     ) -> None:
         state = shop(track=False, picture=False, timings=False, return_state=True)
@@ -251,7 +251,7 @@ class TestInRuns:
         assert state.result()["total"] == 6
         assert set(artifacts(state)) == {"hamilton-dag-shop-without-tasks"}
 
-    def test_async_tasks_show_the_same(
+    def test_async_tasks_publish_the_same_artifacts(
         self, ui: HamiltonUi, caplog: pytest.LogCaptureFixture
     ) -> None:
         with caplog.at_level(logging.WARNING):
@@ -263,13 +263,13 @@ class TestInRuns:
         assert in_ui["run_status"] == "SUCCESS"
         assert node_states(in_ui) == dict.fromkeys(["slow_double", "slow_check", "plus"], "SUCCESS")
 
-    def test_a_failed_tasks_state_names_the_node(self, ui: HamiltonUi) -> None:
+    def test_the_state_of_a_failed_task_names_the_node(self, ui: HamiltonUi) -> None:
         state = shop(x=-1, return_state=True)
         assert state.is_failed()
         assert str(state.message).endswith("NoMoneyError: 2 € are missing for this (node checked)")
         assert isinstance(state.result(raise_on_failure=False), NoMoneyError)
 
-    def test_a_picture_that_cannot_be_drawn_costs_a_warning(
+    def test_a_picture_that_cannot_be_drawn_causes_a_warning(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr(graphs, "_DRAW", "raise SystemExit('no layout')")
@@ -280,7 +280,7 @@ class TestInRuns:
 # Importing
 
 
-def test_importing_the_public_part_imports_nothing_heavy() -> None:
+def test_importing_the_public_modules_loads_no_heavy_package() -> None:
     heavy = "hamilton", "hamilton_sdk", "pandas", "numpy", "matplotlib", "sklearn", "pygraphviz"
     program = (
         "import sys, prefect; before = set(sys.modules)\n"

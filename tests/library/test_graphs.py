@@ -139,7 +139,7 @@ def test_a_large_dataflow_is_scaled_to_a_bounded_size() -> None:
     assert len(base64.b64encode(png)) < 1_000_000
 
 
-def test_what_graphviz_cannot_draw_is_an_error_with_the_cause() -> None:
+def test_a_graphviz_failure_is_an_error_with_its_cause() -> None:
     with pytest.raises(RuntimeError, match="Graphviz cannot draw the DAG"):
         graphs._draw("digraph { a -> ")
 

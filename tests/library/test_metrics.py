@@ -36,7 +36,7 @@ def measured_flow(fail: bool = False) -> None:
 
 
 @pytest.mark.parametrize("fail", [False, True])
-def test_each_task_run_emits_its_numbers(
+def test_each_task_run_emits_its_metrics(
     asserting_events_worker: EventsWorker,  # noqa: F811
     fail: bool,
 ) -> None:
@@ -58,7 +58,7 @@ def test_each_task_run_emits_its_numbers(
     assert flow_run_id in [related.id for related in event.related]
 
 
-def test_a_collector_gets_them_too_when_configured(
+def test_metrics_reach_a_configured_collector(
     web_server: WebServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     received: list[ExportMetricsServiceRequest] = []
@@ -87,13 +87,13 @@ def test_a_collector_gets_them_too_when_configured(
     assert attributes == {"flow": "measured flow", "task": "measured"}
 
 
-def test_nothing_is_sent_otherwise(web_server: WebServer) -> None:
+def test_no_metrics_are_sent_by_default(web_server: WebServer) -> None:
     measured_flow()
     assert web_server.requests == []
     assert metrics_module._collector.cache_info().currsize == 0
 
 
-def test_a_collector_that_is_down_costs_one_warning(
+def test_a_collector_that_is_down_causes_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
@@ -103,7 +103,7 @@ def test_a_collector_that_is_down_costs_one_warning(
     assert len(told) == 1
 
 
-def test_a_setting_that_opentelemetry_refuses_costs_one_warning_a_task_run(
+def test_a_setting_that_opentelemetry_refuses_causes_one_warning_per_task_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")

@@ -126,7 +126,7 @@ def test_each_node_is_a_task_run_after_those_it_needs() -> None:
     assert needed["total"] >= {runs["checked"].id}
 
 
-def test_tags_of_a_node_are_its_tasks_retries_and_tags() -> None:
+def test_tags_of_a_node_set_retries_and_tags_of_its_task() -> None:
     state = computing(tagged, "last", return_state=True)
     assert state.result() == 3
     run = task_runs(state, "unsteady")["unsteady"]
@@ -134,7 +134,7 @@ def test_tags_of_a_node_are_its_tasks_retries_and_tags() -> None:
     assert set(run.tags) >= {"flaky", "slow"}
 
 
-def test_a_node_that_takes_longer_than_its_tag_allows_fails() -> None:
+def test_a_node_that_exceeds_its_timeout_tag_fails() -> None:
     attempts.extend([0, 0])
     state = computing(tagged, "endless", return_state=True)
     assert state.is_failed()
@@ -143,7 +143,7 @@ def test_a_node_that_takes_longer_than_its_tag_allows_fails() -> None:
     assert task_runs(state, "endless")["endless"].state_name == "TimedOut"
 
 
-def test_only_nodes_with_a_tag_are_task_runs_when_asked_for() -> None:
+def test_only_nodes_with_the_given_tag_are_task_runs() -> None:
     attempts.extend([0, 0])
     state = computing(tagged, "last", nodes={"team": "blue"}, return_state=True)
     assert set(task_runs(state, "compute", "last")) == {"compute", "last"}
@@ -152,7 +152,7 @@ def test_only_nodes_with_a_tag_are_task_runs_when_asked_for() -> None:
     assert set(task_runs(state, "compute")) == {"compute"}
 
 
-def test_a_tag_that_makes_no_sense_is_named() -> None:
+def test_an_invalid_tag_is_reported() -> None:
     module = ad_hoc_utils.create_temporary_module(wrong, module_name="wrong_tag")
     with pytest.raises(
         ValueError, match="tag prefect_retries of the node wrong must be a number, not 'often'"
@@ -173,7 +173,7 @@ def test_coroutines_are_task_runs_too() -> None:
     assert set(task_runs(state, "fetched")) == {"fetched"}
 
 
-def test_a_node_that_the_cache_knows_is_no_task_run(tmp_path: Path) -> None:
+def test_a_cached_node_has_no_task_run(tmp_path: Path) -> None:
     @task(task_run_name="cached")
     def cached() -> Any:
         described = Dataflow(totals, nodes="tasks", picture=False).with_cache(path=tmp_path)

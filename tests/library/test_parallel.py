@@ -84,7 +84,7 @@ def test_a_pool_of_processes_runs_the_blocks() -> None:
     assert set(run.node_seconds) == NODES
 
 
-def test_a_dask_cluster_that_exists_runs_the_blocks(dask: str) -> None:
+def test_an_existing_dask_cluster_runs_the_parallel_blocks(dask: str) -> None:
     run = adding(dask)
     sum_, processes = run["total"]
     assert sum_ == 55

@@ -21,7 +21,7 @@ def shop() -> Any:
     return compute()
 
 
-def test_the_inputs_of_a_dataflow_are_told_without_computing_it() -> None:
+def test_the_inputs_of_a_dataflow_are_listed_without_executing_it() -> None:
     assert testing.inputs_of(totals, ["checked"]) == {"x": int}
     assert testing.inputs_of(totals, ["total"]) == {"x": int, "discount": int}
     assert testing.inputs_of(totals, ["total"], config={"discount": 1}) == {"x": int}
@@ -29,7 +29,7 @@ def test_the_inputs_of_a_dataflow_are_told_without_computing_it() -> None:
         testing.inputs_of(totals, ["profit"])
 
 
-def test_a_state_that_is_no_flow_runs_is_refused() -> None:
+def test_a_state_of_no_flow_run_is_refused() -> None:
     with pytest.raises(ValueError, match="call the flow with return_state=True"):
         testing.artifacts(Completed())
 

@@ -165,7 +165,7 @@ def test_tracked_run_has_all_its_nodes_as_soon_as_the_flow_is_done(
         assert node_states(in_ui) == ALL_SUCCEEDED
 
 
-def test_execution_carries_the_tasks_name_and_the_flow_run(
+def test_an_execution_has_the_task_name_and_the_flow_run(
     run: Run, hamilton_ui: HamiltonUi, prefect_server: services.Service
 ) -> None:
     outcome = run(hamilton_ui.env)
@@ -218,7 +218,7 @@ def test_failing_dataflow_fails_the_same_way_and_shows_as_failed(
     assert node_states(in_ui) == {"doubled": "SUCCESS", "checked": "FAILURE"}
 
 
-def test_links_and_warnings_hold_no_password_of_an_address(
+def test_links_and_warnings_hide_the_password_of_an_address(
     run: Run, hamilton_ui: HamiltonUi
 ) -> None:
     address = hamilton_ui.url.replace("://", "://me:hunter2@")
@@ -235,12 +235,12 @@ def test_links_and_warnings_hold_no_password_of_an_address(
     assert not [text for text in (*warnings, *outcome.messages) if "hunt" in text]
 
 
-def test_sdk_logs_nothing_of_its_own(run: Run, hamilton_ui: HamiltonUi) -> None:
+def test_the_sdk_logs_nothing(run: Run, hamilton_ui: HamiltonUi) -> None:
     names = {record.name for record in run(hamilton_ui.env).records}
     assert not [name for name in names if not name.startswith("prefect")]
 
 
-def test_without_settings_nothing_is_tracked_and_nothing_said(run: Run) -> None:
+def test_without_settings_nothing_is_tracked_or_logged(run: Run) -> None:
     outcome = run({"HAMILTON_API_URL": "http://127.0.0.1:1"})
     assert outcome.result == [3, 3]
     assert outcome.urls == [None, None]
@@ -423,7 +423,7 @@ def text(numbers: pd.DataFrame, mixed: dict[str, Any]) -> str:
     return "x" * 20_000
 
 
-def test_large_values_are_not_looked_at_and_unknown_ones_not_called(
+def test_large_and_unknown_values_are_not_summarised(
     sent: list[Any], hamilton_ui: HamiltonUi
 ) -> None:
     module = ad_hoc_utils.create_temporary_module(numbers, mixed, text, module_name="large")
@@ -449,7 +449,7 @@ def test_large_values_are_not_looked_at_and_unknown_ones_not_called(
     }
 
 
-def test_when_the_time_for_summaries_is_over_the_nodes_still_show(
+def test_nodes_are_tracked_after_the_time_limit_for_summaries(
     run: Run, hamilton_ui: HamiltonUi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracking_settings, "SUMMARY_TIME", 0.0)
@@ -462,7 +462,7 @@ def test_when_the_time_for_summaries_is_over_the_nodes_still_show(
 
 
 @pytest.mark.parametrize("tracked", [True, False])
-def test_hamiltons_log_is_silent_in_the_block_only(
+def test_hamiltons_log_is_silenced_within_the_block_only(
     run: Run, hamilton_ui: HamiltonUi, tracked: bool
 ) -> None:
     hamilton = logging.getLogger("hamilton")
@@ -486,19 +486,25 @@ def test_hamiltons_log_is_silent_in_the_block_only(
         ({"HAMILTON_API_URL": "localhost:8241"}, "HAMILTON_API_URL must be an http"),
     ],
 )
-def test_senseless_setting(run: Run, baseline: Outcome, env: dict[str, str], cause: str) -> None:
+def test_an_invalid_setting_is_reported(
+    run: Run, baseline: Outcome, env: dict[str, str], cause: str
+) -> None:
     if len(env) == 1 and "is not set" not in cause:
         env = {"HAMILTON_UI_USERNAME": "a", "HAMILTON_UI_PROJECT_ID": "1"} | env
     assert_as_without_tracking(run(env), baseline, cause)
 
 
-def test_down_at_start(run: Run, baseline: Outcome, hamilton_ui: HamiltonUi) -> None:
+def test_a_tracking_server_that_is_down_at_the_start(
+    run: Run, baseline: Outcome, hamilton_ui: HamiltonUi
+) -> None:
     env = hamilton_ui.env | {"HAMILTON_API_URL": f"http://127.0.0.1:{services.free_port()}"}
     assert_as_without_tracking(run(env), baseline, "cannot reach http://127.0.0.1:.*refused")
 
 
 @pytest.mark.parametrize("point", ["built", "executing"])
-def test_down_in_the_middle(run: Run, baseline: Outcome, own_ui: HamiltonUi, point: str) -> None:
+def test_a_tracking_server_that_goes_down_during_the_run(
+    run: Run, baseline: Outcome, own_ui: HamiltonUi, point: str
+) -> None:
     def stop(reached: str) -> None:
         if reached == point:
             own_ui.service.stop()
@@ -509,7 +515,7 @@ def test_down_in_the_middle(run: Run, baseline: Outcome, own_ui: HamiltonUi, poi
 
 
 @pytest.mark.parametrize("point", ["before", "built", "executing"])
-def test_accepting_but_never_answering(
+def test_a_server_that_accepts_but_never_responds(
     run: Run, baseline: Outcome, own_ui: HamiltonUi, point: str
 ) -> None:
     def freeze(reached: str) -> None:
@@ -520,7 +526,9 @@ def test_accepting_but_never_answering(
     assert_as_without_tracking(outcome, baseline, "does not answer")
 
 
-def test_back_before_the_end_of_the_dataflow_loses_nothing(run: Run, own_ui: HamiltonUi) -> None:
+def test_a_tracking_server_that_returns_in_time_misses_no_node(
+    run: Run, own_ui: HamiltonUi
+) -> None:
     def restart(reached: str) -> None:
         if reached == "executing":
             own_ui.service.stop()
@@ -537,7 +545,9 @@ def test_unknown_project(run: Run, baseline: Outcome, hamilton_ui: HamiltonUi) -
     assert_as_without_tracking(outcome, baseline, "project 999 does not exist")
 
 
-def test_project_of_somebody_else(run: Run, baseline: Outcome, hamilton_ui: HamiltonUi) -> None:
+def test_a_project_of_another_user_is_reported(
+    run: Run, baseline: Outcome, hamilton_ui: HamiltonUi
+) -> None:
     outcome = run(hamilton_ui.env | {"HAMILTON_UI_USERNAME": "stranger"})
     assert_as_without_tracking(outcome, baseline, "user 'stranger' may not write to it")
 
@@ -556,7 +566,7 @@ def test_key(run: Run, baseline: Outcome, tmp_path: Path) -> None:
             assert not [m for m in outcome.messages if "wrong-key" in m]
 
 
-def test_many_register_the_same_new_dag_at_once(own_ui: HamiltonUi) -> None:
+def test_many_simultaneous_runs_register_the_same_new_dag(own_ui: HamiltonUi) -> None:
     """The server answers 500 to some of them; each gets the id of one and the same version."""
     from hamilton_sdk.api.projecttypes import GitInfo
 
@@ -632,7 +642,9 @@ def wait_for(process: subprocess.Popen[str], point: str) -> str:
 Start = Callable[[dict[str, str], str], "subprocess.Popen[str]"]
 
 
-def test_two_flow_runs_with_the_same_new_dag_at_once(start: Start, own_ui: HamiltonUi) -> None:
+def test_two_simultaneous_flow_runs_register_the_same_new_dag(
+    start: Start, own_ui: HamiltonUi
+) -> None:
     both = [start(own_ui.env, "before") for _ in range(2)]
     for process in both:
         wait_for(process, "before")
@@ -651,7 +663,7 @@ def test_two_flow_runs_with_the_same_new_dag_at_once(start: Start, own_ui: Hamil
     assert len({r["dag_template"] for r in runs}) == 2
 
 
-def test_killed_in_the_middle(start: Start, hamilton_ui: HamiltonUi, run: Run) -> None:
+def test_a_run_killed_in_the_middle(start: Start, hamilton_ui: HamiltonUi, run: Run) -> None:
     process = start(hamilton_ui.env, "executing")
     seen = wait_for(process, "executing")
     process.kill()
@@ -663,7 +675,7 @@ def test_killed_in_the_middle(start: Start, hamilton_ui: HamiltonUi, run: Run) -
     assert run(hamilton_ui.env).warnings == []
 
 
-def test_terminated_in_the_middle(start: Start, own_ui: HamiltonUi) -> None:
+def test_a_run_terminated_in_the_middle(start: Start, own_ui: HamiltonUi) -> None:
     """As without tracking: same exit code, and soon, even when the Hamilton UI hangs."""
 
     def terminate(process: subprocess.Popen[str]) -> float:
@@ -692,7 +704,7 @@ def test_terminated_in_the_middle(start: Start, own_ui: HamiltonUi) -> None:
 
 
 @pytest.mark.parametrize("has_models", [False, True])
-def test_models_are_summed_up_where_a_flow_has_them_and_cost_nothing_elsewhere(
+def test_models_are_summarised_only_if_the_flow_imports_scikit_learn(
     has_models: bool,
 ) -> None:
     program = (

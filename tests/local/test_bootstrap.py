@@ -96,7 +96,7 @@ def outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
     return {line[39:].split(" (")[0]: line[2:11].strip() for line in done.stdout.splitlines()}
 
 
-def test_creates_changes_only_what_differs_and_keeps_what_people_added(
+def test_apply_changes_only_differences_and_keeps_user_objects(
     server: services.Service, tmp_path: Path
 ) -> None:
     file = write(tmp_path / "state.yaml", STATE)
@@ -176,7 +176,7 @@ def everything(api: str) -> dict[str, object]:
 CHANGED = ("pool", "threshold", "url", "writes", "training")
 
 
-def test_with_a_record_what_a_person_changed_stays(tmp_path: Path) -> None:
+def test_with_a_record_manual_changes_are_kept(tmp_path: Path) -> None:
     file = write(tmp_path / "state.yaml", STATE)
     record = tmp_path / "record.json"
     with services.prefect_server(tmp_path / "server") as server:
@@ -210,7 +210,7 @@ def test_with_a_record_what_a_person_changed_stays(tmp_path: Path) -> None:
         assert everything(api)["writes"] == 2
 
 
-def test_a_default_is_for_a_new_block_and_replaces_no_value_that_was_given(
+def test_a_default_creates_a_block_and_never_replaces_its_value(
     server: services.Service, tmp_path: Path
 ) -> None:
     api = f"{server.url}/api"
@@ -237,7 +237,9 @@ def test_a_default_is_for_a_new_block_and_replaces_no_value_that_was_given(
         assert value() == "given"
 
 
-def test_a_damaged_record_is_one_sentence(server: services.Service, tmp_path: Path) -> None:
+def test_a_damaged_record_is_reported_in_one_sentence(
+    server: services.Service, tmp_path: Path
+) -> None:
     record = tmp_path / "record.json"
     record.write_text("{")
     done = apply(
@@ -278,14 +280,16 @@ def test_a_pool_of_another_type_is_an_error(server: services.Service, tmp_path: 
     assert "has the type process, not kubernetes" in done.stderr
 
 
-def test_a_page_instead_of_an_api_is_named(server: services.Service, tmp_path: Path) -> None:
+def test_a_web_page_in_place_of_an_api_is_reported(
+    server: services.Service, tmp_path: Path
+) -> None:
     done = apply(write(tmp_path / "state.yaml", STATE), server.url)
     assert done.returncode == 1
     assert "is not a Prefect API" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_nothing_there_is_named_after_the_time_out(tmp_path: Path) -> None:
+def test_an_absent_server_is_reported_after_the_timeout(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{services.free_port()}/api"
     done = apply(write(tmp_path / "state.yaml", STATE), url, timeout="1")
     assert done.returncode == 1
@@ -293,7 +297,7 @@ def test_nothing_there_is_named_after_the_time_out(tmp_path: Path) -> None:
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_wanted_password_is_named(tmp_path: Path) -> None:
+def test_a_required_password_is_reported(tmp_path: Path) -> None:
     class Refusing(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # the name that http.server calls
             self.send_error(401)
@@ -408,7 +412,7 @@ def test_a_wrong_file_is_refused_without_quoting_it(
     ],
     ids=lambda value: value[:40],
 )
-def test_a_file_that_says_two_things_or_nothing_is_refused(
+def test_a_file_with_duplicate_or_empty_entries_is_refused(
     tmp_path: Path, name: str, text: str, message: str
 ) -> None:
     file = tmp_path / name
@@ -435,7 +439,7 @@ def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
     assert {each.name: each.value for each in state.variables} == {"a": 1, "b": 1, "c": 2}
 
 
-def test_a_later_file_adds_and_replaces_by_name(tmp_path: Path) -> None:
+def test_a_later_state_file_adds_and_replaces_objects_by_name(tmp_path: Path) -> None:
     first = write(
         tmp_path / "a.yaml", {"variables": [{"name": "a", "value": 1}, {"name": "b", "value": 1}]}
     )
@@ -446,13 +450,13 @@ def test_a_later_file_adds_and_replaces_by_name(tmp_path: Path) -> None:
     assert {each.name: each.value for each in state.variables} == {"a": 1, "b": 2, "c": 2}
 
 
-def test_the_project_s_own_files_are_valid() -> None:
+def test_the_state_files_of_the_project_are_valid() -> None:
     paths = [services.ROOT / name for name in ("prefect-state.yaml", "scripts/local.yaml")]
     state = desired_state.load([desired_state.FILE, *paths])
     assert [pool.name for pool in state.work_pools] == ["local-process-pool"]
 
 
-def test_the_order_of_an_automations_events_is_no_difference() -> None:
+def test_the_order_of_automation_events_is_no_difference() -> None:
     def automation(*events: str) -> AutomationCore:
         trigger = {"type": "event", "posture": "Reactive", "expect": events, "threshold": 1}
         return AutomationCore.model_validate({"name": "a", "trigger": trigger, "actions": []})

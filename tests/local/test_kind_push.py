@@ -33,7 +33,7 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_working_tree_committed_or_not(repository: Path) -> None:
+def test_uncommitted_changes_are_pushed(repository: Path) -> None:
     put(repository, **{"flows/a.py": "2", "flows/data/new file.csv": "1", "added.py": "1"})
     put(repository, **{"flows/x.ignored": "1"})
     (repository / "flows/gone.py").unlink()
@@ -54,7 +54,7 @@ def test_the_working_tree_committed_or_not(repository: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [".env", "token.txt", "secrets.yaml", "flows/.env", "flows/.x/y"])
-def test_what_may_hold_secrets_is_left_out_and_named(
+def test_files_that_may_hold_secrets_are_left_out_and_named(
     repository: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     before = git(repository, "rev-parse", "HEAD^{tree}")
@@ -62,10 +62,10 @@ def test_what_may_hold_secrets_is_left_out_and_named(
     _, tree = kind.snapshot(repository)
     assert tree == before
     said = capsys.readouterr().out
-    assert said == f"Not pushed, for Git does not track it (git add it to push it): {name}\n"
+    assert said == f"Not pushed because Git does not track it (use git add): {name}\n"
 
 
-def test_a_repository_that_has_no_commit_yet(tmp_path: Path) -> None:
+def test_a_repository_without_commits_is_pushed(tmp_path: Path) -> None:
     git(tmp_path, "init", "--quiet")
     put(tmp_path, **{"prefect.yaml": "1", "flows/a.py": "1"})
     git(tmp_path, "add", "--all")
@@ -77,7 +77,7 @@ def test_a_repository_that_has_no_commit_yet(tmp_path: Path) -> None:
     ]
 
 
-def test_without_a_folder_the_flows_are_those_of_this_project() -> None:
+def test_without_a_folder_the_example_flows_are_used() -> None:
     assert kind.repository_at(None) == kind.ROOT
 
 

@@ -48,7 +48,7 @@ def judge(
         yield judge
 
 
-def test_runs_that_did_their_work_have_no_problem(judge: Judge) -> None:
+def test_correct_runs_have_no_problem(judge: Judge) -> None:
     loaded = enterprise_data_pipeline(return_state=True)
     assert loaded.is_completed(), loaded.message
     assert judge(outcomes.Pipeline(TABLE), loaded) == []
@@ -64,7 +64,7 @@ def test_runs_that_did_their_work_have_no_problem(judge: Judge) -> None:
     ]
 
 
-def test_rows_that_are_missing_are_found(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_rows_are_found(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     upsert = DuckDBWarehouse.upsert
 
     def lose(
@@ -81,7 +81,9 @@ def test_rows_that_are_missing_are_found(judge: Judge, monkeypatch: pytest.Monke
     assert f"{TABLE}_monthly holds 3 rows of it, expected 192" in problems
 
 
-def test_rows_of_an_earlier_run_do_not_count(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_an_earlier_run_are_not_counted(
+    judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert enterprise_data_pipeline(return_state=True).is_completed()
     monkeypatch.setattr(DuckDBWarehouse, "upsert", lambda self, target, rows: None)
     state = enterprise_data_pipeline(return_state=True)
@@ -92,7 +94,7 @@ def test_rows_of_an_earlier_run_do_not_count(judge: Judge, monkeypatch: pytest.M
     assert any(problem.startswith(f"{TABLE}_loads says nothing of it") for problem in problems)
 
 
-def test_dataflows_that_are_not_in_the_hamilton_ui_are_found(
+def test_dataflows_missing_from_the_hamilton_ui_are_found(
     judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:

@@ -56,7 +56,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalProfile]:
     assert users_prefect_files() == before
 
 
-def test_a_fresh_profile_holds_the_desired_state(profile: LocalProfile) -> None:
+def test_a_new_profile_has_the_desired_state(profile: LocalProfile) -> None:
     names = {
         path: {each["name"] for each in profile.api.post(f"/{path}/filter", json={}).json()}
         for path in ("deployments", "variables", "automations", "block_documents")
@@ -114,9 +114,7 @@ def test_another_site_or_host_runs_no_command(
     assert not ran.exists()
 
 
-def test_the_same_order_runs_for_who_knows_the_password(
-    profile: LocalProfile, tmp_path: Path
-) -> None:
+def test_the_same_request_runs_with_the_password(profile: LocalProfile, tmp_path: Path) -> None:
     deployment = profile.api.get(f"/deployments/name/{WALKTHROUGH}").json()
     ran = tmp_path / "ran"
     profile.api.post(
@@ -133,7 +131,7 @@ def test_the_same_order_runs_for_who_knows_the_password(
     ("origin", "allowed"),
     [("http://127.0.0.1:{}", True), ("http://localhost:{}", True), ("https://evil.example", False)],
 )
-def test_a_browser_lets_only_the_ui_read_answers(
+def test_a_browser_lets_only_the_ui_read_responses(
     profile: LocalProfile, origin: str, allowed: bool
 ) -> None:
     origin = origin.format(profile.port)
@@ -151,7 +149,7 @@ def test_a_browser_lets_only_the_ui_read_answers(
 
 @pytest.mark.parametrize("path", ["events/in", "events/out", "logs/out"])
 @pytest.mark.parametrize("token", [None, "prefect:guessed"])
-def test_no_event_or_log_passes_without_the_password(
+def test_events_and_logs_require_the_password(
     profile: LocalProfile, path: str, token: str | None
 ) -> None:
     address = f"ws://127.0.0.1:{profile.port}/api/{path}"
@@ -166,7 +164,7 @@ def test_no_event_or_log_passes_without_the_password(
         socket.recv(timeout=30)
 
 
-def test_the_password_is_in_one_file_for_its_owner_and_in_no_command_line(
+def test_the_password_is_in_one_private_file_and_no_command_line(
     profile: LocalProfile,
 ) -> None:
     file = profile.state / "prefect-auth-string"
@@ -180,7 +178,7 @@ def test_the_password_is_in_one_file_for_its_owner_and_in_no_command_line(
     assert f"Password  {profile.auth_string} " in profile.run("login").stdout
 
 
-def test_a_terminal_knows_the_password(profile: LocalProfile) -> None:
+def test_make_env_gives_a_terminal_the_password(profile: LocalProfile) -> None:
     done = profile.in_a_terminal(
         "prefect work-pool create a-pool --type process; "
         f"prefect deployment run '{ETL}' --watch --param batch_size=1000; "
@@ -192,7 +190,7 @@ def test_a_terminal_knows_the_password(profile: LocalProfile) -> None:
     assert password not in done.stdout + done.stderr + profile.log.read_text()
 
 
-def test_a_second_up_says_so_and_starts_nothing(profile: LocalProfile) -> None:
+def test_a_second_up_starts_nothing(profile: LocalProfile) -> None:
     before = {process.pid for process in local_profile.processes(profile.state)}
     again = profile.up()
     assert again.returncode == 0
@@ -273,7 +271,7 @@ def test_retries(profile: LocalProfile, should_fail: str, state: str, attempts: 
     assert profile.attempts(run) == attempts
 
 
-def test_the_death_of_the_worker_ends_its_run_as_crashed_and_the_worker_comes_back(
+def test_a_killed_worker_crashes_its_run_and_is_restarted(
     profile: LocalProfile,
 ) -> None:
     run = profile.trigger(WALKTHROUGH, "worker-killed")
@@ -297,7 +295,7 @@ def test_a_run_survives_the_death_of_the_server(profile: LocalProfile) -> None:
     wait_until(lambda: profile.run("status").returncode == 0)
 
 
-def test_interrupted_runs_start_again_and_a_killed_manager_leaves_nothing(
+def test_a_killed_manager_leaves_no_process_and_interrupted_runs_start_again(
     profile: LocalProfile,
 ) -> None:
     run = profile.trigger(WALKTHROUGH, "interrupted")
@@ -315,7 +313,7 @@ def test_interrupted_runs_start_again_and_a_killed_manager_leaves_nothing(
     assert profile.ended(run) == "Completed"
 
 
-def test_up_keeps_what_a_person_changed_and_says_what_it_changes(profile: LocalProfile) -> None:
+def test_up_keeps_manual_changes_and_reports_its_own(profile: LocalProfile) -> None:
     def block() -> dict[str, Any]:
         found = profile.api.post(
             "/block_documents/filter",
@@ -355,7 +353,7 @@ def test_up_keeps_what_a_person_changed_and_says_what_it_changes(profile: LocalP
     }
 
 
-def test_busy_ports_name_who_uses_them_and_the_options_that_help(tmp_path: Path) -> None:
+def test_a_busy_port_is_reported_with_its_user_and_the_options(tmp_path: Path) -> None:
     other = LocalProfile(tmp_path / "state")
     with ExitStack() as stack:
         for port in (other.port, other.hamilton_port):
@@ -373,7 +371,7 @@ def test_busy_ports_name_who_uses_them_and_the_options_that_help(tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", ["", "no colon\n", "prefect:\n", "prefect:a\nb\n"])
-def test_a_damaged_password_file_is_one_sentence(tmp_path: Path, content: str) -> None:
+def test_a_damaged_password_file_is_reported_in_one_sentence(tmp_path: Path, content: str) -> None:
     file = tmp_path / "prefect-auth-string"
     file.write_text(content)
     other = LocalProfile(tmp_path)
@@ -418,13 +416,13 @@ def test_a_server_that_ends_at_once_shows_its_log(tmp_path: Path) -> None:
     broken = LocalProfile(tmp_path)
     done = broken.up()
     assert done.returncode == 1
-    assert "The local profile ended while it started." in done.stderr
+    assert "The local profile stopped while it was starting." in done.stderr
     assert "unable to open database file" in done.stderr
     assert str(tmp_path / "logs" / "profile.log") in done.stderr
     assert not local_profile.processes(tmp_path)
 
 
-def test_every_interrupted_run_starts_again_also_beyond_one_page_of_them(
+def test_all_interrupted_runs_start_again_beyond_one_result_page(
     prefect_server: services.Service, tmp_path: Path
 ) -> None:
     local_profile.prepare(tmp_path)

@@ -33,7 +33,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_within_the_project_leads_somewhere(page: Path) -> None:
+def test_every_internal_link_has_a_target(page: Path) -> None:
     for link in links(page):
         parts = urlsplit(link)
         if parts.scheme:
@@ -44,17 +44,17 @@ def test_every_link_within_the_project_leads_somewhere(page: Path) -> None:
             assert parts.fragment in anchors(target), link
 
 
-def test_readme_is_one_screen_and_a_half() -> None:
+def test_the_readme_is_short() -> None:
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 110
     assert len(text.split()) <= 900
 
 
 @pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
-def test_a_page_is_short_enough_to_be_read(page: Path) -> None:
+def test_a_docs_page_has_fewer_than_200_lines(page: Path) -> None:
     assert len(page.read_text().splitlines()) < 200
 
 
-def test_readme_leads_to_every_page() -> None:
+def test_the_readme_links_to_every_docs_page() -> None:
     linked = set(links(ROOT / "README.md"))
     assert {f"docs/{page.name}" for page in DOCS} <= {link.partition("#")[0] for link in linked}

@@ -71,7 +71,7 @@ def pushed(registry: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 OPTIONS = ("--version", VERSION, "--plain-http")
 
 
-def test_it_renders_from_the_registry_what_it_renders_from_here(pushed: str) -> None:
+def test_the_chart_renders_the_same_from_the_registry(pushed: str) -> None:
     values = [
         "--namespace",
         "flows",
@@ -85,12 +85,12 @@ def test_it_renders_from_the_registry_what_it_renders_from_here(pushed: str) -> 
     assert kept == here.splitlines()
 
 
-def test_it_installs_from_the_registry_and_says_what_comes_next(pushed: str) -> None:
+def test_the_chart_installs_from_the_registry_and_prints_its_notes(pushed: str) -> None:
     said = helm("install", "demo", pushed, *OPTIONS, "--dry-run=client", "--namespace", "flows")
     assert "helm test demo -n flows" in said
 
 
-def test_it_has_what_a_user_needs_and_nothing_else(pushed: str, tmp_path: Path) -> None:
+def test_the_package_has_all_files_of_the_chart_and_no_others(pushed: str, tmp_path: Path) -> None:
     helm("pull", pushed, *OPTIONS, "--untar", "--untardir", str(tmp_path))
     pulled = tmp_path / "prefect-hamilton"
     here = {p.relative_to(CHART) for p in CHART.rglob("*") if p.is_file()}
@@ -98,7 +98,7 @@ def test_it_has_what_a_user_needs_and_nothing_else(pushed: str, tmp_path: Path) 
     assert there == {path for path in here if "__pycache__" not in path.parts}
 
 
-def test_flux_takes_the_layer_that_the_push_has_made(registry: str, pushed: str) -> None:
+def test_flux_selects_the_layer_of_the_pushed_chart(registry: str, pushed: str) -> None:
     manifest = httpx.get(
         f"http://{registry}/v2/charts/prefect-hamilton/manifests/{VERSION}",
         headers={"Accept": "application/vnd.oci.image.manifest.v1+json"},

@@ -38,11 +38,11 @@ def test_issue_templates_are_valid() -> None:
     assert schema_errors("github-issue-config", folder / "config.yml") == ""
 
 
-def test_renovates_configuration_is_valid() -> None:
+def test_the_renovate_configuration_is_valid() -> None:
     assert schema_errors("renovate", ROOT / "renovate.json") == ""
 
 
-def test_what_is_wrong_is_noticed(tmp_path: Path) -> None:
+def test_wrong_outcomes_are_found(tmp_path: Path) -> None:
     workflow = yaml.safe_load(WORKFLOWS[0].read_text())
     next(iter(workflow["jobs"].values()))["runs_on"] = "x"
     (tmp_path / "workflow.yaml").write_text(yaml.safe_dump(workflow))
@@ -51,7 +51,7 @@ def test_what_is_wrong_is_noticed(tmp_path: Path) -> None:
     assert schema_errors("renovate", tmp_path / "renovate.json")
 
 
-def test_workflows_have_the_least_rights() -> None:
+def test_workflows_have_minimal_rights() -> None:
     for path in WORKFLOWS:
         workflow = yaml.safe_load(path.read_text())
         assert workflow["permissions"] == {"contents": "read"}, path.name
@@ -64,7 +64,7 @@ def test_workflows_have_the_least_rights() -> None:
                 assert "${{" not in step.get("run", ""), "text of an event would be run"
 
 
-def test_renovate_finds_what_its_own_managers_are_for() -> None:
+def test_the_custom_managers_of_renovate_match() -> None:
     """Their patterns find something in each file that they name."""
     found = {}
     for manager in json.loads((ROOT / "renovate.json").read_text())["customManagers"]:
@@ -95,7 +95,7 @@ def test_renovate_finds_what_its_own_managers_are_for() -> None:
     }
 
 
-def test_one_version_everywhere() -> None:
+def test_all_files_have_the_same_version() -> None:
     chart = yaml.safe_load((ROOT / "charts" / "prefect-hamilton" / "Chart.yaml").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     bake = re.search(r'"VERSION" \{ default = "(.+)" \}', (ROOT / "docker-bake.hcl").read_text())
@@ -104,7 +104,7 @@ def test_one_version_everywhere() -> None:
     assert {chart["version"], chart["appVersion"], project["version"], bake[1]} == {versions[0]}
 
 
-def test_the_changelog_is_as_it_says() -> None:
+def test_the_changelog_follows_keep_a_changelog() -> None:
     headings = re.findall(r"^## (.+)$", CHANGELOG, re.MULTILINE)
     assert headings[0] == "[Unreleased]"
     for heading in headings[1:]:

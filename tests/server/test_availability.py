@@ -54,7 +54,7 @@ def wait_until_ready(api: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("fault", ["refuse", "silence"])
-def test_an_outage_of_the_database_is_503_and_passes(
+def test_the_api_responds_503_during_a_database_outage(
     api: httpx.Client, database: TcpProxy, fault: str
 ) -> None:
     api.post("/flows/filter", json={}).raise_for_status()
@@ -74,7 +74,7 @@ def test_an_outage_of_the_database_is_503_and_passes(
     api.post("/flows/filter", json={}).raise_for_status()
 
 
-def test_an_error_of_the_server_itself_is_not_taken_for_an_outage(tmp_path: Path) -> None:
+def test_a_server_error_is_not_treated_as_an_outage(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as raised:
         (tmp_path / "none").read_text()
 

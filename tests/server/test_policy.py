@@ -34,7 +34,7 @@ def test_a_run_that_is_scheduled_again_can_be_pending(api: Api) -> None:
         assert api.propose(again, state) == "ACCEPT"
 
 
-def test_a_proposal_counts_only_in_the_state_that_its_sender_saw(api: Api) -> None:
+def test_a_state_proposal_is_refused_if_the_run_has_moved_on(api: Api) -> None:
     run = api.new_run()
     seen = {EXPECTED_STATE_HEADER: api.state(run)["id"]}
     for state in ("PENDING", "RUNNING", "SCHEDULED"):
@@ -46,7 +46,7 @@ def test_a_proposal_counts_only_in_the_state_that_its_sender_saw(api: Api) -> No
     assert api.propose(run, "PENDING", **now) == "ACCEPT"
 
 
-def test_a_request_whose_sender_has_gone_changes_nothing(
+def test_a_request_whose_client_disconnected_changes_nothing(
     own_server: services.Service, api: Api
 ) -> None:
     """The server is stopped, a worker asks and gives up; the server goes on."""

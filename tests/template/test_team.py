@@ -18,7 +18,7 @@ from tests.template.conftest import run
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 
 
-def test_its_own_tests_pass_in_its_own_environment(team: Path) -> None:
+def test_the_tests_of_the_repository_pass_in_its_environment(team: Path) -> None:
     said = run(str(team / ".venv/bin/pytest"), "-q", folder=team)
     assert "5 passed" in said
 
@@ -91,11 +91,11 @@ def test_a_second_up_registers_what_changed(profile: LocalProfile, team: Path) -
         ({}, "has no prefect.yaml"),
         ({"prefect.yaml": "deployments: []", "pyproject.toml": ""}, "run `uv sync` there"),
         ({"prefect.yaml": "deployments: []"}, "no deployment in the work pool local-process-pool"),
-        ({"prefect.yaml": "name: x"}, "names no deployments"),
-        ({"prefect.yaml": "a: ["}, "names no deployments"),
+        ({"prefect.yaml": "name: x"}, "does not define deployments"),
+        ({"prefect.yaml": "a: ["}, "does not define deployments"),
     ],
 )
-def test_a_folder_that_is_not_ready_is_refused_with_the_way_out(
+def test_an_unprepared_flows_folder_is_refused_with_the_fix(
     tmp_path: Path, files: dict[str, str], said: str
 ) -> None:
     folder = tmp_path / "flows"

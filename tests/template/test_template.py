@@ -14,7 +14,7 @@ from tests.services import ROOT
 from tests.template.conftest import commit, copier, git, make
 
 
-def test_it_asks_three_questions() -> None:
+def test_the_template_asks_three_questions() -> None:
     questions = {
         name: question
         for name, question in yaml.safe_load((ROOT / "copier.yml").read_text()).items()
@@ -24,7 +24,7 @@ def test_it_asks_three_questions() -> None:
     assert all(question["default"] for question in questions.values())
 
 
-def test_it_is_named_after_its_folder(tmp_path: Path, source: Path) -> None:
+def test_the_repository_is_named_after_its_folder(tmp_path: Path, source: Path) -> None:
     folder = make(tmp_path / "Team_Flows", source=source)
     assert tomllib.loads((folder / "pyproject.toml").read_text())["project"]["name"] == "team-flows"
     assert yaml.safe_load((folder / "prefect.yaml").read_text())["name"] == "team-flows"
@@ -37,11 +37,11 @@ def sources(folder: Path) -> dict[str, str]:
     return found
 
 
-def test_from_a_checkout_the_library_comes_from_that_folder(made: Path) -> None:
+def test_from_a_checkout_the_library_is_a_path_dependency(made: Path) -> None:
     assert sources(made) == {"path": str(ROOT)}
 
 
-def test_from_git_the_library_comes_from_there_at_the_templates_commit(
+def test_from_git_the_library_is_pinned_to_the_commit_of_the_template(
     tmp_path: Path, source: Path
 ) -> None:
     url = "https://git.example.org/team/prefect-hamilton.git"
@@ -59,9 +59,7 @@ def test_from_git_the_library_comes_from_there_at_the_templates_commit(
         "library=",
     ],
 )
-def test_an_answer_that_would_not_work_is_refused(
-    tmp_path: Path, source: Path, answer: str
-) -> None:
+def test_an_invalid_answer_is_refused(tmp_path: Path, source: Path, answer: str) -> None:
     said = copier(
         "copy", "--defaults", "--data", answer, str(source), "flows", folder=tmp_path, check=False
     )
@@ -73,7 +71,7 @@ def workflows(folder: Path) -> list[Path]:
     return sorted((folder / ".github" / "workflows").iterdir())
 
 
-def test_its_workflows_are_valid_and_have_the_least_rights(made: Path) -> None:
+def test_the_workflows_of_the_repository_are_valid_and_least_privileged(made: Path) -> None:
     assert [path.name for path in workflows(made)] == ["deploy.yaml", "tests.yaml"]
     for path in workflows(made):
         command = [sys.executable, "-m", "check_jsonschema"]
@@ -95,12 +93,12 @@ def test_a_pull_request_of_a_fork_gets_no_preview(made: Path) -> None:
         assert "head.repo.full_name == github.repository" in jobs[name]["if"]
 
 
-def test_its_image_is_of_this_version(made: Path) -> None:
+def test_the_image_of_the_repository_has_this_version(made: Path) -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"ARG VERSION={version}\n" in (made / "Dockerfile").read_text()
 
 
-def test_it_has_the_prefect_of_this_project(made: Path) -> None:
+def test_the_repository_pins_the_same_prefect_version(made: Path) -> None:
     def prefect(folder: Path, group: str) -> list[str]:
         groups = tomllib.loads((folder / "pyproject.toml").read_text())["dependency-groups"]
         return [each for each in groups[group] if str(each).startswith("prefect==")]
@@ -112,11 +110,11 @@ def test_it_has_the_prefect_of_this_project(made: Path) -> None:
     ] == [prefect(ROOT, "prefect")[0].removeprefix("prefect==")] * 2
 
 
-def test_its_readme_fits_a_screen(made: Path) -> None:
+def test_the_readme_of_the_repository_fits_one_screen(made: Path) -> None:
     assert len((made / "README.md").read_text().splitlines()) <= 50
 
 
-def test_an_update_brings_later_changes_and_keeps_the_teams(tmp_path: Path, source: Path) -> None:
+def test_an_update_merges_template_changes_with_team_changes(tmp_path: Path, source: Path) -> None:
     folder = make(
         tmp_path / "flows", "repository=ssh://git@git.example.org/team/flows.git", source=source
     )

@@ -25,7 +25,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Service
         yield service
 
 
-def test_listens_on_loopback_only(hamilton_ui: HamiltonUi) -> None:
+def test_the_profile_listens_on_loopback_only(hamilton_ui: HamiltonUi) -> None:
     process = psutil.Process(hamilton_ui.service.process.pid)
     everybody = [process, *process.children(recursive=True)]
     addresses = {
@@ -37,7 +37,7 @@ def test_listens_on_loopback_only(hamilton_ui: HamiltonUi) -> None:
     assert addresses == {"127.0.0.1"}
 
 
-def test_page_and_its_files_come_from_this_server_alone(hamilton_ui: HamiltonUi) -> None:
+def test_the_ui_is_served_by_this_server_alone(hamilton_ui: HamiltonUi) -> None:
     answer = httpx.get(f"{hamilton_ui.url}/dashboard/projects")
     assert answer.status_code == 200
     assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
@@ -59,7 +59,7 @@ def test_debug_mode_is_off_and_other_hosts_are_refused(hamilton_ui: HamiltonUi) 
     assert "settings" not in answer.text
 
 
-def test_busy_port_is_one_sentence(hamilton_ui: HamiltonUi, tmp_path: Path) -> None:
+def test_a_busy_port_is_reported_in_one_sentence(hamilton_ui: HamiltonUi, tmp_path: Path) -> None:
     port = str(hamilton_ui.service.port)
     command = [sys.executable, "-m", "scripts.hamilton_ui", "--port", port, "--state"]
     done = subprocess.run(
@@ -72,7 +72,7 @@ def test_busy_port_is_one_sentence(hamilton_ui: HamiltonUi, tmp_path: Path) -> N
     ]
 
 
-def test_unusable_database_is_one_sentence(tmp_path: Path) -> None:
+def test_an_unusable_database_is_reported_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "db.sqlite3").write_text("not a database, but long enough to be looked at" * 30)
     command = [sys.executable, "-m", "scripts.hamilton_ui", "--port", "0", "--state"]
     done = subprocess.run(
@@ -84,7 +84,7 @@ def test_unusable_database_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_ends_with_its_children_and_keeps_its_data(tmp_path: Path, sign: signal.Signals) -> None:
+def test_down_ends_all_processes_and_keeps_the_data(tmp_path: Path, sign: signal.Signals) -> None:
     with services.hamilton_ui(tmp_path) as service:
         project = ensure_project(service.url, "a", "kept")
         key = (tmp_path / "secret-key").read_text()
@@ -101,7 +101,7 @@ def test_ends_with_its_children_and_keeps_its_data(tmp_path: Path, sign: signal.
         assert stat.S_IMODE((tmp_path / "secret-key").stat().st_mode) == 0o600
 
 
-def test_a_project_is_found_behind_a_hundred_newer_ones(hamilton_ui: HamiltonUi) -> None:
+def test_a_project_is_found_beyond_the_first_hundred(hamilton_ui: HamiltonUi) -> None:
     first = ensure_project(hamilton_ui.url, "busy", "old")
     visibility = {
         "user_ids_visible": [],
@@ -117,14 +117,14 @@ def test_a_project_is_found_behind_a_hundred_newer_ones(hamilton_ui: HamiltonUi)
     assert ensure_project(hamilton_ui.url, "busy", "old") == first
 
 
-def test_project_is_made_once(hamilton_ui: HamiltonUi) -> None:
+def test_a_project_is_created_once(hamilton_ui: HamiltonUi) -> None:
     first = ensure_project(hamilton_ui.url, "a", "once", other_users=("b",))
     assert ensure_project(hamilton_ui.url, "a", "once") == first
     assert ensure_project(hamilton_ui.url, "b", "once") == first
     assert ensure_project(hamilton_ui.url, "c", "once") != first
 
 
-def test_users_are_added_to_a_project_and_none_is_lost(hamilton_ui: HamiltonUi) -> None:
+def test_adding_users_to_a_project_keeps_existing_users(hamilton_ui: HamiltonUi) -> None:
     url = hamilton_ui.url
     first = ensure_project(url, "a", "shared", other_users=("b",))
     assert ensure_project(url, "a", "shared", other_users=("d", "e@example.org")) == first
@@ -141,7 +141,7 @@ def test_key_of_the_server(keyed: services.Service) -> None:
         assert "another" not in str(refused.value)
 
 
-def test_unreachable_and_senseless_addresses() -> None:
+def test_unreachable_and_invalid_addresses() -> None:
     nobody = f"http://127.0.0.1:{services.free_port()}"
     with pytest.raises(HamiltonError, match="cannot be reached"):
         ensure_project(nobody, "a", "p")

@@ -26,21 +26,21 @@ def profile(
 
 
 @pytest.mark.parametrize("path", ["", "/variables"], ids=["v2", "v1"])
-def test_a_person_logs_in_with_what_make_login_prints(
+def test_the_password_of_make_login_opens_the_ui(
     profile: local_profile.Profile, page: Page, path: str
 ) -> None:
-    log_in(page, profile.page_url + path, profile.auth_string)
+    log_in(page, profile.ui_url + path, profile.auth_string)
     shows(page, "Variables")
     # The password is kept in the browser: the next page asks no more.
-    page.goto(f"{profile.page_url}/variables")
+    page.goto(f"{profile.ui_url}/variables")
     shows(page, "Variables")
     assert page.locator("input[type=password]").count() == 0
 
 
-def test_a_wrong_password_leads_nowhere(profile: local_profile.Profile, page: Page) -> None:
-    page.goto(profile.page_url)
+def test_a_wrong_password_does_not_open_the_ui(profile: local_profile.Profile, page: Page) -> None:
+    page.goto(profile.ui_url)
     page.locator("input[type=password]").fill("prefect:guessed")
     page.get_by_role("button", name="Login").click()
     shows(page, "Invalid credentials")
-    page.goto(f"{profile.page_url}/variables")
+    page.goto(f"{profile.ui_url}/variables")
     expect(page.locator("input[type=password]")).to_be_visible(timeout=PATIENCE)

@@ -47,7 +47,7 @@ def test_the_analytics_client_has_no_key(package: dict[str, Path], ui: Path) -> 
     assert "return``" in client.read_text()
 
 
-def test_nothing_else_of_the_package_is_changed(package: dict[str, Path]) -> None:
+def test_no_other_file_of_the_package_changes(package: dict[str, Path]) -> None:
     ui_files.main([])
 
     for name, folder in package.items():
@@ -78,7 +78,7 @@ def test_policy_and_pictures_come_before_the_scripts_of_the_ui(package: dict[str
         assert policy < pictures < own
 
 
-def test_an_unknown_form_of_the_key_ends_the_build(ui: Path) -> None:
+def test_an_unknown_analytics_key_fails_the_build(ui: Path) -> None:
     (client,) = (file for file in ui.rglob("*.js") if ui_files.ANALYTICS in file.read_text())
     client.write_text(ui_files.KEY.sub("return atob(`aGVsbG8=`)", client.read_text()))
     page = (ui / "index.html").read_text()
@@ -97,7 +97,7 @@ def test_an_unknown_form_of_the_key_ends_the_build(ui: Path) -> None:
         ('<meta charset="UTF-8" />', "", "does not begin"),
     ],
 )
-def test_an_unknown_page_ends_the_build(ui: Path, old: str, new: str, reason: str) -> None:
+def test_an_unknown_ui_file_fails_the_build(ui: Path, old: str, new: str, reason: str) -> None:
     page = ui / "index.html"
     assert old in page.read_text()
     page.write_text(page.read_text().replace(old, new))
@@ -113,7 +113,7 @@ def test_a_prepared_ui_is_not_prepared_again(ui: Path) -> None:
         ui_files.prepare(ui)
 
 
-def test_the_walk_goes_to_every_view(ui: Path) -> None:
+def test_every_ui_view_is_visited(ui: Path) -> None:
     routes = {route.rstrip("/") for route in re.findall(r"path:`(/[^`]+)`", text_of(ui))}
     aliases = {route for route in routes if route.startswith("/flow-runs/")}
 
@@ -138,7 +138,7 @@ def test_the_local_profile_serves_the_prepared_files(served: services.Service, b
 
 
 @pytest.mark.services
-def test_what_is_there_already_is_not_prepared_again(served: services.Service) -> None:
+def test_existing_files_are_not_prepared_again(served: services.Service) -> None:
     folder = Path(served.env["PREFECT_UI_STATIC_DIRECTORY"])
     before = {path: path.stat().st_ino for path in folder.rglob("*")}
 
@@ -149,7 +149,7 @@ def test_what_is_there_already_is_not_prepared_again(served: services.Service) -
 
 
 @pytest.mark.services
-def test_the_files_of_an_older_version_go(tmp_path: Path) -> None:
+def test_files_of_an_older_version_are_removed(tmp_path: Path) -> None:
     (tmp_path / "prefect-ui" / "3.0.0-abc" / "v1").mkdir(parents=True)
 
     local_profile.prepare(tmp_path)

@@ -101,7 +101,7 @@ def logged_in(demo: Demo, page: Page) -> None:
     log_in(page, demo.prefect, demo.auth_string)
 
 
-def test_the_demo_says_what_happened_and_where_to_look(demo: Demo) -> None:
+def test_the_demo_prints_results_and_links(demo: Demo) -> None:
     assert "Everything as expected" in demo.printed
     assert f"{demo.prefect}/dashboard" in demo.printed
     assert re.search(r"warehouse\.prod\.metrics\W+5,844", demo.printed)
@@ -113,7 +113,7 @@ def test_the_address_alone_opens_the_default_ui(demo: Demo, page: Page) -> None:
 
 
 @pytest.mark.parametrize("base", prefect_views.UIS.values(), ids=prefect_views.UIS)
-def test_no_view_of_prefect_asks_a_third_party(
+def test_no_prefect_view_sends_third_party_requests(
     demo: Demo, page: Page, requested: set[str], base: str
 ) -> None:
     found = prefect_views.objects(demo.api, "absenteeism-local")
@@ -135,7 +135,7 @@ def test_every_block_type_has_a_picture(demo: Demo, page: Page, base: str) -> No
 
 
 @pytest.mark.parametrize("base", prefect_views.UIS.values(), ids=prefect_views.UIS)
-def test_a_picture_from_another_host_is_named_but_not_loaded(
+def test_a_picture_from_another_host_is_linked_but_not_loaded(
     demo: Demo, page: Page, requested: set[str], base: str
 ) -> None:
     picture = "https://pictures.example.org/plot.png"
@@ -168,14 +168,14 @@ def test_the_pages_are_not_empty(
     opens(page, demo.ui + path, *texts)
 
 
-def test_a_run_that_succeeded_after_a_retry(demo: Demo, page: Page) -> None:
+def test_a_run_that_succeeded_after_a_retry_is_shown(demo: Demo, page: Page) -> None:
     run = demo.run("walkthrough", "Completed")
     opens(page, f"{demo.ui}/runs/flow-run/{run['id']}", "Completed", "2 Task runs", "walkthrough")
     # The graph is a canvas: the retry is in the log, attempt by attempt.
     shows(page, re.compile(r"flaky_transform"), re.compile(r"[Rr]etry"))
 
 
-def test_a_run_that_exhausted_its_retries(demo: Demo, page: Page) -> None:
+def test_a_run_that_exhausted_its_retries_is_shown(demo: Demo, page: Page) -> None:
     run = demo.run("walkthrough", "Failed")
     opens(
         page,

@@ -92,7 +92,7 @@ async def test_the_job_of_the_latest_attempt_decides(
     assert (judged["type"], judged["message"]) == ("CRASHED", message)
 
 
-async def test_a_job_that_goes_on_and_one_that_only_lost_its_label_decide_nothing(
+async def test_an_active_or_unlabelled_job_does_not_change_the_run(
     pool: Pool, kubernetes: KubernetesApi, observing: None
 ) -> None:
     run, name = await with_job(pool, kubernetes)
@@ -104,7 +104,7 @@ async def test_a_job_that_goes_on_and_one_that_only_lost_its_label_decide_nothin
     assert pool.api.state(run)["type"] == "RUNNING"
 
 
-async def test_another_pod_that_goes_on_keeps_the_run(
+async def test_a_second_active_pod_keeps_the_run(
     pool: Pool, kubernetes: KubernetesApi, observing: None
 ) -> None:
     run, name = await with_job(pool, kubernetes)
@@ -132,7 +132,7 @@ async def test_a_job_of_prefects_own_worker_is_judged_as_prefect_does(
     assert judged["message"] == "No active or succeeded pods found for any job"
 
 
-def test_the_operator_asks_this_observer_and_no_other() -> None:
+def test_kopf_uses_this_observer_only() -> None:
     before = kopf.get_default_registry()
     try:
         observer.install()

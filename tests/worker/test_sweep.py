@@ -40,7 +40,7 @@ async def with_job(pool: Pool) -> UUID:
     return run
 
 
-async def test_a_run_whose_worker_died_before_its_job_waits_again_once(
+async def test_a_run_whose_worker_died_before_the_job_is_rescheduled_once(
     pool: Pool, client: PrefectClient, kubernetes: KubernetesApi
 ) -> None:
     run = pool.new_run()
@@ -57,7 +57,7 @@ async def test_a_run_whose_worker_died_before_its_job_waits_again_once(
     assert len(kubernetes.jobs) == 1
 
 
-async def test_a_later_attempt_that_lost_its_worker_waits_again(
+async def test_a_later_attempt_without_a_job_is_rescheduled(
     pool: Pool, client: PrefectClient, kubernetes: KubernetesApi
 ) -> None:
     run = await with_job(pool)
@@ -89,7 +89,7 @@ async def test_a_running_run_whose_job_is_gone_crashes(
     assert (state["type"], state["message"]) == ("CRASHED", sweep.GONE)
 
 
-async def test_a_pod_that_ended_with_0_before_its_flow_started_is_a_crash(
+async def test_exit_code_0_before_the_flow_started_is_a_crash(
     pool: Pool, client: PrefectClient, kubernetes: KubernetesApi
 ) -> None:
     run = await with_job(pool)
@@ -103,7 +103,7 @@ async def test_a_pod_that_ended_with_0_before_its_flow_started_is_a_crash(
     assert (state["type"], state["message"]) == ("CRASHED", sweep.NOT_STARTED)
 
 
-async def test_what_has_a_job_or_has_ended_or_is_elsewhere_is_left_alone(
+async def test_runs_with_a_job_ended_runs_and_runs_of_other_pools_are_unchanged(
     pool: Pool, client: PrefectClient, kubernetes: KubernetesApi
 ) -> None:
     waits, runs, ended = [await with_job(pool) for _ in range(3)]
@@ -128,7 +128,7 @@ async def test_what_has_a_job_or_has_ended_or_is_elsewhere_is_left_alone(
     assert [pool.api.state(run) for run in (waits, runs, ended, elsewhere, other)] == before
 
 
-async def test_a_run_has_the_grace_from_its_latest_state_on(
+async def test_the_grace_period_starts_at_the_latest_state(
     pool: Pool, client: PrefectClient, kubernetes: KubernetesApi
 ) -> None:
     run = pool.new_run()
@@ -149,7 +149,7 @@ async def test_a_run_has_the_grace_from_its_latest_state_on(
     assert pool.api.state(run)["name"] == "AwaitingRetry"
 
 
-async def test_a_worker_sweeps_its_pool_by_itself(
+async def test_a_worker_sweeps_its_pool_periodically(
     pool: Pool,
     client: PrefectClient,
     kubernetes: KubernetesApi,

@@ -82,7 +82,7 @@ async def hold_take_up(path: TcpProxy, pool: Pool, kubernetes: KubernetesApi) ->
     return run
 
 
-async def test_a_pending_that_hung_makes_no_second_job(
+async def test_a_delayed_pending_request_creates_no_second_job(
     pool: Pool, slow_path: TcpProxy, kubernetes: KubernetesApi
 ) -> None:
     run = await hold_take_up(slow_path, pool, kubernetes)
@@ -94,7 +94,7 @@ async def test_a_pending_that_hung_makes_no_second_job(
     assert states[-2:] == ["RUNNING", "COMPLETED"]
 
 
-async def test_with_a_server_without_our_rule_the_earned_state_is_put_back(
+async def test_the_final_state_is_restored_on_a_plain_prefect_server(
     prefect_server: services.Service, kubernetes: KubernetesApi
 ) -> None:
     pool = Pool(prefect_server)
@@ -123,7 +123,7 @@ async def test_a_worker_that_was_stopped_makes_no_job_for_a_later_attempt(
     assert pool.api.state(run) == state
 
 
-async def test_each_attempt_has_a_job_however_soon_it_follows(
+async def test_attempts_in_quick_succession_have_separate_jobs(
     pool: Pool, kubernetes: KubernetesApi
 ) -> None:
     async with working(pool) as worker:
@@ -157,7 +157,7 @@ async def test_a_run_waits_while_kubernetes_is_away(
     assert pool.api.state(run)["type"] == "PENDING"
 
 
-async def test_a_job_whose_making_was_not_answered_is_not_made_twice(
+async def test_a_job_is_not_created_twice_when_the_response_is_lost(
     pool: Pool, kubernetes: KubernetesApi
 ) -> None:
     async with working(pool) as worker:
@@ -170,7 +170,7 @@ async def test_a_job_whose_making_was_not_answered_is_not_made_twice(
     assert pid == f"default:{job}"
 
 
-async def test_a_worker_gives_up_an_api_that_does_not_answer(
+async def test_a_worker_gives_up_an_api_that_does_not_respond(
     pool: Pool, slow_path: TcpProxy, kubernetes: KubernetesApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_module, "PROPOSAL_SECONDS", 0.5)
@@ -184,7 +184,7 @@ async def test_a_worker_gives_up_an_api_that_does_not_answer(
     assert kubernetes.jobs == {}
 
 
-async def test_the_program_is_a_worker_of_type_kubernetes(
+async def test_the_program_starts_a_worker_of_type_kubernetes(
     pool: Pool, kubernetes: KubernetesApi, tmp_path: Path
 ) -> None:
     pool.new_run()

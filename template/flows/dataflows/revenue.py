@@ -1,21 +1,21 @@
-"""The dataflow: each function is a node, and its parameters name the nodes that it needs."""
+"""A dataflow: each function is a node, and its parameters name the nodes that it needs."""
 
 import pandas as pd
 from hamilton.function_modifiers import check_output
 
 
 def paid_orders(orders: pd.DataFrame) -> pd.DataFrame:
-    """The orders that count."""
+    """The orders with status paid."""
     return orders[orders["status"] == "paid"]
 
 
-# The check: an amount below zero, or none at all, fails the run before anything is added up.
+# A data quality check: a negative or missing amount fails the run.
 @check_output(range=(0, 1_000_000), allow_nans=False, importance="fail")
 def amount(paid_orders: pd.DataFrame) -> pd.Series:
-    """What each of them comes to."""
+    """The amount of each order: quantity times price."""
     return paid_orders["quantity"] * paid_orders["price"]
 
 
 def revenue_by_day(paid_orders: pd.DataFrame, amount: pd.Series) -> pd.Series:
-    """What each day comes to."""
+    """The sum of the amounts per day."""
     return amount.groupby(paid_orders["day"]).sum()
