@@ -34,7 +34,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import fsspec
@@ -165,7 +165,7 @@ def read_records(source_url: str, limits: Limits = DEFAULT_LIMITS) -> pd.DataFra
             f"{shown} has no column {', '.join(missing)}: records need time, metric and value "
             f"(found: {_one_line(', '.join(found)) or 'nothing'})"
         )
-    frame = pd.concat([part.frame.reindex(columns=COLUMNS) for part in parts], ignore_index=True)
+    frame = _joined([part.frame.reindex(columns=COLUMNS) for part in parts])
     if frame.empty:
         raise ExtractError(f"{shown} holds no records")
     return frame.apply(_as_text)
@@ -215,8 +215,9 @@ class _Document:
     content_type: str | None = None
 
     @cached_property
-    def json(self) -> Any:
-        return _from_json(self.content.decode("utf-8-sig"))
+    def json(self) -> "_Json":
+        """The content as JSON; parsed once, for its records and for its next page."""
+        return _Json(self.content.decode("utf-8-sig"))
 
 
 @dataclass(frozen=True)
@@ -516,11 +517,10 @@ def _next_page(document: _Document, response: httpx.Response) -> httpx.URL | Non
     """Find the next page: `Link` header, then `next` or `links.next` in a JSON body."""
     shown = _one_line(public_url(document.url))
     target: Any = response.links.get("next", {}).get("url")
-    if target is None and _format_of(document) == "json" and isinstance(document.json, dict):
-        links = document.json.get("links")
-        target = document.json.get("next") or (
-            links.get("next") if isinstance(links, dict) else None
-        )
+    if target is None and _format_of(document) == "json":
+        fields = document.json.fields
+        links = fields.get("links")
+        target = fields.get("next") or (links.get("next") if isinstance(links, dict) else None)
         if isinstance(target, dict):
             target = target.get("href")
     if not isinstance(target, str) or not target:
@@ -625,13 +625,17 @@ def _parse_csv(content: bytes, separator: str = ",") -> _Part:
 
 
 def _parse_json(document: _Document) -> _Part:
-    return _from_objects(_record_list(document.json))
+    return document.json.records().part()
 
 
 def _parse_jsonl(document: _Document) -> _Part:
-    # Not splitlines(): text may hold what Unicode counts as line breaks.
-    lines = document.content.decode("utf-8-sig").split("\n")
-    return _from_objects([_from_json(line) for line in lines if line.strip()])
+    records = _Records()
+    # Lines end at \n only: text may hold what Unicode counts as line breaks.
+    with io.TextIOWrapper(io.BytesIO(document.content), "utf-8-sig", newline="\n") as lines:
+        for line in lines:
+            if line.strip():
+                records.add(_DECODER.decode(line))
+    return records.part()
 
 
 def _parse_parquet(document: _Document) -> _Part:
@@ -664,8 +668,9 @@ class _Number:
             return float(self.text)
 
 
-def _from_json(text: str) -> Any:
-    return json.loads(text, parse_float=_Number, parse_int=_Number, parse_constant=_Number)
+# Python's own parser: the libraries that parse JSON piece by piece lose a number's digits and half
+# of a surrogate pair.
+_DECODER = json.JSONDecoder(parse_float=_Number, parse_int=_Number, parse_constant=_Number)
 
 
 def _json_text(value: Any) -> str | None:
@@ -676,31 +681,141 @@ def _json_text(value: Any) -> str | None:
     return json.dumps(value, ensure_ascii=False, default=_Number.plain)
 
 
-def _record_list(body: Any) -> list[Any]:
-    if isinstance(body, dict):
-        for key in _RECORD_LISTS:
-            if isinstance(body.get(key), list):
-                return list(body[key])
-        raise ValueError(
-            f"expected a list of records, or an object with one in {', '.join(_RECORD_LISTS)}"
-        )
-    if not isinstance(body, list):
-        raise ValueError("expected a list of records")
-    return body
+class _Records:
+    """Takes records one at a time and keeps their columns as text, which is a tenth as large."""
+
+    _TOGETHER = 50_000
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._all_objects = True
+        self._names: dict[str, None] = {}
+        self._frames: list[pd.DataFrame] = []
+        self._texts: dict[str, list[str | None]] = {name: [] for name in COLUMNS}
+
+    def add(self, record: Any) -> None:
+        self._count += 1
+        if not isinstance(record, dict):
+            self._all_objects = False
+            return
+        if not record.keys() <= self._names.keys():
+            self._names |= dict.fromkeys(record)
+        for name, texts in self._texts.items():
+            texts.append(_json_text(record.get(name)))
+        if self._count % self._TOGETHER == 0:
+            self._pack()
+
+    def _pack(self) -> None:
+        """Turn the texts so far, which are Python objects, into a frame of Arrow's text."""
+        columns = {name: pd.Series(texts, dtype="object") for name, texts in self._texts.items()}
+        self._frames.append(pd.DataFrame(columns).apply(_as_text))
+        for texts in self._texts.values():
+            texts.clear()
+
+    def part(self) -> _Part:
+        """Return all of them; raises ValueError if one is not an object."""
+        if not self._all_objects:
+            raise ValueError("expected every record to be an object with time, metric and value")
+        if not self._frames or any(self._texts.values()):
+            self._pack()
+        # A page without records says nothing about what they have.
+        names = list(self._names) if self._count else COLUMNS
+        frame = _joined(self._frames)
+        return _Part(frame[[name for name in COLUMNS if name in names]], names)
 
 
-def _from_objects(records: list[Any]) -> _Part:
-    if not all(isinstance(record, dict) for record in records):
-        raise ValueError("expected every record to be an object with time, metric and value")
-    names = list(dict.fromkeys(name for record in records for name in record))
-    # A page without records says nothing about what they have.
-    names = names or ([] if records else COLUMNS)
-    columns = {
-        name: pd.Series([_json_text(record.get(name)) for record in records], dtype="object")
-        for name in COLUMNS
-        if name in names
-    }
-    return _Part(pd.DataFrame(columns, index=range(len(records))), names)
+class _Json:
+    """A JSON document, whose lists of records are never in memory as objects.
+
+    `fields` are the other members of the document's object.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.fields: dict[str, Any] = {}
+        self._lists: dict[str, _Records] = {}
+        self._is_object = False
+        self._text = text
+        self._at = 0
+        self._read()
+        del self._text
+
+    def records(self) -> _Records:
+        """Return the list that holds the records; raises ValueError if there is none."""
+        for name in _RECORD_LISTS if self._is_object else [""]:
+            if name in self._lists:
+                return self._lists[name]
+        expected = "expected a list of records"
+        lists = f", or an object with one in {', '.join(_RECORD_LISTS)}" if self._is_object else ""
+        raise ValueError(expected + lists)
+
+    def _read(self) -> None:
+        if self._skip("{"):
+            self._is_object = True
+            self._read_members()
+        elif self._skip("["):
+            self._lists[""] = self._read_list()
+        else:
+            self._value()
+        if self._next():
+            self._expected("the end")
+
+    def _read_members(self) -> None:
+        if self._skip("}"):
+            return
+        while True:
+            if self._next() != '"':
+                self._expected("a name in quotes")
+            name = self._value()
+            if not self._skip(":"):
+                self._expected(":")
+            # The last one of a name counts, as everywhere in Python.
+            self._lists.pop(name, None)
+            self.fields.pop(name, None)
+            if name in _RECORD_LISTS and self._skip("["):
+                self._lists[name] = self._read_list()
+            else:
+                self.fields[name] = self._value()
+            if self._skip("}"):
+                return
+            if not self._skip(","):
+                self._expected(", or }")
+
+    def _read_list(self) -> _Records:
+        records = _Records()
+        if self._skip("]"):
+            return records
+        while True:
+            records.add(self._value())
+            if self._skip("]"):
+                return records
+            if not self._skip(","):
+                self._expected(", or ]")
+
+    def _value(self) -> Any:
+        self._next()
+        value, self._at = _DECODER.raw_decode(self._text, self._at)
+        return value
+
+    def _skip(self, sign: str) -> bool:
+        found = self._next() == sign
+        self._at += found
+        return found
+
+    def _next(self) -> str:
+        """Return the next character that is not white space, or nothing at the end."""
+        while (character := self._text[self._at : self._at + 1]) and character in " \t\n\r":
+            self._at += 1
+        return character
+
+    def _expected(self, what: str) -> NoReturn:
+        raise json.JSONDecodeError(f"Expected {what}", self._text, self._at)
+
+
+def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    try:
+        return pd.concat(frames, ignore_index=True)
+    except UnicodeEncodeError:  # as below: some frames are Arrow's, others cannot be
+        return pd.concat([frame.astype("object") for frame in frames], ignore_index=True)
 
 
 def _as_text(column: "pd.Series[Any]") -> "pd.Series[Any]":

@@ -489,6 +489,70 @@ def test_any_url_is_read_or_reported_in_one_line(prefix: str, text: str) -> None
         assert str(error).isprintable()
 
 
+NAMES = st.sampled_from(["results", "data", "items", "next"])
+RECORD = st.dictionaries(st.sampled_from([*extract.COLUMNS, "unit"]), st.sampled_from(["a", "b"]))
+FULL_RECORD = st.fixed_dictionaries(dict.fromkeys(extract.COLUMNS, st.sampled_from(["a", "b"])))
+LISTS = st.lists(RECORD | FULL_RECORD | st.none(), max_size=3) | st.lists(FULL_RECORD, min_size=1)
+MEMBERS = st.lists(st.tuples(NAMES, LISTS | st.integers() | RECORD), max_size=3)
+
+
+@st.composite
+def json_texts(draw: st.DrawFn) -> str:
+    """Lists of records, or objects with names that may be there twice; one sign may be missing."""
+    if draw(st.booleans()):
+        text = json.dumps(draw(LISTS), indent=draw(st.sampled_from([None, 1])))
+    else:
+        members = [f"{json.dumps(name)} : {json.dumps(value)}" for name, value in draw(MEMBERS)]
+        text = f"{{{', '.join(members)}}}"
+    cut = draw(st.none() | st.integers(0, len(text)))
+    return text if cut is None else text[:cut] + text[cut + 1 :]
+
+
+def records_of(text: str) -> list[dict[str, str]]:
+    """Return the records of JSON, by Python's parser; raises ValueError if there are none."""
+    body = json.loads(text)
+    named = [body.get(name) for name in ("results", "data", "items")] if type(body) is dict else []
+    found = next((part for part in [body, *named] if isinstance(part, list)), [None])
+    if not all(isinstance(record, dict) for record in found):
+        raise ValueError
+    return found
+
+
+@given(json_texts())
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_json_is_parsed_as_python_does(tmp_path: Path, text: str) -> None:
+    try:
+        records = records_of(text)
+    except ValueError:
+        with pytest.raises(ExtractError, match=r"^Cannot read .* as json: "):
+            read_text(tmp_path, "r.json", text)
+        return
+    if not records or {name for record in records for name in record}.issuperset(extract.COLUMNS):
+        expected = [[record.get(name) for name in extract.COLUMNS] for record in records]
+        try:
+            assert read_text(tmp_path, "r.json", text) == expected
+        except ExtractError as error:
+            assert not records and str(error).endswith("holds no records")
+    else:
+        with pytest.raises(ExtractError, match="has no column"):
+            read_text(tmp_path, "r.json", text)
+
+
+@pytest.mark.parametrize("name", ["r.json", "r.jsonl"])
+def test_json_of_many_records_is_read_in_pieces(tmp_path: Path, name: str) -> None:
+    """The second column appears late, and one text is none that Arrow takes."""
+    records = [{"time": str(number), "value": "1"} for number in range(100_000)]
+    records[70_000] |= {"metric": "half \ud800"}
+    texts = [json.dumps(record) for record in records]
+    content = f"[{','.join(texts)}]" if name == "r.json" else "\n".join(texts)
+    read = read_text(tmp_path, name, content)
+    expected = [[str(number), None, "1"] for number in range(100_000)]
+    expected[70_000][1] = "half \ud800"
+    assert read == expected
+
+
 @given(st.sampled_from(["r.csv", "r.json", "r.jsonl", "r.parquet"]), st.binary())
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_content_is_read_or_reported_in_one_line(

@@ -68,6 +68,16 @@ def test_a_row_that_is_unlocked_while_a_run_waits_is_written(
     assert {value for _, value in stored(loaded)} == {2.0}
 
 
+def test_rows_that_another_session_inserts_meanwhile_are_replaced(loaded: str) -> None:
+    """They are new when the batch is looked up, and are there when it is written."""
+    rest = rows(5).iloc[3:]
+    with psycopg.connect(loaded) as other:
+        other.execute("INSERT INTO prod.metrics (metric, time) VALUES ('wind', '2024-01-04')")
+        with warehouse.connect(loaded, on_wait=lambda _: other.commit()) as connection:
+            connection.upsert(TARGET, [(METRICS, rest.assign(value=2.0))])
+    assert [value for _, value in stored(loaded)] == [1.0, 1.0, 1.0, 2.0, 2.0]
+
+
 def test_a_lock_held_by_another_session_fails_after_the_timeout_and_names_the_holder(
     loaded: str,
 ) -> None:

@@ -58,6 +58,19 @@ def test_the_same_key_again_replaces_and_null_stays_null(any_warehouse: str) -> 
     assert found.isna().all(axis=None)
 
 
+def test_a_batch_may_hold_new_rows_and_known_ones_in_any_order(any_warehouse: str) -> None:
+    with warehouse.connect(any_warehouse) as connection:
+        connection.prepare(TARGET, [METRICS])
+        connection.upsert(TARGET, [(METRICS, rows(5).iloc[[3, 1]])])
+        for metric in ("calm", "Ärger", "wind"):
+            batch = rows(6, 2.0).iloc[::-1].assign(metric=metric)
+            connection.upsert(TARGET, [(METRICS, batch)])
+        found = connection.read(ALL_ROWS)
+    assert found.groupby("metric")["value"].agg(list).to_dict() == {
+        metric: [2.0] * 6 for metric in ("calm", "wind", "Ärger")
+    }
+
+
 def test_several_tables_are_written_together_or_not_at_all(any_warehouse: str) -> None:
     broken = pd.DataFrame([dict.fromkeys(LOADS.columns)])  # no key
     with warehouse.connect(any_warehouse) as connection:
