@@ -42,7 +42,7 @@ def test_the_renovate_configuration_is_valid() -> None:
     assert schema_errors("renovate", ROOT / "renovate.json") == ""
 
 
-def test_wrong_outcomes_are_found(tmp_path: Path) -> None:
+def test_invalid_files_are_found(tmp_path: Path) -> None:
     workflow = yaml.safe_load(WORKFLOWS[0].read_text())
     next(iter(workflow["jobs"].values()))["runs_on"] = "x"
     (tmp_path / "workflow.yaml").write_text(yaml.safe_dump(workflow))
