@@ -84,6 +84,7 @@ lint: .venv/dev.stamp ## Check style, types, imports, lock file and the docs sit
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
 	@$(UV) lock --check --quiet --python .venv/bin/python && echo 'uv.lock fits pyproject.toml.'
 
 clean: ## Stop the local profile; delete its data, .venv and caches
