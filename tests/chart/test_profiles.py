@@ -1,12 +1,13 @@
 """What the chart renders for the default values and for each example in examples/."""
 
+import os
 import re
+import shutil
 from typing import Any
 
 import pytest
 import yaml
 
-from scripts import helm3
 from tests.chart.charts import (
     CHART,
     COMPONENT,
@@ -187,18 +188,19 @@ def test_two_renders_are_byte_identical(name: str) -> None:
 
 
 def test_helm_3_and_helm_4_render_the_same() -> None:
-    if not helm3.is_built():
-        pytest.skip("Helm 3 is not built: python -m scripts.helm3 (5 minutes, once; needs Go)")
+    helm3 = os.environ.get("HELM3") or shutil.which("helm3")
+    if not helm3:
+        pytest.skip("no Helm 3: set HELM3 to its path, or install it as helm3")
 
     def documents(values: dict[str, Any], program: str) -> list[str]:
-        # Built from source, Helm 3 takes itself to be for Kubernetes 1.20.
+        # Without a cluster, each Helm renders for another version of Kubernetes.
         version = ("--kube-version", f"{VERSIONS[-1]}.0")
         text = template_text(values, options=version, program=program)
         # Where a template makes several objects, Helm 4 ends each with an empty line.
         return [document.strip() for document in re.split(r"^---$", text, flags=re.MULTILINE)]
 
     for values in ({}, *map(profile_values, PROFILES)):
-        assert documents(values, str(helm3.PROGRAM)) == documents(values, "helm")
+        assert documents(values, helm3) == documents(values, "helm")
 
 
 @pytest.mark.parametrize("name", PROFILES)

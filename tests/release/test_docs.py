@@ -1,6 +1,10 @@
-"""The pages for people: no link leads nowhere, and README stays short."""
+"""The docs: every link has a target, pages stay short, and the site builds strictly."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -58,3 +62,49 @@ def test_a_docs_page_has_fewer_than_200_lines(page: Path) -> None:
 def test_the_readme_links_to_every_docs_page() -> None:
     linked = set(links(ROOT / "README.md"))
     assert {f"docs/{page.name}" for page in DOCS} <= {link.partition("#")[0] for link in linked}
+
+
+def build_site(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Build the site of a folder that looks like the repository."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", "built"]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "REPOSITORY_URL": ""}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """The repository with a copy of docs/ that a test may change."""
+    for entry in ROOT.iterdir():
+        if entry.name not in (".cache", "docs", "mkdocs.yml"):
+            (tmp_path / entry.name).symlink_to(entry)
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    return tmp_path
+
+
+def test_the_site_loads_nothing_from_third_parties(repository: Path) -> None:
+    done = build_site(repository)
+    assert done.returncode == 0, done.stderr
+    pages = list((repository / "built").glob("*.html"))
+    assert len(pages) > len(DOCS)
+    for page in pages:
+        loaded = re.findall(r"<(?:script|img|link|iframe)\b[^>]*https?://[^>]*>", page.read_text())
+        assert loaded == [], page.name
+    for style in (repository / "built").rglob("*.css"):
+        assert not re.search(r"(url\(|@import)[\s'\"]*(https?:)?//", style.read_text()), style.name
+
+
+@pytest.mark.parametrize("link", ["absent.md", "install.md#absent", "../absent.txt"])
+def test_a_dead_link_fails_the_site(repository: Path, link: str) -> None:
+    with (repository / "docs" / "design.md").open("a") as page:
+        page.write(f"\n[Dead]({link})\n")
+    done = build_site(repository)
+    assert done.returncode == 1
+    assert "absent" in done.stderr
+
+
+def test_a_page_without_an_entry_in_the_navigation_fails_the_site(repository: Path) -> None:
+    (repository / "docs" / "orphan.md").write_text("# Orphan\n")
+    done = build_site(repository)
+    assert done.returncode == 1
+    assert "orphan.md" in done.stderr
