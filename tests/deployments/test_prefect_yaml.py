@@ -55,7 +55,6 @@ def test_names_are_unique_and_only_those_for_kubernetes_end_in_k8s() -> None:
         ("absenteeism-local", "hamilton-absenteeism-prediction"),
         ("walkthrough", "ui-walkthrough-retries"),
         ("after-production-etl", "Metrics Quality Report"),
-        ("on-failure", "Failed Run Report"),
     ],
 )
 def test_every_entrypoint_imports(
