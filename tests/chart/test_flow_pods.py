@@ -11,7 +11,13 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-from prefect_hamilton.bootstrap.desired_state import FILE, DesiredState, load, resolve_nested
+from prefect_hamilton.bootstrap.desired_state import (
+    FILE,
+    DesiredState,
+    FromEnvironment,
+    load,
+    resolve_nested,
+)
 from tests.chart.charts import Object, Release, check, env, render
 from tests.chart.conftest import PROFILES, profile_values
 
@@ -184,6 +190,7 @@ def test_the_bootstrap_understands_its_state(
     state = bootstrap_state(profiles[name], tmp_path)
     pools = list(profile_values(name).get("workers", {"kubernetes": {}}))
     assert sorted(pool.name for pool in state.work_pools) == sorted(pools)
+    assert {deployment.work_pool for deployment in state.deployments} <= set(pools)
 
 
 def test_role_template_and_observer_use_the_same_namespace() -> None:
@@ -208,13 +215,29 @@ def test_the_release_namespace_appears_in_metadata_only() -> None:
             assert "needle" not in yaml.safe_dump(obj), obj["metadata"]["name"]
 
 
-def test_a_failed_run_is_reported_by_a_pod(default: Release) -> None:
+def test_a_failed_run_is_reported_by_a_pod(default: Release, tmp_path: Path) -> None:
     """The same automation as on a laptop, but for the deployment that it runs."""
-    content = yaml.safe_load(default.get("ConfigMap", "bootstrap")["data"]["state.yaml"])
-    (here,) = DesiredState.model_validate({"automations": content["automations"]}).automations
+    state = bootstrap_state(default, tmp_path)
+    (here,) = state.automations
     (there,) = load([FILE]).automations
     assert here.run_deployment == "Failed Run Report/on-failure-k8s"
     assert here == there.model_copy(update={"run_deployment": here.run_deployment})
+    (deployment,) = state.deployments
+    assert (deployment.name, deployment.work_pool) == ("on-failure-k8s", "kubernetes")
+
+
+def test_failed_runs_are_reported_in_a_pool_of_the_release_by_the_release_s_image(
+    tmp_path: Path,
+) -> None:
+    """A pool may have an image of its own, without the library."""
+    pools = {"large": {}, "gpu": {"flows": {"image": {"repository": "team/gpu", "tag": "1"}}}}
+    release = render({"workers": pools})
+    (deployment,) = bootstrap_state(release, tmp_path).deployments
+    assert deployment.work_pool == "gpu"
+    (image,) = deployment.job_variables.values()
+    assert isinstance(image, FromEnvironment)
+    job = release.job("bootstrap")["spec"]["template"]["spec"]
+    assert env(job["containers"][0])[image.from_env] == "prefect-hamilton/flows:0.1.0"
 
 
 def test_an_entry_of_the_values_replaces_the_default_of_the_same_name(tmp_path: Path) -> None:

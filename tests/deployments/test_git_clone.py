@@ -109,7 +109,6 @@ def test_all_deployments_register_with_schedules_and_triggers(prefect_api: str) 
         "absenteeism-k8s",
         "walkthrough-k8s",
         "after-production-etl-k8s",
-        "on-failure-k8s",
     }, printed
     for deployment in deployments.values():
         assert deployment.work_pool_name == "kubernetes"

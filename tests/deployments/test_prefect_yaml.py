@@ -55,7 +55,6 @@ def test_deployment_names_are_unique_and_end_in_k8s_on_kubernetes_only() -> None
         ("absenteeism-local", "hamilton-absenteeism-prediction"),
         ("walkthrough", "ui-walkthrough-retries"),
         ("after-production-etl", "Metrics Quality Report"),
-        ("on-failure", "Failed Run Report"),
     ],
 )
 def test_every_entrypoint_imports(

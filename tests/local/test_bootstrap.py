@@ -176,6 +176,64 @@ def everything(api: str) -> dict[str, object]:
 CHANGED = ("pool", "threshold", "url", "writes", "training")
 
 
+REPORT = {
+    "name": "on-failure",
+    "entrypoint": "prefect_hamilton.flows.failed_run_report.failed_run_report",
+    "work_pool": "reports",
+    "tags": ["alert"],
+    "job_variables": {"image": {"from_env": "FLOWS_IMAGE"}},
+}
+REPORTS: dict[str, Any] = {
+    "work_pools": [{"name": "reports", "type": "process"}],
+    "deployments": [REPORT],
+    "automations": [
+        {
+            "name": "report-reports",
+            "trigger": {"type": "event", "posture": "Reactive", "expect": ["x"], "threshold": 1},
+            "run_deployment": "Failed Run Report/on-failure",
+        }
+    ],
+}
+
+
+def test_a_flow_of_the_image_is_deployed_without_code_to_pull(
+    server: services.Service, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "state.yaml", REPORTS)
+    api = f"{server.url}/api"
+    name = "Failed Run Report/on-failure"
+
+    first = outcomes(apply(file, api, FLOWS_IMAGE="flows:1"))
+    assert first == dict.fromkeys(("reports", name, "report-reports"), "created")
+    deployment = httpx.get(f"{api}/deployments/name/{name}").json()
+    assert deployment["pull_steps"] is None
+    assert deployment["job_variables"] == {"image": "flows:1"}
+    assert "Report on a flow run" in deployment["description"]
+    assert list(deployment["parameter_openapi_schema"]["properties"]) == ["flow_run_id"]
+
+    assert set(outcomes(apply(file, api, FLOWS_IMAGE="flows:1")).values()) == {"unchanged"}
+    changed = outcomes(apply(file, api, FLOWS_IMAGE="flows:2"))
+    assert [what for what, outcome in changed.items() if outcome == "updated"] == [name]
+
+    # As a repository of flows registered it under this name before.
+    of_repository = {"pull_steps": [{"prefect.deployments.steps.git_clone": {}}], "path": "/flows"}
+    url = f"{api}/deployments/{deployment['id']}"
+    httpx.patch(url, json=of_repository).raise_for_status()
+    assert outcomes(apply(file, api, FLOWS_IMAGE="flows:2"))[name] == "updated"
+    assert httpx.get(url).json()["pull_steps"] is None
+
+
+@pytest.mark.parametrize("entrypoint", ["no_such.module.flow", "prefect_hamilton.states.beginning"])
+def test_an_entrypoint_that_is_no_flow_of_the_image_is_one_sentence(
+    server: services.Service, tmp_path: Path, entrypoint: str
+) -> None:
+    state = REPORTS | {"deployments": [REPORT | {"entrypoint": entrypoint}]}
+    done = apply(write(tmp_path / "state.yaml", state), f"{server.url}/api")
+    assert done.returncode == 1
+    assert f"bootstrap: Deployment on-failure: {entrypoint} is no flow of this" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_with_a_record_manual_changes_are_kept(tmp_path: Path) -> None:
     file = write(tmp_path / "state.yaml", STATE)
     record = tmp_path / "record.json"

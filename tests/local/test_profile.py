@@ -61,7 +61,8 @@ def test_a_new_profile_has_the_desired_state(profile: LocalProfile) -> None:
         path: {each["name"] for each in profile.api.post(f"/{path}/filter", json={}).json()}
         for path in ("deployments", "variables", "automations", "block_documents")
     }
-    assert {"production-etl", "absenteeism-local", "walkthrough"} <= names["deployments"]
+    expected = {"production-etl", "absenteeism-local", "walkthrough", "on-failure"}
+    assert expected <= names["deployments"]
     assert {"anomaly_z_threshold", "max_rejected_ratio"} <= names["variables"]
     assert "report-failed-runs" in names["automations"]
     assert {"warehouse-url", "flow-results"} <= names["block_documents"]

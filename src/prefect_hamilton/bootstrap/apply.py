@@ -18,6 +18,7 @@ from prefect.blocks.core import Block as PrefectBlock
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import (
+    DeploymentUpdate,
     GlobalConcurrencyLimitCreate,
     GlobalConcurrencyLimitUpdate,
     VariableCreate,
@@ -26,9 +27,11 @@ from prefect.client.schemas.actions import (
     WorkPoolUpdate,
 )
 from prefect.events.schemas.automations import AutomationCore
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import MissingFlowError, ObjectNotFound
 from prefect.filesystems import LocalFileSystem
+from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.settings import get_current_settings
+from prefect.utilities.callables import parameter_schema
 from prefect.workers.base import BaseWorker
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
@@ -37,6 +40,7 @@ from prefect_hamilton.bootstrap import hamilton
 from prefect_hamilton.bootstrap.desired_state import (
     Automation,
     Block,
+    Deployment,
     DesiredState,
     FromEnvironment,
     GlobalConcurrencyLimit,
@@ -117,6 +121,8 @@ async def apply(
                 note(await _global_limit(client, limit, record))
             for tag_limit in state.tag_concurrency_limits:
                 note(await _tag_limit(client, tag_limit, record))
+            for deployment in state.deployments:
+                note(await _deployment(client, deployment, record))
             for automation in state.automations:
                 note(await _automation(client, automation, record))
     finally:
@@ -403,6 +409,44 @@ async def _tag_limit(client: PrefectClient, limit: TagConcurrencyLimit, record: 
         # The server updates a limit that exists.
         await client.create_concurrency_limit(limit.tag, merged["limit"])
     return Change(outcome, kind, limit.tag)
+
+
+async def _deployment(client: PrefectClient, deployment: Deployment, record: NoRecord) -> Change:
+    kind = "deployment"
+    try:
+        flow: Flow[..., Any] = load_flow_from_entrypoint(
+            deployment.entrypoint, use_placeholder_flow=False
+        )
+    except (ImportError, MissingFlowError) as error:
+        raise BootstrapError(
+            f"Deployment {deployment.name}: {deployment.entrypoint} is no flow of this image "
+            f"({error})."
+        ) from None
+    name = f"{flow.name}/{deployment.name}"
+    key = f"{kind} {name}"
+    desired: dict[str, Any] = {
+        "entrypoint": deployment.entrypoint,
+        "work_pool_name": deployment.work_pool,
+        "description": flow.description,
+        "tags": deployment.tags,
+        "job_variables": resolve(deployment.job_variables),
+        "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
+        # What a deployment of this name had when it came from a repository of flows.
+        "pull_steps": None,
+        "path": None,
+    }
+    try:
+        existing = await client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        flow_id = await client.create_flow(flow)
+        await client.create_deployment(flow_id, deployment.name, **desired)
+        record.created(key, desired)
+        return Change("created", kind, name)
+    present = {field: getattr(existing, field) for field in desired}
+    outcome, merged = _decide(record, key, desired, present)
+    if outcome == "updated":
+        await client.update_deployment(existing.id, DeploymentUpdate(**merged))
+    return Change(outcome, kind, name)
 
 
 async def _automation(client: PrefectClient, automation: Automation, record: NoRecord) -> Change:

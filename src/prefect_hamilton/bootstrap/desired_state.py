@@ -132,6 +132,20 @@ class TagConcurrencyLimit(_Closed):
     limit: NonNegativeInt
 
 
+class Deployment(_Closed):
+    """A deployment of a flow that is in the images, so that every repository of flows has it.
+
+    `entrypoint` is a module path, as in `package.module.flow`: there is no code to pull. A value in
+    `job_variables` may come from the environment.
+    """
+
+    name: PrefectName
+    entrypoint: Annotated[str, Field(pattern=r"^\w+(\.\w+)+$")]
+    work_pool: NonEmptyishName
+    tags: list[str] = []
+    job_variables: dict[str, Value] = {}
+
+
 class Automation(_Closed):
     """An automation that runs a deployment (`flow name/deployment name`) on an event.
 
@@ -161,6 +175,7 @@ class DesiredState(_Closed):
     blocks: list[Block] = []
     global_concurrency_limits: list[GlobalConcurrencyLimit] = []
     tag_concurrency_limits: list[TagConcurrencyLimit] = []
+    deployments: list[Deployment] = []
     automations: list[Automation] = []
     hamilton: HamiltonProject | None = None
 

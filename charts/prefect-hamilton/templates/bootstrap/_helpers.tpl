@@ -19,6 +19,14 @@ work_pools:
     {{- end }}
     base_job_template: base-job-template-{{ include "prefect-hamilton.worker.slug" $pool }}.yaml
   {{- end }}
+# A flow of the library, so that failed runs of every flows repository are reported.
+deployments:
+  - name: on-failure-k8s
+    entrypoint: prefect_hamilton.flows.failed_run_report.failed_run_report
+    work_pool: {{ hasKey . "kubernetes" | ternary "kubernetes" (keys . | sortAlpha | first) | toYaml }}
+    tags: [alert]
+    job_variables:
+      image: {from_env: FLOWS_IMAGE}
 {{- end }}
 {{- $blocks := $state.blocks | default list }}
 {{- $named := list }}
@@ -76,6 +84,7 @@ PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY: true
 {{- if include "prefect-hamilton.hasWorkers" . }}
 FLOWS_NAMESPACE:
   {{- include "prefect-hamilton.flows.namespaceValue" . | nindent 2 }}
+FLOWS_IMAGE: {{ include "prefect-hamilton.image" (dict "root" . "image" .Values.flows.image) }}
 {{- range $pool, $_ := include "prefect-hamilton.workPools" . | fromYaml }}
 {{- $s := include "prefect-hamilton.flows.settings" (dict "root" $ "pool" $pool) | fromYaml }}
 {{ include "prefect-hamilton.flows.imageVariable" (dict "root" $ "pool" $pool) }}: {{ include "prefect-hamilton.image" (dict "root" $ "image" $s.image) }}
