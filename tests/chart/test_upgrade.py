@@ -1,7 +1,7 @@
 """The data of an older release's server, after the upgrade to this one's Prefect.
 
 On SQLite, as the local profile, where the server migrates at its start; on PostgreSQL, as the
-chart, where the script of the init container does.
+chart, where the init container does.
 """
 
 import json
@@ -29,7 +29,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tests import environments, services
-from tests.chart.test_migration import SCRIPT, Database
+from tests.server.test_migrate import MIGRATE, Database
 
 pytestmark = pytest.mark.services
 
@@ -62,7 +62,7 @@ def storage(request: pytest.FixtureRequest) -> Storage:
     database = Database(request.getfixturevalue("postgres"), "upgraded")
 
     def migrate() -> None:
-        code, output = database.run(SCRIPT)
+        code, output = database.run(*MIGRATE)
         assert code == 0, output
 
     return Storage(database.settings, migrate)

@@ -100,7 +100,7 @@ POD_MEMBERS = (
     "assert {'handle', 'status_code'} <= set(FlowRunExecutionResult.__dataclass_fields__)\n"
 )
 SERVER_SIGNATURES = {
-    # charts/prefect-hamilton/files/scripts/migrate.py
+    # prefect_hamilton.server.migrate
     "prefect.plugins:load_prefect_collections": "(reload=False)",
     "prefect.server.database:provide_database_interface": "()",
     "prefect.server.database.alembic_commands:alembic_upgrade": "(revision='head', dry_run=False)",

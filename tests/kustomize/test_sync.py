@@ -253,7 +253,7 @@ def test_any_change_of_a_job_gives_it_a_new_name() -> None:
 
 
 def test_a_component_that_changes_the_input_of_a_job_runs_it_again() -> None:
-    """The script and the state are in a ConfigMap: the Job's checksum follows it."""
+    """The state is in a ConfigMap: the Job's checksum follows it."""
     for component, job in (("flows-repository", "bootstrap"), ("high-availability", "secrets")):
         objects = changed(with_components([]), with_components([component]))
         assert f"Job/{NAME}-{job}" in objects
@@ -305,15 +305,15 @@ UPGRADED = ["high-availability", "git-server"]
 
 @pytest.fixture
 def next_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of chart and Kustomize one version on: other images, scripts, sizes and Jobs."""
+    """A copy of chart and Kustomize one version on: other images, state, sizes and Jobs."""
     chart, kustomize = tmp_path / "chart", tmp_path / "kustomize"
     shutil.copytree(render.CHART, chart)
     for path, old, new in (
         ("Chart.yaml", "0.1.0", "0.2.0"),
         ("values.yaml", "tag: '17'", "tag: '17.6'"),
         ("values.yaml", "cpu: 25m", "cpu: 30m"),
-        ("files/scripts/migrate.py", "WAIT_SECONDS = 600", "WAIT_SECONDS = 500"),
-        ("files/scripts/create_secrets.py", "token_hex(24)", "token_hex(32)"),
+        ("files/report-failed-runs.yaml", "threshold: 1", "threshold: 2"),
+        ("templates/secrets/_helpers.tpl", "backoffLimit: 10", "backoffLimit: 9"),
         ("templates/bootstrap/_helpers.tpl", "backoffLimit: 6", "backoffLimit: 5"),
     ):
         text = (chart / path).read_text()

@@ -243,12 +243,6 @@ lifecycle:
 {{- regexReplaceAll "(?m)^ +$" (nindent 2 .) "" }}
 {{- end }}
 
-{{/* A script of files/scripts as a ConfigMap's data. Takes root and name. */}}
-{{- define "prefect-hamilton.script" -}}
-{{ .name }}: |
-  {{- .root.Files.Get (printf "files/scripts/%s" .name) | trimSuffix "\n" | nindent 2 }}
-{{- end }}
-
 {{- define "prefect-hamilton.podDisruptionBudget" -}}
 {{- $budget := .settings.podDisruptionBudget | default dict -}}
 apiVersion: policy/v1

@@ -66,10 +66,6 @@ given.
 {{- if and .Values.secrets.enabled (include "prefect-hamilton.secrets.wanted" . | trim) }}true{{ end }}
 {{- end }}
 
-{{- define "prefect-hamilton.secrets.data" -}}
-{{ include "prefect-hamilton.script" (dict "root" . "name" "create_secrets.py") }}
-{{- end }}
-
 {{- define "prefect-hamilton.secrets.env" -}}
 {{- range include "prefect-hamilton.secrets.wanted" . | fromYamlArray }}
 WANTED_SECRET_{{ .id }}: |-
@@ -79,7 +75,7 @@ WANTED_SECRET_{{ .id }}: |-
 
 {{- define "prefect-hamilton.secrets.jobSpec" -}}
 {{- $s := include "prefect-hamilton.settings" (dict "root" . "own" .Values.secrets) | fromYaml }}
-{{- $context := dict "root" . "component" "secrets" "settings" $s "image" .Values.server.image "checksum" (include "prefect-hamilton.secrets.data" .) "serviceAccountName" (include "prefect-hamilton.secrets.name" .) "token" true -}}
+{{- $context := dict "root" . "component" "secrets" "settings" $s "image" .Values.server.image "serviceAccountName" (include "prefect-hamilton.secrets.name" .) "token" true -}}
 backoffLimit: 10
 template:
   metadata:
@@ -94,20 +90,16 @@ template:
     containers:
       - name: secrets
         {{- include "prefect-hamilton.container" $context | nindent 8 }}
-        args: [python, /scripts/create_secrets.py]
+        args: [python, -P, -m, prefect_hamilton.server.create_secrets]
         {{- include "prefect-hamilton.env" (dict "own" (include "prefect-hamilton.secrets.env" .) "settings" $s) | nindent 8 }}
         resources:
           {{- toYaml $s.resources | nindent 10 }}
         volumeMounts:
-          - {name: scripts, mountPath: /scripts, readOnly: true}
           - {name: tmp, mountPath: /tmp}
           {{- with $s.volumeMounts }}
           {{- toYaml . | nindent 10 }}
           {{- end }}
     volumes:
-      - name: scripts
-        configMap:
-          name: {{ include "prefect-hamilton.secrets.name" . | toYaml }}
       - name: tmp
         emptyDir: {}
       {{- with $s.volumes }}

@@ -149,14 +149,13 @@ Takes root and settings.
 {{- define "prefect-hamilton.server.migration" -}}
 - name: migrate
   {{- include "prefect-hamilton.container" (dict "root" .root "image" .root.Values.server.image "settings" .settings) | nindent 2 }}
-  args: [python, /scripts/migrate.py]
+  args: [python, -P, -m, prefect_hamilton.server.migrate]
   {{- $own := printf "PREFECT_HOME: /tmp/prefect\n%s" (include "prefect-hamilton.server.databaseEnv" .root) }}
   {{- include "prefect-hamilton.env" (dict "own" $own "settings" .settings) | nindent 2 }}
   resources:
     {{- toYaml .settings.resources | nindent 4 }}
   volumeMounts:
     {{- include "prefect-hamilton.server.mounts" .root | nindent 4 }}
-    - {name: scripts, mountPath: /scripts, readOnly: true}
 {{- end }}
 
 {{/* Volumes of whatever opens the server's database, and their mounts. */}}
@@ -180,28 +179,16 @@ Takes root and settings.
 - name: data
   persistentVolumeClaim:
     claimName: {{ .Values.server.sqlite.storage.existingClaim | default (include "prefect-hamilton.server.name" .) | toYaml }}
-{{- else }}
-- name: scripts
-  configMap:
-    name: {{ include "prefect-hamilton.server.name" . | toYaml }}
-{{- if include "prefect-hamilton.postgres.waitsForSecret" . }}
+{{- else if include "prefect-hamilton.postgres.waitsForSecret" . }}
 - name: postgres-secret
   secret:
     secretName: {{ include "prefect-hamilton.postgres.secretName" . | toYaml }}
     items:
       - {key: {{ .Values.postgres.databases.prefect.key | toYaml }}, path: password}
 {{- end }}
-{{- end }}
 {{- if and .Values.postgres.tls.enabled .Values.postgres.tls.caSecret }}
 - name: postgres-ca
   secret:
     secretName: {{ .Values.postgres.tls.caSecret | toYaml }}
-{{- end }}
-{{- end }}
-
-{{- define "prefect-hamilton.server.scripts" -}}
-{{ include "prefect-hamilton.script" (dict "root" . "name" "migrate.py") }}
-{{- if include "prefect-hamilton.server.isSplit" . }}
-{{ include "prefect-hamilton.script" (dict "root" . "name" "probe_services.py") }}
 {{- end }}
 {{- end }}

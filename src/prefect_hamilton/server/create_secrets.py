@@ -1,4 +1,4 @@
-"""Create the Secrets that are missing, with random values. One that exists is left as it is.
+"""Create the Secrets that are missing, with random values. An existing one is left as it is.
 
 Each variable WANTED_SECRET_… holds one as YAML: `name` and `data`, texts in which each $name
 becomes a random text, the same within one Secret; or `name`, `namespace` and `copy`, keys of the
@@ -24,9 +24,9 @@ PREFIX = "WANTED_SECRET_"
 
 
 async def main() -> None:
-    """Create them in the order of their variables: what is copied comes before its copy."""
+    """Create the Secrets in the order of their variables, so that none is copied too early."""
     wanted = [yaml.safe_load(os.environ[n]) for n in sorted(os.environ) if n.startswith(PREFIX)]
-    config.load_incluster_config()
+    config.load_incluster_config()  # type: ignore[no-untyped-call]
     async with client.ApiClient() as api:
         core = client.CoreV1Api(api)
         for secret in wanted:

@@ -1,7 +1,7 @@
 """Bring the Prefect database to this version's schema, one process at a time.
 
-Waits for PostgreSQL to answer and for other pods that migrate. A wrong password or a database that
-does not exist ends it at once, with a sentence.
+Waits for PostgreSQL to answer, and for another pod that migrates. A wrong password or a database
+that does not exist ends it at once, with a sentence.
 
 Registers Prefect's block types too: servers that do so at their start, several at once on an empty
 database, get into each other's way.
@@ -11,7 +11,9 @@ cannot always be run again. The first migration of an empty database is marked w
 its mark is still there, nothing has ever used that database, and it is emptied and begun afresh.
 """
 
+import argparse
 import asyncio
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,6 +30,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateTable, DropTable
 from tenacity import (
     AsyncRetrying,
+    RetryCallState,
+    RetryError,
     retry_if_exception_type,
     retry_if_result,
     stop_after_delay,
@@ -37,6 +41,17 @@ from tenacity import (
 # Any number that nobody else locks in this database.
 LOCK = 0x70726566656374
 WAIT_SECONDS = 600
+"""How long PostgreSQL may take to answer."""
+LOCK_SECONDS = 1800
+"""How long to wait for another pod that migrates, unless an option says otherwise."""
+REPORT_SECONDS = 60
+HOLDER = """
+SELECT session.pid, session.application_name, session.usename, session.client_addr
+FROM pg_locks AS held JOIN pg_stat_activity AS session USING (pid)
+WHERE held.locktype = 'advisory' AND held.granted AND held.objsubid = 1
+  AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND (held.classid::bigint << 32 | held.objid::bigint) = :lock
+"""
 FIRST = sa.Table("prefect_hamilton_first_migration", sa.MetaData())
 """A table that is there from before the first migration of an empty database until after it."""
 # One statement, so that all goes or nothing.
@@ -68,19 +83,29 @@ class NotReadyError(Exception):
     """PostgreSQL does not answer yet."""
 
 
-async def main() -> None:
-    """Migrate under the lock."""
+class LockHeldError(Exception):
+    """Another session holds the lock; the text names it."""
+
+
+async def migrate(lock_seconds: float) -> None:
+    """Migrate under the lock, for which to wait so long."""
     engine = await provide_database_interface().engine()
     database = get_current_settings().server.database
     where = f"{database.host}:{database.port}/{database.name}"
     try:
-        async with locked(engine, where) as connection:
+        async with locked(engine, where, lock_seconds) as connection:
             await mark_first(connection, where)
             await run_sync_in_worker_thread(alembic_upgrade)
             await register_block_types(where)
             await connection.execute(DropTable(FIRST, if_exists=True))
     except NotReadyError as error:
         sys.exit(f"PostgreSQL at {where} did not answer for {WAIT_SECONDS} s: {error}")
+    except LockHeldError as error:
+        sys.exit(
+            f"The schema in {where} was not brought up to date: its lock has been held for "
+            f"{lock_seconds:g} s by {error}: wait until that pod has ended, or end what it left in "
+            "PostgreSQL with pg_terminate_backend()."
+        )
     except FATAL as error:
         sys.exit(f"PostgreSQL at {where} refuses user {database.user}: {error}")
     except sa.exc.DBAPIError as error:
@@ -125,8 +150,13 @@ async def mark_first(connection: AsyncConnection, where: str) -> None:
 
 
 @asynccontextmanager
-async def locked(engine: AsyncEngine, where: str) -> AsyncIterator[AsyncConnection]:
-    """Hold the lock and yield its connection, with which it ends: a killed pod leaves none."""
+async def locked(
+    engine: AsyncEngine, where: str, lock_seconds: float
+) -> AsyncIterator[AsyncConnection]:
+    """Hold the lock and yield its connection, with which it ends: a killed pod leaves none.
+
+    Raises NotReadyError and LockHeldError.
+    """
     async for attempt in AsyncRetrying(
         retry=retry_if_exception_type(NotReadyError),
         stop=stop_after_delay(WAIT_SECONDS),
@@ -136,10 +166,7 @@ async def locked(engine: AsyncEngine, where: str) -> AsyncIterator[AsyncConnecti
         with attempt:
             connection = await connect(engine, where, first=attempt.retry_state.attempt_number == 1)
     try:
-        if not await try_lock(connection):
-            print("Waiting for another pod that migrates.", flush=True)
-            is_locked = retry_if_result(lambda held: not held)
-            await AsyncRetrying(retry=is_locked, wait=wait_fixed(1))(try_lock, connection)
+        await lock(connection, where, lock_seconds)
         yield connection
     finally:
         await connection.close()
@@ -159,11 +186,64 @@ async def connect(engine: AsyncEngine, where: str, *, first: bool) -> AsyncConne
         raise NotReadyError(str(error)) from error
 
 
+async def lock(connection: AsyncConnection, where: str, seconds: float) -> None:
+    """Take the lock within some seconds. Raises LockHeldError.
+
+    Asks again and again: a statement that waits would hold up CREATE INDEX CONCURRENTLY of the
+    pod that has the lock.
+    """
+    # Under this name another pod reports who holds the lock.
+    name = sa.text("SELECT set_config('application_name', :name, false)")
+    await connection.execute(name, {"name": f"pod {socket.gethostname()}"})
+
+    async def report(state: RetryCallState) -> None:
+        if state.attempt_number % REPORT_SECONDS == 1:
+            print(
+                f"Waiting for another migration of {where}: its lock is held by "
+                f"{await holder(connection)}.",
+                flush=True,
+            )
+
+    is_held = AsyncRetrying(
+        retry=retry_if_result(lambda taken: not taken),
+        stop=stop_after_delay(seconds),
+        wait=wait_fixed(1),
+        before_sleep=report,
+    )
+    try:
+        await is_held(try_lock, connection)
+    except RetryError as error:
+        raise LockHeldError(await holder(connection)) from error
+
+
 async def try_lock(connection: AsyncConnection) -> bool:
     """Take the lock, or say that another process holds it."""
     held = await connection.scalar(sa.text("SELECT pg_try_advisory_lock(:lock)"), {"lock": LOCK})
     return bool(held)
 
 
+async def holder(connection: AsyncConnection) -> str:
+    """Return who holds the lock, as far as PostgreSQL lets this user see it."""
+    found = (await connection.execute(sa.text(HOLDER), {"lock": LOCK})).first()
+    if found is None:
+        return "a session that has just ended"
+    name = found.application_name or "an unnamed client"
+    address = f" at {found.client_addr}" if found.client_addr else ""
+    return f"{name}{address} (process {found.pid} of PostgreSQL, user {found.usename})"
+
+
+def main() -> None:
+    """Migrate the database that Prefect's settings name."""
+    parser = argparse.ArgumentParser(prog="prefect_hamilton.server.migrate", description=__doc__)
+    parser.add_argument(
+        "--lock-timeout",
+        type=float,
+        default=LOCK_SECONDS,
+        metavar="SECONDS",
+        help="how long to wait for another pod that migrates; default: %(default)s",
+    )
+    asyncio.run(migrate(parser.parse_args().lock_timeout))
+
+
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

@@ -1,14 +1,15 @@
 """Whether the background services of this pod are alive: they leave a heartbeat in Valkey.
 
-Key and form of the heartbeats are Prefect's own affair. Where they are not as they were in Prefect
-3.9.1, which is also so before the first heartbeat, nobody can tell, and no pod is ended for it.
+Prefect does not document the key and the form of the heartbeats. Where they differ from those of
+Prefect 3.9.1, as they also do before the first heartbeat, the pod is taken to be alive.
 """
 
 import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import redis
 
@@ -27,7 +28,9 @@ def main() -> None:
         return
     except redis.RedisError as error:
         sys.exit(f"Valkey does not answer: {error}")
-    heartbeats = {name.decode(errors="replace"): seconds for name, seconds in found}
+    # The client is annotated with every form that some command answers in.
+    rows = cast(Sequence[tuple[bytes, float]], found)
+    heartbeats = {name.decode(errors="replace"): seconds for name, seconds in rows}
     alive, reason = judge(heartbeats, socket.gethostname(), time.time())
     if not alive:
         sys.exit(reason)

@@ -1,4 +1,4 @@
-"""The script of the servers' init container, against a real PostgreSQL."""
+"""The migration by the servers' init container, against a real PostgreSQL."""
 
 import os
 import subprocess
@@ -16,11 +16,12 @@ import tenacity
 from alembic.script import ScriptDirectory
 from psycopg import sql
 
-from tests.chart.charts import CHART
+from prefect_hamilton.server import migrate
 
 pytestmark = pytest.mark.services
 
-SCRIPT = str(CHART / "files" / "scripts" / "migrate.py")
+MIGRATE = ("-m", "prefect_hamilton.server.migrate")
+LOCK = f"SELECT pg_advisory_lock({migrate.LOCK})"
 # The migration after the first of these creates four indexes, each outside of a transaction.
 BEFORE_INDEXES, INDEXES = "cdcb4018dd0e", "77ebcc9cf355"
 VERSIONS = Path(prefect.__file__).parent / "server/database/_migrations/versions/postgresql"
@@ -45,7 +46,7 @@ eventually = tenacity.retry(
 
 
 class Database:
-    """A new database, and the script that migrates it."""
+    """A new database, and how it is migrated."""
 
     def __init__(self, server: str, name: str) -> None:
         self.name = name
@@ -96,7 +97,7 @@ class Database:
         with self.connected() as connection:
             connection.execute(HOLD_UP)
             connection.execute("SELECT pg_advisory_lock(42)")
-            process = self.start(SCRIPT)
+            process = self.start(*MIGRATE)
 
             @eventually
             def held_up() -> int:
@@ -133,11 +134,11 @@ class Database:
 def migrated(postgres: str) -> Database:
     """A database that two pods have migrated, started at once."""
     database = Database(postgres, "migrated")
-    processes = [database.start(SCRIPT) for _ in range(2)]
+    processes = [database.start(*MIGRATE) for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
 
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert sum("Waiting for another pod that migrates." in text for text in outputs) == 1, outputs
+    assert sum("Waiting for another migration of " in text for text in outputs) == 1, outputs
     return database
 
 
@@ -150,7 +151,7 @@ def test_two_simultaneous_migrations_succeed(migrated: Database) -> None:
 
 
 def test_block_types_are_registered(migrated: Database) -> None:
-    """The servers leave it to this script: several at once would fail over it."""
+    """The servers leave it to the migration: several at once would fail over it."""
     types = {slug for (slug,) in migrated.query("SELECT slug FROM block_type")}
     assert {"secret", "slack-webhook", "s3-bucket", "redis-database", "k8s-job"} <= types
 
@@ -160,12 +161,57 @@ def test_a_second_migration_changes_nothing(migrated: Database) -> None:
     blocks = "SELECT id FROM block_type UNION SELECT id FROM block_schema"
     before, blocks_before = migrated.query(files), sorted(migrated.query(blocks))
 
-    code, output = migrated.run(SCRIPT)
+    code, output = migrated.run(*MIGRATE)
 
     assert code == 0, output
     assert output.splitlines()[-1].startswith("The schema in 127.0.0.1:")
     assert migrated.query(files) == before
     assert sorted(migrated.query(blocks)) == blocks_before
+
+
+def test_a_migration_waits_for_another_and_then_runs(postgres: str) -> None:
+    database = Database(postgres, "awaited")
+    with psycopg.connect(database.url, autocommit=True) as other:
+        other.execute("SET application_name TO 'pod server-a'")
+        other.execute(LOCK)
+        process = database.start(*MIGRATE)
+        assert process.stdout
+        said = process.stdout.readline()
+    output, _ = process.communicate(timeout=120)
+
+    assert said.startswith("Waiting for another migration of 127.0.0.1:")
+    assert (
+        f"its lock is held by pod server-a at 127.0.0.1 (process {other.info.backend_pid}" in said
+    )
+    assert process.returncode == 0, output
+
+
+def test_a_migration_names_who_holds_its_lock_for_too_long(postgres: str) -> None:
+    database = Database(postgres, "locked")
+    with database.connected() as other:
+        other.execute("SET application_name TO 'pod server-a'")
+        other.execute(LOCK)
+
+        code, output = database.run(*MIGRATE, "--lock-timeout", "0.1")
+
+        assert code == 1
+        last = output.splitlines()[-1]
+        assert (
+            "was not brought up to date: its lock has been held for 0.1 s by pod server-a" in last
+        )
+        assert f"(process {other.info.backend_pid} of PostgreSQL, user " in last
+        assert "pg_terminate_backend" in last
+        assert "Traceback" not in output
+    assert database.query("SELECT to_regclass('flow')") == [(None,)]
+
+
+def test_a_lock_in_another_database_does_not_matter(postgres: str) -> None:
+    database = Database(postgres, "neighbour")
+    with Database(postgres, "busy").connected() as other, database.connected() as connection:
+        other.execute(LOCK)
+        connection.execute("SELECT 1")
+        held = connection.execute(migrate.HOLDER.replace(":lock", str(migrate.LOCK))).fetchall()
+    assert held == []
 
 
 def test_an_interrupted_first_migration_starts_again(postgres: str, migrated: Database) -> None:
@@ -174,7 +220,7 @@ def test_an_interrupted_first_migration_starts_again(postgres: str, migrated: Da
     with database.connected() as connection:
         connection.execute("INSERT INTO flow (id, name) VALUES (gen_random_uuid(), 'mine')")
 
-    code, output = database.run(SCRIPT)
+    code, output = database.run(*MIGRATE)
 
     assert code == 1
     assert "did not end, yet it holds flows: drop the table" in output
@@ -183,7 +229,7 @@ def test_an_interrupted_first_migration_starts_again(postgres: str, migrated: Da
     with database.connected() as connection:
         connection.execute("DELETE FROM flow")
 
-    code, output = database.run(SCRIPT)
+    code, output = database.run(*MIGRATE)
 
     assert code == 0, output
     assert "did not end: it begins again" in output
@@ -196,7 +242,7 @@ def test_an_interrupted_migration_of_a_used_database_is_reported(postgres: str) 
     assert code == 0, output
     database.interrupt()
 
-    code, output = database.run(SCRIPT)
+    code, output = database.run(*MIGRATE)
 
     assert code == 1
     assert 'up to date: relation "trgm_ix_flow_name" already exists. If' in output

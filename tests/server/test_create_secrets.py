@@ -3,18 +3,17 @@
 import asyncio
 import base64
 import http.server
-import importlib.util
 import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from kubernetes_asyncio import client
 
-from tests.chart.charts import CHART, Object, env, render
+from prefect_hamilton.server import create_secrets
+from tests.chart.charts import Object, env, render
 
 Secrets = dict[tuple[str, str], dict[str, str]]
 
@@ -48,35 +47,30 @@ class Api(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[ModuleType, Secrets]]:
-    """The script, and the Secrets of an API that it talks to from namespace `flows`."""
+def secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Secrets]:
+    """The Secrets of an API to which the program talks from namespace `flows`."""
     handler = type("Handler", (Api,), {"secrets": {}})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    path = CHART / "files" / "scripts" / "create_secrets.py"
-    spec = importlib.util.spec_from_file_location("create_secrets", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
     def load_incluster_config() -> None:
         configuration = client.Configuration(host=f"http://127.0.0.1:{server.server_port}")
         client.Configuration.set_default(configuration)
 
-    monkeypatch.setattr(module.config, "load_incluster_config", load_incluster_config)
-    monkeypatch.setattr(module, "SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.setattr(create_secrets.config, "load_incluster_config", load_incluster_config)
+    monkeypatch.setattr(create_secrets, "SERVICE_ACCOUNT", tmp_path)
     (tmp_path / "namespace").write_text("flows\n")
-    yield module, handler.secrets
+    yield handler.secrets
     server.shutdown()
     server.server_close()
 
 
-def run(module: ModuleType, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]) -> None:
+def run(monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]) -> None:
     """Run it once as the chart's Job does."""
     job = render(values).job("secrets")
     for name, value in env(job["spec"]["template"]["spec"]["containers"][0]).items():
         monkeypatch.setenv(name, value)
-    asyncio.run(module.main())
+    asyncio.run(create_secrets.main())
 
 
 def text(data: dict[str, str], key: str) -> str:
@@ -84,10 +78,9 @@ def text(data: dict[str, str], key: str) -> str:
 
 
 def test_the_secrets_job_creates_secrets_once(
-    script: tuple[ModuleType, Secrets], monkeypatch: pytest.MonkeyPatch
+    secrets: Secrets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, secrets = script
-    run(module, monkeypatch, {"valkey": {"enabled": True}})
+    run(monkeypatch, {"valkey": {"enabled": True}})
     name = "demo-prefect-hamilton"
     assert {key[1] for key in secrets} == {
         f"{name}-{which}" for which in ("auth", "hamilton-ui", "postgres", "valkey")
@@ -100,15 +93,14 @@ def test_the_secrets_job_creates_secrets_once(
     assert f"warehouse:{password}@{name}-postgres:5432" in text(postgres, "warehouse-url")
     assert len({text(postgres, key) for key in postgres}) == len(postgres), "each its own password"
     before = json.dumps(sorted(secrets.items()))
-    run(module, monkeypatch, {"valkey": {"enabled": True}})
+    run(monkeypatch, {"valkey": {"enabled": True}})
     assert json.dumps(sorted(secrets.items())) == before
 
 
 def test_the_secrets_job_copies_secrets_into_the_flow_namespace(
-    script: tuple[ModuleType, Secrets], monkeypatch: pytest.MonkeyPatch
+    secrets: Secrets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, secrets = script
-    run(module, monkeypatch, {"flows": {"namespace": "elsewhere"}})
+    run(monkeypatch, {"flows": {"namespace": "elsewhere"}})
     for name, key in (
         ("auth", "auth-string"),
         ("postgres", "warehouse-url"),
