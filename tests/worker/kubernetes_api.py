@@ -1,4 +1,4 @@
-"""A Kubernetes API that keeps Jobs, and loses an answer or is away when told."""
+"""A Kubernetes API that keeps Jobs and pods, and loses an answer or is away when told."""
 
 import json
 import threading
@@ -13,11 +13,12 @@ import yaml
 
 
 class KubernetesApi:
-    """Jobs of one namespace, and what the next requests meet."""
+    """Jobs and pods of one namespace, and what the next requests meet."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.jobs: dict[str, dict[str, Any]] = {}
+        self.pods: list[dict[str, Any]] = []
         self.is_away = False
         self.loses_answers = 0
 
@@ -30,12 +31,26 @@ class KubernetesApi:
         self.jobs[name] = job | {"status": {}}
         return 201, self.jobs[name]
 
-    def finish(self, name: str, condition: str) -> None:
+    def finish(self, name: str, condition: str, reason: str = "BackoffLimitExceeded") -> None:
         """End a Job: Complete or Failed."""
         self.jobs[name]["status"] = {
             "succeeded" if condition == "Complete" else "failed": 1,
-            "conditions": [{"type": condition, "status": "True"}],
+            "conditions": [{"type": condition, "status": "True", "reason": reason}],
         }
+
+    def add_pod(self, job: str, exit_code: int, reason: str = "Error") -> Any:
+        """Add a pod of a Job whose container has ended; returns it, to be changed."""
+        end = {"exitCode": exit_code, "reason": reason}
+        container = {"name": "prefect-job", "image": "", "imageID": "", "ready": False}
+        containers = [container | {"restartCount": 0, "state": {"terminated": end}}]
+        metadata = {"name": f"{job}-pod", "labels": {"batch.kubernetes.io/job-name": job}}
+        pod = {
+            "metadata": metadata,
+            "spec": {"containers": [{"name": "prefect-job"}]},
+            "status": {"phase": "Failed", "containerStatuses": containers},
+        }
+        self.pods.append(pod)
+        return pod
 
     def write_kubeconfig(self, file: Path) -> None:
         cluster = {"name": "test", "cluster": {"server": self.url}}
@@ -67,6 +82,14 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.endswith("/jobs"):
             found = [job for job in self.api.jobs.values() if _matches(job, query)]
             self._answer(200, {"kind": "JobList", "items": found})
+        elif path.endswith("/pods"):
+            names = [name for name in self.api.jobs if query.endswith(f"job-name%3D{name}")]
+            found = [
+                pod
+                for pod in self.api.pods
+                if pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] in names
+            ]
+            self._answer(200, {"kind": "PodList", "items": found})
         elif job := self.api.jobs.get(path.rpartition("/")[2]):
             self._answer(200, job)
         else:

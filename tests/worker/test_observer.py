@@ -1,7 +1,7 @@
 """The observer judges a flow run by the Job of its latest attempt."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect_kubernetes import observer as prefect_observer
 
 from prefect_hamilton.worker import observer
+from prefect_hamilton.worker.unstarted import NOT_STARTED
 from tests.worker.conftest import Pool
 from tests.worker.kubernetes_api import KubernetesApi
 from tests.worker.test_worker import take_up, working
@@ -73,13 +74,11 @@ async def test_the_job_of_an_earlier_attempt_does_not_crash_a_later_one(
         ("DELETED", observer.DELETED),
     ],
 )
-@pytest.mark.parametrize("state", ["RUNNING", "PENDING"])
 async def test_the_job_of_the_latest_attempt_decides(
-    pool: Pool, kubernetes: KubernetesApi, observing: None, kind: str, message: str, state: str
+    pool: Pool, kubernetes: KubernetesApi, observing: None, kind: str, message: str
 ) -> None:
     run, name = await with_job(pool, kubernetes)
-    if state == "RUNNING":
-        pool.api.propose(run, "RUNNING")
+    pool.api.propose(run, "RUNNING")
     job = kubernetes.jobs[name]
     if kind == "DELETED":
         del kubernetes.jobs[name]
@@ -90,6 +89,144 @@ async def test_the_job_of_the_latest_attempt_decides(
 
     judged = pool.api.state(run)
     assert (judged["type"], judged["message"]) == ("CRASHED", message)
+
+
+def deleted(kubernetes: KubernetesApi, job: str) -> None:
+    pod = kubernetes.add_pod(job, 137)
+    pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+
+
+def evicted(kubernetes: KubernetesApi, job: str) -> None:
+    pod = kubernetes.add_pod(job, 137)
+    pod["status"] |= {"reason": "Evicted", "message": "The node was low on memory."}
+
+
+def drained(kubernetes: KubernetesApi, job: str) -> None:
+    condition = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
+    pod = kubernetes.add_pod(job, 143)
+    pod["status"]["conditions"] = [condition | {"message": "Eviction API: evicting"}]
+
+
+def lost_with_its_node(kubernetes: KubernetesApi, job: str) -> None:
+    kubernetes.add_pod(job, 255, "Unknown")
+
+
+def gone(kubernetes: KubernetesApi, job: str) -> None:
+    """Deleted by force."""
+
+
+TAKEN = {
+    deleted: "the pod was deleted",
+    evicted: "Evicted, The node was low on memory",
+    drained: "EvictionByEvictionAPI, Eviction API: evicting",
+    lost_with_its_node: "container 'prefect-job' ended with exit code 255 (Unknown)",
+    gone: "the pod is gone",
+}
+
+
+@pytest.mark.parametrize("taken", TAKEN)
+async def test_a_run_whose_pod_was_taken_before_its_flow_started_waits_again(
+    pool: Pool, kubernetes: KubernetesApi, observing: None, taken: Callable[..., None]
+) -> None:
+    run, name = await with_job(pool, kubernetes)
+    pool.api.propose(run, "PENDING", name="InfrastructurePending")
+    kubernetes.finish(name, "Failed")
+    taken(kubernetes, name)
+
+    await see(kubernetes.jobs[name])
+
+    judged = pool.api.state(run)
+    assert judged["name"] == "AwaitingRetry"
+    assert judged["message"] == f"{NOT_STARTED}: {TAKEN[taken]}. Try 1 of 3."
+
+
+async def test_a_run_whose_job_was_deleted_before_its_flow_started_waits_again(
+    pool: Pool, kubernetes: KubernetesApi, observing: None
+) -> None:
+    run, name = await with_job(pool, kubernetes)
+
+    await see(kubernetes.jobs.pop(name), "DELETED")
+
+    assert pool.api.state(run)["name"] == "AwaitingRetry"
+
+
+async def lose_pod(pool: Pool, kubernetes: KubernetesApi, run: UUID) -> None:
+    """A worker takes the run up, and its pod is evicted."""
+    async with working(pool) as worker:
+        await take_up(worker, run)
+    name = list(kubernetes.jobs)[-1]
+    kubernetes.finish(name, "Failed")
+    evicted(kubernetes, name)
+    await see(kubernetes.jobs[name])
+
+
+async def test_the_third_pod_that_is_taken_is_the_last(
+    pool: Pool, kubernetes: KubernetesApi, observing: None
+) -> None:
+    run = pool.new_run()
+    for _ in range(3):
+        await lose_pod(pool, kubernetes, run)
+
+    judged = pool.api.state(run)
+    assert (judged["type"], judged["message"]) == (
+        "CRASHED",
+        f"{NOT_STARTED}, 3 times in a row. The last time: Evicted, The node was low on memory.",
+    )
+
+
+async def test_only_pods_since_the_flow_last_ran_are_counted(
+    pool: Pool, kubernetes: KubernetesApi, observing: None
+) -> None:
+    run = pool.new_run()
+    for _ in range(2):
+        await lose_pod(pool, kubernetes, run)
+    pool.api.propose(run, "PENDING")
+    pool.api.propose(run, "RUNNING")
+    pool.api.propose(run, "SCHEDULED", name="AwaitingRetry")
+
+    await lose_pod(pool, kubernetes, run)
+
+    assert pool.api.state(run)["message"].endswith("Try 1 of 3.")
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "reason", "message"),
+    [
+        (1, "Error", "container 'prefect-job' ended with exit code 1 (Error)"),
+        (128, "StartError", "container 'prefect-job' ended with exit code 128 (StartError)"),
+        (137, "OOMKilled", "container 'prefect-job' ended with exit code 137 (OOMKilled)"),
+    ],
+)
+async def test_a_container_that_fails_by_itself_crashes_the_run_at_once(
+    pool: Pool,
+    kubernetes: KubernetesApi,
+    observing: None,
+    exit_code: int,
+    reason: str,
+    message: str,
+) -> None:
+    run, name = await with_job(pool, kubernetes)
+    kubernetes.finish(name, "Failed")
+    kubernetes.add_pod(name, exit_code, reason)
+
+    await see(kubernetes.jobs[name])
+
+    judged = pool.api.state(run)
+    assert (judged["type"], judged["message"]) == ("CRASHED", f"{NOT_STARTED}: {message}.")
+
+
+async def test_a_job_that_met_its_deadline_before_its_flow_started_crashes_the_run(
+    pool: Pool, kubernetes: KubernetesApi, observing: None
+) -> None:
+    """As one whose image cannot be pulled; Kubernetes has deleted its pod."""
+    run, name = await with_job(pool, kubernetes)
+    kubernetes.finish(name, "Failed", "DeadlineExceeded")
+
+    await see(kubernetes.jobs[name])
+
+    judged = pool.api.state(run)
+    assert judged["type"] == "CRASHED"
+    assert "DeadlineExceeded" in judged["message"]
 
 
 async def test_an_active_or_unlabelled_job_does_not_change_the_run(

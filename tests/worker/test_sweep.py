@@ -13,6 +13,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 
 from prefect_hamilton.worker import sweep
 from prefect_hamilton.worker.sweep import Sweep
+from prefect_hamilton.worker.unstarted import NOT_STARTED
 from tests.worker.conftest import Pool
 from tests.worker.kubernetes_api import KubernetesApi
 from tests.worker.test_worker import end, take_up, working
@@ -89,18 +90,37 @@ async def test_a_running_run_whose_job_is_gone_crashes(
     assert (state["type"], state["message"]) == ("CRASHED", sweep.GONE)
 
 
-async def test_exit_code_0_before_the_flow_started_is_a_crash(
-    pool: Pool, client: PrefectClient, kubernetes: KubernetesApi
+@pytest.mark.parametrize("condition", ["Complete", "Failed"])
+async def test_a_run_whose_job_ended_before_its_flow_started_waits_again(
+    pool: Pool, client: PrefectClient, kubernetes: KubernetesApi, condition: str
 ) -> None:
     run = await with_job(pool)
     pool.api.propose(run, "PENDING", name="InfrastructurePending")
     [job] = kubernetes.jobs
-    kubernetes.finish(job, "Complete")
+    kubernetes.finish(job, condition)
+    if condition == "Complete":
+        kubernetes.add_pod(job, 0, "Completed")
 
     await sweep_of(pool, client).sweep()
 
     state = pool.api.state(run)
-    assert (state["type"], state["message"]) == ("CRASHED", sweep.NOT_STARTED)
+    assert state["name"] == "AwaitingRetry"
+    assert state["message"].startswith(NOT_STARTED)
+
+
+async def test_a_pod_that_failed_by_itself_before_its_flow_started_is_a_crash(
+    pool: Pool, client: PrefectClient, kubernetes: KubernetesApi
+) -> None:
+    run = await with_job(pool)
+    [job] = kubernetes.jobs
+    kubernetes.finish(job, "Failed")
+    kubernetes.add_pod(job, 1)
+
+    await sweep_of(pool, client).sweep()
+
+    state = pool.api.state(run)
+    assert state["type"] == "CRASHED"
+    assert state["message"].endswith("ended with exit code 1 (Error).")
 
 
 async def test_runs_with_a_job_ended_runs_and_runs_of_other_pools_are_unchanged(

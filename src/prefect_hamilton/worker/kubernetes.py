@@ -9,6 +9,8 @@ import aiohttp
 from kubernetes_asyncio.client import ApiClient, BatchV1Api, V1Job
 from kubernetes_asyncio.client.exceptions import ApiException
 
+NOT_FOUND = 404
+
 FLOW_RUN_LABEL = "prefect.io/flow-run-id"
 
 
@@ -31,6 +33,17 @@ async def jobs_of_flow_runs(client: ApiClient, namespaces: Iterable[str]) -> lis
         for namespace in namespaces
     ]
     return [job for found in lists for job in found.items]
+
+
+async def job_named(client: ApiClient, name: str, namespace: str) -> V1Job | None:
+    """Return a Job; None if there is none of the name."""
+    try:
+        job: V1Job = await BatchV1Api(client).read_namespaced_job(name, namespace)
+    except ApiException as error:
+        if error.status == NOT_FOUND:
+            return None
+        raise
+    return job
 
 
 def is_finished(job: V1Job) -> bool:

@@ -16,7 +16,7 @@ from prefect.states import Crashed
 from prefect_kubernetes import observer
 
 from prefect_hamilton.states import propose
-from prefect_hamilton.worker import attempts, kubernetes
+from prefect_hamilton.worker import attempts, kubernetes, unstarted
 
 DELETED = "Its Job was deleted."
 FAILED = "Its pod failed, and nothing has reported the end of the flow."
@@ -48,10 +48,10 @@ async def judge_job(
     logger: logging.Logger,
     **kwargs: Any,
 ) -> None:
-    """Mark a flow run as crashed whose latest attempt has lost its Job.
+    """Settle a flow run whose latest attempt has lost its Job.
 
-    A Job that ended well is not looked at: in the rare case that its flow has not even started, the
-    sweep finds the run.
+    It is Crashed, or waits for another pod if its flow has not started. A Job that ended well is
+    not looked at: in the rare case that its flow has not even started, the sweep finds the run.
     """
     attempt = attempts.of_job(labels)
     if attempt is None:
@@ -77,16 +77,31 @@ async def judge_job(
         if exists is not False:
             return
     run_id = UUID(labels[kubernetes.FLOW_RUN_LABEL])
-    state = await _judged_state(client, run_id, UUID(attempt))
-    if state is None or await _has_other_job(str(run_id), namespace, uid, logger):
+    states = await _judged_states(client, run_id, UUID(attempt))
+    if not states or await _has_other_job(str(run_id), namespace, uid, logger):
+        return
+    if not states[-1].is_pending():
+        await propose(client, run_id, Crashed(message=message), states[-1].id)
         return
     # Read before the verdict: with the Job, Kubernetes deletes the pod and its log.
-    lines = state.is_pending() and await observer._fetch_crashed_pod_logs(
+    lines = await observer._fetch_crashed_pod_logs(
         flow_run_id=str(run_id), job_name=name, namespace=namespace, logger=logger
     )
-    answer = await propose(client, run_id, Crashed(message=message), state.id)
+    verdict = await _verdict(states, name, namespace)
+    answer = await propose(client, run_id, verdict, states[-1].id)
     if lines and answer.state and answer.state.is_crashed():
         observer._send_crashed_pod_logs(flow_run_id=str(run_id), entries=lines)
+
+
+async def _verdict(states: list[State[Any]], name: str, namespace: str) -> State[Any]:
+    """Return the next state of a run that is Pending and whose Job has ended or is gone."""
+    client = await observer._get_kubernetes_client()
+    try:
+        job = await kubernetes.job_named(client, name, namespace)
+        pods = await unstarted.pods_of_job(client, name, namespace)
+    finally:
+        await client.close()
+    return unstarted.verdict(states, job, pods)
 
 
 def _end(event: kopf.RawEvent, spec: kopf.Spec, status: kopf.Status) -> str | None:
@@ -98,15 +113,17 @@ def _end(event: kopf.RawEvent, spec: kopf.Spec, status: kopf.Status) -> str | No
     return DELETED if event["type"] == "DELETED" else None
 
 
-async def _judged_state(client: PrefectClient, run_id: UUID, attempt: UUID) -> State[Any] | None:
-    """Return the state of the run if the end of the attempt's Job decides about it."""
+async def _judged_states(
+    client: PrefectClient, run_id: UUID, attempt: UUID
+) -> list[State[Any]] | None:
+    """Return the states of the run if the end of the attempt's Job decides about it."""
     try:
         states = await client.read_flow_run_states(run_id)
     except ObjectNotFound:
         return None
     if attempts.latest(states) != attempt or observer._flow_run_state_is_settled(states[-1]):
         return None
-    return states[-1]
+    return states
 
 
 async def _has_other_job(run_id: str, namespace: str, uid: str, logger: logging.Logger) -> bool:

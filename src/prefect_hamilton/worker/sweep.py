@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import anyio
-from kubernetes_asyncio.client import V1Job
+from kubernetes_asyncio.client import ApiClient, V1Job
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -29,7 +29,7 @@ from prefect_kubernetes.observer import _get_kubernetes_client
 from prefect_kubernetes.settings import KubernetesSettings
 
 from prefect_hamilton.states import propose
-from prefect_hamilton.worker import attempts, kubernetes
+from prefect_hamilton.worker import attempts, kubernetes, unstarted
 
 LOCATION_LABEL = "prefect-hamilton.jobs"
 """Label of a flow run: cluster and namespace of its Jobs."""
@@ -38,7 +38,6 @@ INTERVAL_SECONDS = 60
 GRACE_SECONDS = 120
 """How long a run may be without a Job: a worker that took it up may be slow to make it."""
 
-NOT_STARTED = "Its pod ended before the flow started."
 NO_JOB = "No Job was made for it within {} seconds."
 GONE = "Its Job ended or is gone, and nothing has reported the end of the flow."
 
@@ -81,10 +80,13 @@ class Sweep:
         namespaces: set[str] = set(KubernetesSettings().observer.namespaces or ())
         client = await _get_kubernetes_client()
         try:
-            cluster = kubernetes.cluster_of(client)
-            jobs = await kubernetes.jobs_of_flow_runs(client, namespaces)
+            await self._sweep(client, namespaces)
         finally:
             await client.close()
+
+    async def _sweep(self, client: ApiClient, namespaces: set[str]) -> None:
+        cluster = kubernetes.cluster_of(client)
+        jobs = await kubernetes.jobs_of_flow_runs(client, namespaces)
         runs = [
             run
             for run in await self._runs_without(jobs)
@@ -97,7 +99,7 @@ class Sweep:
         for run in runs:
             state = run.state
             if state and now - self._missing_since[state.id] >= self._grace_seconds:
-                await self._settle(run, state, jobs)
+                await self._settle(run, state, jobs, client)
 
     async def _runs_without(self, jobs: Iterable[V1Job]) -> list[FlowRun]:
         """Return the pool's runs that wait or run and have no Job that has not finished."""
@@ -115,8 +117,10 @@ class Sweep:
             work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[self._pool])),
         )
 
-    async def _settle(self, run: FlowRun, state: State[Any], jobs: Iterable[V1Job]) -> None:
-        verdict = await self._verdict(run, state, jobs)
+    async def _settle(
+        self, run: FlowRun, state: State[Any], jobs: Iterable[V1Job], client: ApiClient
+    ) -> None:
+        verdict = await self._verdict(run, state, jobs, client)
         answer = await propose(self._client, run.id, verdict, state.id)
         self._logger.warning(
             "Flow run '%s' was %s without a Job and is now %s: %s",
@@ -126,14 +130,19 @@ class Sweep:
             verdict.message,
         )
 
-    async def _verdict(self, run: FlowRun, state: State[Any], jobs: Iterable[V1Job]) -> State[Any]:
-        """Return what becomes of a run: it waits again, if the attempt has not begun."""
+    async def _verdict(
+        self, run: FlowRun, state: State[Any], jobs: Iterable[V1Job], client: ApiClient
+    ) -> State[Any]:
+        """Return what becomes of a run: it waits again, if the flow has not started."""
         if not state.is_pending():
             return Crashed(message=GONE)
-        attempt = attempts.latest(await self._client.read_flow_run_states(run.id))
-        if str(attempt) in {attempts.of_job(job.metadata.labels) for job in jobs}:
-            return Crashed(message=NOT_STARTED)
-        return AwaitingRetry(message=NO_JOB.format(round(self._grace_seconds)))
+        states = await self._client.read_flow_run_states(run.id)
+        attempt = str(attempts.latest(states))
+        job = next((j for j in jobs if attempts.of_job(j.metadata.labels) == attempt), None)
+        if job is None:
+            return AwaitingRetry(message=NO_JOB.format(round(self._grace_seconds)))
+        where = (job.metadata.name, job.metadata.namespace)
+        return unstarted.verdict(states, job, await unstarted.pods_of_job(client, *where))
 
 
 def _is_seen(run: FlowRun, cluster: str, namespaces: set[str]) -> bool:
