@@ -94,6 +94,7 @@ def test_the_custom_managers_of_renovate_match() -> None:
         "prefect",
         "python",
         "helm",
+        "helm3",
         "kubectl",
     }
 
