@@ -1,4 +1,4 @@
-# Each target calls one well-known program, or a script with its own --help.
+# Each target calls one well-known program, or .venv/bin/prefect-hamilton, which has --help for each command.
 # Requires Python 3.11, 3.12 or 3.13 and make. uv is installed into .cache/uv if it is not on PATH.
 .DEFAULT_GOAL := help
 .PHONY: help up down status login logs env demo kind kind-push kind-env kind-demo kind-down test test-cluster test-faults test-gitops render screenshots lint clean
@@ -8,7 +8,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
 	&& command -v $$p && break; done)
 UV := $(or $(shell uv --version >/dev/null 2>&1 && command -v uv),.cache/uv/bin/uv)
-RUN := .venv/bin/python -m
+RUN := .venv/bin/prefect-hamilton
 # FLOWS: the folder of your flows repository.
 FOLDER = $(if $(FLOWS),--flows '$(FLOWS)')
 export UV_PYTHON_DOWNLOADS := never
@@ -19,40 +19,40 @@ help: ## List all commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 up: .venv/run.stamp ## Start the Prefect server, a worker and the Hamilton UI; your flows: FLOWS=../my-flows; OPTIONS='--port 4200 --api-port 4210'
-	@$(RUN) scripts.local up $(FOLDER) $(OPTIONS)
+	@$(RUN) up $(FOLDER) $(OPTIONS)
 
 down: .venv/run.stamp ## Stop them; stored data is kept
-	@$(RUN) scripts.local down
+	@$(RUN) down
 
 status: .venv/run.stamp ## Show what is running, and its address
-	@$(RUN) scripts.local status
+	@$(RUN) status
 
 login: .venv/run.stamp ## Print the password of the Prefect UI
-	@$(RUN) scripts.local login
+	@$(RUN) login
 
 logs: .venv/run.stamp ## Follow their output until Ctrl-C; of one process: OPTIONS=worker
-	@$(RUN) scripts.local logs --follow $(OPTIONS)
+	@$(RUN) logs --follow $(OPTIONS)
 
 env: .venv/run.stamp ## Print shell settings for a terminal: eval "$(make -s env)"
-	@$(RUN) scripts.local env $(OPTIONS)
+	@$(RUN) env $(OPTIONS)
 
 demo: .venv/run.stamp ## Start everything, run the example flows, check the results; KEEP=1 leaves it running
-	@$(RUN) scripts.demo $(if $(KEEP),--keep) $(OPTIONS)
+	@$(RUN) demo $(if $(KEEP),--keep) $(OPTIONS)
 
 kind: .venv/run.stamp ## Install everything on a kind cluster (Docker, kind, helm, kubectl); your flows: FLOWS=../my-flows; OPTIONS='--port 4200'
-	@$(RUN) scripts.kind up $(FOLDER) $(OPTIONS)
+	@$(RUN) kind up $(FOLDER) $(OPTIONS)
 
 kind-push: .venv/run.stamp ## Push the working tree (or FLOWS=../my-flows) to the Git server in the cluster and register its deployments
-	@$(RUN) scripts.kind push $(FOLDER) $(OPTIONS)
+	@$(RUN) kind push $(FOLDER) $(OPTIONS)
 
 kind-env: .venv/run.stamp ## Print shell settings for the server in the cluster: eval "$(make -s kind-env)"
-	@$(RUN) scripts.kind env $(OPTIONS)
+	@$(RUN) kind env $(OPTIONS)
 
 kind-demo: .venv/run.stamp ## Run every -k8s deployment as pods, check the results
-	@$(RUN) scripts.kind demo $(OPTIONS)
+	@$(RUN) kind demo $(OPTIONS)
 
 kind-down: .venv/run.stamp ## Delete the kind cluster and its data
-	@$(RUN) scripts.kind down $(OPTIONS)
+	@$(RUN) kind down $(OPTIONS)
 
 test: .venv/dev.stamp ## Run lint and all tests without a cluster; some tests: OPTIONS='tests/local -k down'
 	@$(MAKE) --no-print-directory lint
@@ -74,10 +74,10 @@ test-gitops: .venv/dev.stamp ## Test syncs from Git on a kind cluster with Argo 
 	@.venv/bin/pytest -m cluster tests/gitops $(OPTIONS)
 
 render: .venv/run.stamp ## Render kustomize/ from the chart; compare only: OPTIONS=--check
-	@$(RUN) scripts.render $(OPTIONS)
+	@$(RUN) render $(OPTIONS)
 
 screenshots: .venv/dev.stamp ## Write docs/images/ from a running demo (make demo KEEP=1); needs Chromium
-	@$(RUN) scripts.screenshots $(OPTIONS)
+	@$(RUN) screenshots $(OPTIONS)
 
 lint: .venv/dev.stamp ## Check style, types, imports, lock file and the docs site
 	@.venv/bin/ruff check
@@ -88,7 +88,7 @@ lint: .venv/dev.stamp ## Check style, types, imports, lock file and the docs sit
 	@$(UV) lock --check --quiet --python .venv/bin/python && echo 'uv.lock fits pyproject.toml.'
 
 clean: ## Stop the local profile; delete its data, .venv and caches
-	@if [ -x .venv/bin/python ]; then $(RUN) scripts.local down; fi
+	@if [ -x $(RUN) ]; then $(RUN) down; fi
 	@rm -rf .venv .state .cache .mypy_cache .pytest_cache .ruff_cache
 
 # The packages to run everything; with development tools if these are already installed.

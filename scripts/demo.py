@@ -148,13 +148,13 @@ def planned(deployments: Deployments) -> list[Run]:
 
 @app.command()
 def main(
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the profile up at the end.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the profile running.")] = False,
     port: local.Port = 4200,
     api_port: local.ApiPort = None,
     hamilton_port: local.HamiltonPort = 8241,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the runs.")] = 240.0,
+    timeout: Annotated[float, typer.Option(min=1, help="Timeout for all runs in seconds.")] = 240.0,
 ) -> None:
-    """Start the profile, run the flows, compare with what was expected; exit status 1 if not."""
+    """Run the example flows on this machine; exit with status 1 if a result is not as expected."""
     profile = Profile(
         state=local_profile.state_folder(),
         port=port,

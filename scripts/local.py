@@ -138,7 +138,7 @@ def logs(
     ] = 40,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow the output.")] = False,
 ) -> None:
-    """Show the output of the profile's processes."""
+    """Show the output of the processes of the profile."""
     log = Profile(state=local_profile.state_folder()).log
     if not log.exists():
         fail(ProfileError(f"There is no log at {_short(log)} yet: run make up."))

@@ -9,16 +9,17 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import typer
-from PIL import Image
-from playwright.sync_api import Error, Page, sync_playwright
 from rich.console import Console
 
 from scripts import demo, local_profile
 from scripts.local_profile import Profile, ProfileError
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 console = Console(highlight=False, soft_wrap=True)
@@ -35,7 +36,7 @@ class Demo:
     """The profile with the runs of the demo, and its UIs in a browser."""
 
     profile: Profile
-    page: Page
+    page: "Page"
 
     def latest(self, deployment: str, state: str = "Completed") -> str:
         """Return the id of the latest flow run of a deployment. Raises ProfileError."""
@@ -115,7 +116,9 @@ def main(
     folder: Annotated[Path, typer.Option(file_okay=False, help="Folder to write to.")] = FOLDER,
     only: Annotated[str, typer.Option(help=f"One of {', '.join(SHOTS)}; all if omitted.")] = "",
 ) -> None:
-    """Write screenshots of both UIs; the local profile must be up with the runs of the demo."""
+    """Write the screenshots of the docs from a running demo."""
+    from playwright.sync_api import Error, sync_playwright  # development only
+
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     running = local_profile.running(local_profile.state_folder())
     try:
@@ -139,7 +142,7 @@ def main(
         raise typer.Exit(1) from None
 
 
-def log_in(page: Page, profile: Profile) -> None:
+def log_in(page: "Page", profile: Profile) -> None:
     """Log in to the Prefect UI with the password of the profile."""
     page.goto(profile.ui_url)
     field = page.locator("input[type=password]")
@@ -150,6 +153,8 @@ def log_in(page: Page, profile: Profile) -> None:
 
 def save(png: bytes, path: Path) -> None:
     """Write an image with 256 colours. Raises ProfileError if the file is too large."""
+    from PIL import Image  # development only
+
     image = Image.open(io.BytesIO(png)).convert("RGB")
     image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""A real browser for tests of pages: Debian's chromium, driven by Playwright."""
+"""A real browser for tests of UIs: Chromium, driven by Playwright."""
 
 import re
 import shutil
@@ -32,7 +32,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page without history."""
+    """A page in a new browser context."""
     context = browser.new_context(viewport={"width": 1300, "height": 1000})
     context.set_default_timeout(PATIENCE)
     yield context.new_page()
@@ -41,7 +41,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 @pytest.fixture
 def requested(page: Page) -> set[str]:
-    """Hosts that the page has asked for something, as it goes on, whether it was let or not.
+    """Hosts to which the page has sent requests so far, including requests that were blocked.
 
     What its policy refuses is among them: a browser reports that as a violation instead.
     """

@@ -1,4 +1,4 @@
-"""Every view of Prefect's two UIs, and a walk through them that asks for no other host."""
+"""All views of Prefect's two UIs, and a walk through them."""
 
 import re
 from collections.abc import Callable

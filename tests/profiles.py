@@ -1,4 +1,4 @@
-"""The local profile's commands, as a person types them."""
+"""The commands of the local profile, as users run them."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ from tests import services
 
 
 class LocalProfile:
-    """The profile's commands with a state folder and ports of their own."""
+    """The commands of the profile with a separate state folder and ports."""
 
     def __init__(self, state: Path) -> None:
         self.state = state
@@ -52,7 +52,7 @@ class LocalProfile:
         self.api.auth = (user, password)
 
     def in_a_terminal(self, script: str) -> subprocess.CompletedProcess[str]:
-        """Run what a person types after `eval "$(make -s env)"`."""
+        """Run a command in a terminal after `eval "$(make -s env)"`."""
         options = f"--port {self.port} --hamilton-port {self.hamilton_port}"
         settings = f'eval "$({sys.executable} -m scripts.local env {options})"'
         return subprocess.run(

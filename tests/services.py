@@ -46,7 +46,7 @@ def output(
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on."""
+    """A free TCP port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -107,7 +107,7 @@ class Service:
 
 def _spawn(command: list[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
-        # A group of its own, so that a test can stop the server with its children.
+        # A new process group, so that a test can stop the server with its children.
         return subprocess.Popen(
             command,
             cwd=ROOT,
@@ -231,7 +231,7 @@ def postgres(programs: Path) -> Iterator[str]:
 
 @contextmanager
 def local_prefect(profile: local_profile.Profile) -> Iterator[None]:
-    """The local profile's Prefect server, and its UI when that has a port of its own."""
+    """The local profile's Prefect server, and its UI if that has a separate port."""
     local_profile.prepare(profile.state)
     environment = profile.environment()
     log = profile.state / "logs" / "server.log"

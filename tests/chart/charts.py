@@ -21,7 +21,7 @@ Object = dict[str, Any]
 
 
 class RenderError(Exception):
-    """Helm refuses the values; the text is what a person reads."""
+    """Helm rejects the values; the text is its error message."""
 
 
 @dataclass

@@ -41,7 +41,7 @@ def flow_job(base_job_template: Object, variables: Object | None = None) -> Obje
         KubernetesWorkerJobConfiguration.from_template_and_values(
             base_job_template=base_job_template,
             values=variables or {},
-            # Asked only for blocks that a template names; ours names none.
+            # Called only for blocks in a template; the chart's template has none.
             client=PrefectClient("http://127.0.0.1:9/api"),
         )
     )
@@ -167,7 +167,7 @@ def test_no_limit_means_none(default: Release) -> None:
 
 
 def test_network_policies_select_flow_pods(default: Release) -> None:
-    """Prefect puts its own app.kubernetes.io labels on flow pods; ours must survive."""
+    """Prefect adds app.kubernetes.io labels to flow pods; those of the chart must be kept."""
     job = flow_job(template(default))
     own = job["spec"]["template"]["metadata"]["labels"]
     policy = default.get("NetworkPolicy", "flows")

@@ -1,4 +1,4 @@
-"""Roles, tokens, network policies and what the notes warn of."""
+"""Roles, tokens, network policies and the warnings of the notes."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""values.yaml, its schema and its documentation agree; mistakes are told in a sentence."""
+"""values.yaml, its schema and its documentation agree; errors are one sentence."""
 
 import json
 import re

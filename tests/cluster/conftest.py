@@ -1,4 +1,4 @@
-"""A cluster for all tests of the session: a kind cluster, made as a person makes it, or another.
+"""A cluster for all tests of the session: a kind cluster from `make kind`, or an existing one.
 
 KIND_CLUSTER names one of `make kind`, to be used and kept. TEST_KUBECONFIG is the kubeconfig of any
 other cluster, whose current context is used; TEST_VALUES a values file with what the chart needs
@@ -69,7 +69,7 @@ def kind_cluster(folder: Path) -> Iterator[Cluster]:
 
 
 def other_cluster(folder: Path) -> Iterator[Cluster]:
-    """With helm install in a namespace that is deleted afterwards; its pages are forwarded here."""
+    """With helm install in a namespace that is deleted afterwards; the UIs are port-forwarded."""
     cluster = Cluster({**os.environ, "NO_COLOR": "1"}, free_port(), free_port(), "")
     if cluster.kubectl("get", "namespace", NAMESPACE, "--ignore-not-found"):
         pytest.fail(

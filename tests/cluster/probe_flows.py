@@ -16,7 +16,7 @@ def wait_for_word() -> None:
 
 @flow
 def waits() -> None:
-    """Run until told to end."""
+    """Run until SIGTERM."""
     wait_for_word()
 
 

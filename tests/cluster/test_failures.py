@@ -1,4 +1,4 @@
-"""What breaks in the middle of a run, and the state that the run ends in."""
+"""Failures during a flow run, and the final state of the run."""
 
 import subprocess
 from collections.abc import Iterator
@@ -95,7 +95,7 @@ def test_the_pipeline_killed_in_the_middle_loads_every_row_once(cluster: Cluster
     metric, time = last.split("|")
     psql(cluster, "TRUNCATE killed.metrics, killed.metrics_monthly")
 
-    # Whoever writes the last row waits for this session: the load stops before its end.
+    # The load waits for this session before its last row, so it stops before its end.
     statement = f"INSERT INTO killed.metrics (metric, time) VALUES ('{metric}', '{time}')"  # noqa: S608
     with uncommitted(cluster, statement):
         run_id = cluster.start(ETL, batch_size=100, **table)

@@ -1,4 +1,4 @@
-"""Flow runs as pods: what a run may ask for, and what is told when a pod does not get on."""
+"""Flow runs as pods: job variables, and reports of pods that cannot start."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A release of a worker alone, in a namespace of its own, with a team's private repository."""
+"""A worker-only release in a separate namespace, with a private flows repository."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The worker's Role is the least that works: without any of its rules something is refused."""
+"""The worker's Role is minimal: without any of its rules, a request is denied."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ ROLE = f"{RELEASE}-worker"
 WORKER = f"deploy/{RELEASE}-worker-kubernetes"
 LAST_WORDS = {"command": "sh -c 'echo last words; exit 1'"}
 
-# Rules that can be taken away together: the worker meets the lack of each of them apart.
+# Rules that can be removed together, because the worker needs them at different times.
 WATCHED = [
     [("jobs", "list"), ("pods", "list")],
     [("jobs", "watch"), ("pods", "watch")],

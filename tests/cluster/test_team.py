@@ -33,7 +33,7 @@ def team(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
 
 
 def in_a_terminal(cluster: Cluster, script: str) -> str:
-    """What a person sees of a script after `eval "$(make -s kind-env)"`."""
+    """Return the output of a script after `eval "$(make -s kind-env)"`."""
     settings = f'eval "$({sys.executable} -m scripts.kind env --name {NAME})"'
     return cluster.run("bash", "-e", "-c", f"{settings}; {script}")
 

@@ -48,7 +48,7 @@ def wait_for_bootstrap(cluster: Cluster) -> str:
 
 @contextmanager
 def asking(url: str) -> Iterator[list[str]]:
-    """Ask on a connection of its own, again and again; yields the answers there have been."""
+    """Send requests continuously, each on a new connection; yields the responses so far."""
     answers: list[str] = []
     stop = threading.Event()
 

@@ -37,7 +37,7 @@ class GitServer:
 
 
 def git(*arguments: str, cwd: Path | None = None) -> str:
-    """Run git with an identity of its own and return what it printed."""
+    """Run git with a test identity and return its output."""
     identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
     done = subprocess.run(
         ["git", *identity, *arguments], cwd=cwd, check=True, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""What breaks: pods drawn from a seed, and named faults that are held for a while and mended."""
+"""Faults: pods drawn from a seed are deleted, and named faults last for a while."""
 
 import os
 import random
@@ -20,7 +20,7 @@ FLOW_POD = "flow-run"
 
 @eventually
 def names(cluster: Cluster, selector: str) -> list[str]:
-    """Names of the pods that run, or are to, and have not been told to end."""
+    """Names of pods that run or are pending, and are not being deleted."""
     return sorted(
         pod["metadata"]["name"]
         for pod in cluster.get("pods", "-l", selector)["items"]
@@ -90,7 +90,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Fault:
-    """A named fault: what breaks, for how long, and how it is mended."""
+    """A named fault: what breaks, for how long, and how it is undone."""
 
     name: str
     breaks: Callable[[Load], Any]

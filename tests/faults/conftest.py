@@ -123,7 +123,7 @@ def load(cluster: Cluster, profile: str) -> Iterator[Load]:
 
 @pytest.fixture
 def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Print a line at once: who waits for minutes wants to see what goes on."""
+    """Print a line immediately, since the tests run for hours."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
     def line(text: str) -> None:

@@ -210,7 +210,7 @@ class Load:
         return future
 
     def run(self, seed: int, runs: int, each: Callable[[int], None] = lambda number: None) -> None:
-        """Create runs at a steady pace, in an order drawn from a seed; `each` is told of each."""
+        """Create runs at a steady pace, in random order; `each` is called for each of them."""
         kinds = MIX * math.ceil(runs / len(MIX))
         random.Random(seed).shuffle(kinds)  # noqa: S311
         for number, name in enumerate(kinds[:runs]):

@@ -43,7 +43,7 @@ def execution() -> Iterator[None]:
         yield
         outcome = "ok"
     except Exception:
-        # Not when the pod is told to end: then this execution has no end.
+        # Not on SIGTERM: then this execution has no end.
         send({**about, "id": str(uuid.uuid4()), "event": "end", "outcome": outcome})
         raise
     send({**about, "id": str(uuid.uuid4()), "event": "end", "outcome": outcome})

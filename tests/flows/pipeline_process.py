@@ -1,4 +1,4 @@
-"""Runs the data pipeline once in a process of its own: `python -m tests.flows.pipeline_process`.
+"""Runs the data pipeline once in a separate process: `python -m tests.flows.pipeline_process`.
 
 Arguments: batch size; the number of transactions after which the process kills itself, 0 for never;
 and, to run again what was killed, the flow run's id.

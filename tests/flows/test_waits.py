@@ -1,4 +1,4 @@
-"""Every wait for a lock or a slot ends, is logged while it lasts, and names who is waited for."""
+"""Every wait for a lock or a slot is bounded and logged, and its message names the holder."""
 
 import threading
 from collections.abc import Iterator
@@ -151,7 +151,7 @@ def test_a_session_is_bounded_unless_the_url_says_otherwise(
 
 @flow(validate_parameters=False)
 def writes(told: list[str], on_wait: ExitStack | None) -> None:
-    """Open the warehouse for writing as the pipeline does; when told to wait, close `on_wait`."""
+    """Open the warehouse for writing as the pipeline does; on the first wait, close `on_wait`."""
 
     def tell(message: str) -> None:
         told.append(message)

@@ -94,7 +94,7 @@ PASSWORDS = st.builds("{}S3cr3t{}Pa55{}".format, SPECIAL, SPECIAL, SPECIAL)
 
 
 def messages(url: str) -> list[str]:
-    """What a run would show of a warehouse that nobody answers for."""
+    """Return the error of a run whose warehouse is unreachable."""
     found: list[str] = []
     for show in (
         lambda: warehouse.describe(url),

@@ -469,7 +469,7 @@ STATES = {
         ("SPRZSP", None),
         ("SPRCAP", None),
         ("SPRFSPI", None),
-        # Whoever watches the pods took the end of an earlier attempt for that of this one.
+        # An observer attributed the end of an earlier attempt to this one.
         ("SPRAPX", None),
         ("SPRAPXI", None),
         ("SPRX", None),

@@ -47,7 +47,7 @@ def node(dag_run, heard_of):
 
 run("silent", long_ago)
 run("at work", timezone.now())
-# As it is left when somebody deletes the run meanwhile.
+# The state after a run was deleted meanwhile.
 node(None, timezone.now())
 ended = database.end_stale_runs(timedelta(hours=24))
 print(json.dumps([ended, {each.tags["name"]: each.run_status for each in DAGRun.objects.all()}]))

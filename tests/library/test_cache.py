@@ -14,7 +14,7 @@ pytestmark = pytest.mark.services
 
 
 def run(storage: Path, api: str, **env: str) -> list[str]:
-    """Run the flow in a process of its own; returns what it prints."""
+    """Run the flow in a separate process; returns its output."""
     done = subprocess.run(
         [sys.executable, cached_flow.__file__, str(storage)],
         env=os.environ | {"PREFECT_API_URL": api} | env,

@@ -1,4 +1,4 @@
-"""`dataflow.execute`: a dataflow's results in a task, and what a person sees of the execution."""
+"""`dataflow.execute`: results of a dataflow in a task, and what the UIs show of it."""
 
 import asyncio
 import logging
@@ -174,7 +174,7 @@ def test_hamilton_logs_no_input_of_a_node_that_fails(caplog: pytest.LogCaptureFi
     assert "hunter2" not in caplog.text
 
 
-# What a person sees of a run
+# What the UIs show of a run
 
 
 @task

@@ -42,7 +42,7 @@ BOUND = 10.0
 
 @dataclass
 class Outcome:
-    """How a flow run ended and what a person saw of it."""
+    """The outcome of a flow run, and what the UIs and the log show of it."""
 
     state: State[Any]
     seconds: float
@@ -127,7 +127,7 @@ def get(ui: HamiltonUi, path: str, **params: Any) -> Any:
 
 
 def hamilton_run(ui: HamiltonUi, url: str | None) -> Any:
-    """The run behind a permalink, as the Hamilton UI's page gets it."""
+    """The run behind a permalink, as the Hamilton UI requests it."""
     match = re.fullmatch(rf"{ui.url}/dashboard/project/{ui.project_id}/runs/(\d+)", url or "")
     assert match, url
     params = {"attr": ["primitive", "error"]}
@@ -392,7 +392,7 @@ def test_messages_of_exceptions_are_shown_where_no_input_holds_a_secret(
 
 
 class Unprintable:
-    """Whoever prints it waits for ever."""
+    """An object whose text blocks for ever."""
 
     def __str__(self) -> str:
         raise AssertionError("printed")
@@ -607,7 +607,7 @@ def test_many_simultaneous_runs_register_the_same_new_dag(own_ui: HamiltonUi) ->
 
 @pytest.fixture
 def start(prefect_api: str) -> Iterator[Callable[[dict[str, str], str], subprocess.Popen[str]]]:
-    """Start the flow in a process of its own, which waits at a point for a line of input."""
+    """Start the flow in a separate process, which waits at a point for a line of input."""
     processes = []
 
     def start(env: dict[str, str], point: str) -> subprocess.Popen[str]:
@@ -670,7 +670,7 @@ def test_a_run_killed_in_the_middle(start: Start, hamilton_ui: HamiltonUi, run: 
     process.communicate(timeout=BOUND)
     url = re.search(r"tracking is on: (\S+)", seen)
     assert url is not None
-    # Nobody was left to say how it ended.
+    # No process was left to report its end.
     assert hamilton_run(hamilton_ui, url[1])["run_status"] == "RUNNING"
     assert run(hamilton_ui.env).warnings == []
 

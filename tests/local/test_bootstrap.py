@@ -137,7 +137,7 @@ def test_apply_changes_only_differences_and_keeps_user_objects(
 
 
 def change_everything(api: str) -> None:
-    """What a person may change in the UI."""
+    """Objects that users may change in the UI."""
     with httpx.Client(base_url=f"{api}/") as http:
 
         def post(path: str, **body: object) -> list[dict[str, Any]]:
@@ -249,7 +249,7 @@ def test_with_a_record_manual_changes_are_kept(tmp_path: Path) -> None:
         assert {said[name] for name in CHANGED} == {"kept"}
         assert everything(api) == by_hand
 
-        # What nobody changed follows the file, beside what somebody did.
+        # Unchanged objects follow the file; changed ones are kept.
         pool = STATE["work_pools"][0] | {"env": {"GREETING": "good morning"}}
         newer = STATE | {
             "work_pools": [pool],
@@ -286,7 +286,7 @@ def test_a_default_creates_a_block_and_never_replaces_its_value(
         file = write(tmp_path / "state.yaml", {"blocks": [block]})
         assert outcomes(apply(file, api, *options, PLACE="a")) == {name: "created"}
         moved = outcomes(apply(file, api, *options, PLACE="b"))
-        # Only a record tells a default of before from what a person wrote.
+        # Only the record distinguishes an earlier default from a manual change.
         assert moved == {name: "updated" if options else "kept"}
         assert value() == ("file:///b/x" if options else "file:///a/x")
         assert outcomes(apply(file, api, *options, GIVEN="given")) == {name: "updated"}

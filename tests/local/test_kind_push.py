@@ -1,4 +1,4 @@
-"""What `make kind-push` takes from the working tree: anybody in the cluster can read it."""
+"""The files that `make kind-push` pushes, which every pod in the cluster can read."""
 
 import subprocess
 from pathlib import Path

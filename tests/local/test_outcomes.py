@@ -1,4 +1,4 @@
-"""The demo says "as expected" only of runs that left behind what they should."""
+"""The demo reports "as expected" only for runs that left all expected results."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

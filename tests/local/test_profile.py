@@ -1,4 +1,4 @@
-"""The local profile as a person meets it: the real servers and worker, on free ports."""
+"""The local profile with real servers and a real worker, on free ports."""
 
 import asyncio
 import json

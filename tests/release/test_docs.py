@@ -1,5 +1,6 @@
 """The docs: every link has a target, pages stay short, and the site builds strictly."""
 
+import json
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -46,6 +48,40 @@ def test_every_internal_link_has_a_target(page: Path) -> None:
         assert target.exists(), link
         if parts.fragment:
             assert parts.fragment in anchors(target), link
+
+
+def commands(page: Path) -> list[str]:
+    """The shell commands of a page, in blocks and within sentences."""
+    parsed = tokens(page)
+    blocks = [token.content for token in parsed if token.type == "fence" and token.info == "sh"]
+    children = (child for token in parsed for child in token.children or [])
+    inline = [child.content for child in children if child.type == "code_inline"]
+    return [line for text in (*blocks, *inline) for line in text.replace("\\\n", "").splitlines()]
+
+
+def accepts(schema: dict[str, Any], node: dict[str, Any], key: list[str]) -> bool:
+    """Whether a part of the chart's schema has a property for the key."""
+    if not key:
+        return True
+    if "$ref" in node:
+        node = schema["$defs"][node["$ref"].rpartition("/")[2]]
+    if key[0] in node.get("properties", {}):
+        return accepts(schema, node["properties"][key[0]], key[1:])
+    parts = [*node.get("anyOf", []), *node.get("allOf", [])]
+    return any(accepts(schema, part, key) for part in parts)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_name_existing_targets_values_and_files(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    schema = json.loads((ROOT / "charts/prefect-hamilton/values.schema.json").read_text())
+    for command in commands(page):
+        for target in re.findall(r"(?:^|[ (])make (?:-s )?([a-z-]+)", command.partition("#")[0]):
+            assert target in targets, command
+        for key in re.findall(r"--set(?:-string)? ([\w.]+)=", command):
+            assert accepts(schema, schema, key.split(".")), command
+        for path in re.findall(r" (?:-k|-f|--values) ((?:kustomize|charts)/\S+)", command):
+            assert (ROOT / path).exists(), command
 
 
 def test_the_readme_is_short() -> None:

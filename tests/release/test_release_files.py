@@ -1,4 +1,4 @@
-"""Workflows, Renovate's configuration, versions and changelog are as their schemas want them."""
+"""Workflows, the Renovate configuration, versions and the changelog are valid."""
 
 import json
 import re
@@ -20,7 +20,7 @@ ALLOWED = {"release.yaml": {"contents", "packages", "id-token"}, "docs.yaml": {"
 
 
 def schema_errors(schema: str, path: Path) -> str:
-    """Return what check-jsonschema says; it holds the schemas itself and asks no network."""
+    """Return the errors of check-jsonschema, which contains the schemas."""
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}"]
     done = subprocess.run([*command, str(path)], capture_output=True, text=True, check=False)
     return "" if done.returncode == 0 else done.stdout + done.stderr
@@ -94,6 +94,7 @@ def test_the_custom_managers_of_renovate_match() -> None:
         "prefect",
         "python",
         "helm",
+        "helm3",
         "kubectl",
     }
 

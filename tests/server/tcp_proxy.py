@@ -9,7 +9,7 @@ from tests.services import free_port
 
 
 class TcpProxy:
-    """Listens on `port` and hands bytes on, unless told otherwise."""
+    """Listens on `port` and forwards bytes until a fault is set."""
 
     def __init__(self, target: int) -> None:
         self.port = free_port()

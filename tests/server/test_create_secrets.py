@@ -1,4 +1,4 @@
-"""The Job that makes Secrets, with the environment that the chart gives it, against an HTTP API."""
+"""The Job that creates Secrets, with its environment from the chart, against an HTTP API."""
 
 import asyncio
 import base64

@@ -27,7 +27,7 @@ BEFORE_INDEXES, INDEXES = "cdcb4018dd0e", "77ebcc9cf355"
 VERSIONS = Path(prefect.__file__).parent / "server/database/_migrations/versions/postgresql"
 UPGRADE = ("-m", "prefect", "server", "database", "upgrade", "--yes")
 
-# Holds up whoever creates an index when the first of the four is there, until lock 42 is free.
+# Blocks the creation of an index after the first of four, until lock 42 is free.
 HOLD_UP = """
 CREATE FUNCTION hold_up() RETURNS event_trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -1,4 +1,4 @@
-"""What Prefect's own server does today. A test that passes says: our rule can go."""
+"""The behaviour of Prefect's own server. If a test passes, the project's rule can be removed."""
 
 import pytest
 

@@ -77,7 +77,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*command: str, folder: Path, **env: str) -> str:
-    """Run a command of a person who has not activated an environment; returns its output."""
+    """Run a command without an active virtual environment; returns its output."""
     clean = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PREFECT_API_URL")}
     done = subprocess.run(
         command,

@@ -1,4 +1,4 @@
-"""What the template makes, without running any of it."""
+"""The files that the template generates."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""The Hamilton UI of the local profile: who reaches it, what its page loads, how it ends."""
+"""The Hamilton UI of the local profile: access, requests and shutdown."""
 
 import re
 import signal

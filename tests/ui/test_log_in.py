@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.services, pytest.mark.timeout(600
 def profile(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[local_profile.Profile]:
-    """The profile's Prefect server, and its UI on a port of its own or not."""
+    """The profile's Prefect server, and its UI on the same or a separate port."""
     state = tmp_path_factory.mktemp("state")
     port = services.free_port()
     api_port = services.free_port() if request.param == "two ports" else port
@@ -31,7 +31,7 @@ def test_the_password_of_make_login_opens_the_ui(
 ) -> None:
     log_in(page, profile.ui_url + path, profile.auth_string)
     shows(page, "Variables")
-    # The password is kept in the browser: the next page asks no more.
+    # The browser stores the password: the next view does not ask for it.
     page.goto(f"{profile.ui_url}/variables")
     shows(page, "Variables")
     assert page.locator("input[type=password]").count() == 0

@@ -1,4 +1,4 @@
-"""A Prefect server, ours or Prefect's own, with a pool; and a Kubernetes API."""
+"""This project's server or Prefect's own, with a work pool; and a Kubernetes API."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +48,7 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Se
 
 @pytest.fixture
 def pool(own_server: services.Service) -> Iterator[Pool]:
-    """A pool of our server, which is the API of this test's process."""
+    """A work pool of this project's server, which is the API of the test process."""
     pool = Pool(own_server)
     with temporary_settings({PREFECT_API_URL: f"{own_server.url}/api"}):
         yield pool

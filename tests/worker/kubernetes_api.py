@@ -1,4 +1,4 @@
-"""A Kubernetes API that keeps Jobs and pods, and loses an answer or is away when told."""
+"""A Kubernetes API that stores Jobs and pods, and can lose responses or be unavailable."""
 
 import json
 import threading

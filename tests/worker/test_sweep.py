@@ -1,4 +1,4 @@
-"""A run without a Job waits again or ends; none is left as it is, and none that is well is touched.
+"""Runs without a Job are rescheduled or crashed; healthy runs are not changed.
 
 Each test is what a worker finds that was away.
 """

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.services, pytest.mark.anyio]
 
 @asynccontextmanager
 async def working(pool: Pool, api_url: str | None = None) -> AsyncIterator[Worker]:
-    """A worker of the pool, which polls when it is told to."""
+    """A worker of the pool, which polls when the test calls it."""
     url = f"{api_url or pool.server.url}/api"
     with temporary_settings({PREFECT_API_URL: url}):
         async with Worker(work_pool_name=pool.name, create_pool_if_not_found=False) as worker:

@@ -1,4 +1,4 @@
-"""Both pages of the cluster as people open them: from outside, logged in, after the demo."""
+"""Both UIs of the cluster in a browser, after the demo."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""The pages of the walkthrough in a real browser, on what `make demo KEEP=1` leaves behind."""
+"""The Prefect UI and the Hamilton UI in a real browser, after `make demo KEEP=1`."""
 
 import os
 import re
@@ -27,7 +27,7 @@ pytestmark = [
 
 @dataclass
 class Demo:
-    """The profile that the demo left running: the page and the API have ports of their own."""
+    """The profile that the demo left running; UI and API have separate ports."""
 
     prefect: str
     api_url: str
@@ -66,7 +66,7 @@ class Demo:
 
 @pytest.fixture(scope="module")
 def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """Run the demo as a person does, but on free ports and in a folder of its own."""
+    """Run the demo on free ports with a separate state folder."""
     state = tmp_path_factory.mktemp("state")
     environment = os.environ | {"PREFECT_HAMILTON_STATE": str(state)}
     port, api_port, hamilton_port = (services.free_port() for _ in range(3))
