@@ -1,5 +1,5 @@
 {{/*
-Mistakes that no schema can see, each reported in one sentence. Included once, by validation.yaml.
+Mistakes that the schema cannot find, each reported in one sentence. Included by validation.yaml.
 */}}
 {{- define "prefect-hamilton.validate" -}}
 {{- $v := .Values }}
@@ -7,63 +7,86 @@ Mistakes that no schema can see, each reported in one sentence. Included once, b
 
 {{- if $v.server.enabled }}
 {{- if $v.api.url }}
-{{- $mistakes = append $mistakes "api.url names an external Prefect API, but server.enabled is true: set only one of them." }}
+{{- $mistakes = append $mistakes
+  "api.url names an external Prefect API, but server.enabled is true: set only one of them." }}
 {{- end }}
 {{- if eq $v.auth.type "apiKey" }}
-{{- $mistakes = append $mistakes "auth.type: apiKey is for Prefect Cloud (server.enabled: false with api.url): set auth.type to basic or none for the release's own server." }}
+{{- $mistakes = append $mistakes (cat
+  "auth.type: apiKey is for Prefect Cloud (server.enabled: false with api.url): set auth.type to basic"
+  "or none for the release's own server.") }}
 {{- end }}
 {{- if $v.server.sqlite.enabled }}
 {{- if include "prefect-hamilton.server.isSplit" . }}
-{{- $mistakes = append $mistakes "server.sqlite.enabled allows one server replica with its background services: set server.replicas to 1, no autoscaling and backgroundServices.separate to false, or use PostgreSQL." }}
+{{- $mistakes = append $mistakes (cat
+  "server.sqlite.enabled allows one server replica with its background services: set server.replicas to"
+  "1, no autoscaling and backgroundServices.separate to false, or use PostgreSQL.") }}
 {{- end }}
 {{- end }}
 {{- if and (include "prefect-hamilton.server.isSplit" .) (not (include "prefect-hamilton.valkey.isUsed" .)) }}
-{{- $mistakes = append $mistakes "Several server pods talk to each other through Valkey: set valkey.enabled, or valkey.existingSecret with the URL of an external one." }}
+{{- $mistakes = append $mistakes (cat
+  "Several server pods talk to each other through Valkey: set valkey.enabled, or valkey.existingSecret"
+  "with the URL of an external one.") }}
 {{- end }}
 {{- else }}
 {{- if and (include "prefect-hamilton.hasWorkers" .) (not $v.api.url) }}
-{{- $mistakes = append $mistakes "server.enabled is false: set api.url to the Prefect API that the workers use." }}
+{{- $mistakes = append $mistakes
+  "server.enabled is false: set api.url to the Prefect API that the workers use." }}
 {{- end }}
 {{- if and (include "prefect-hamilton.hasWorkers" .) (ne $v.auth.type "none") (not $v.auth.existingSecret) }}
-{{- $mistakes = append $mistakes (printf "auth.type is %s: set auth.existingSecret to the Secret with the credential for api.url." $v.auth.type) }}
+{{- $mistakes = append $mistakes (printf
+  "auth.type is %s: set auth.existingSecret to the Secret with the credential for api.url." $v.auth.type) }}
 {{- end }}
-{{- range $what, $isOn := dict "valkey.enabled" $v.valkey.enabled "serviceMonitor.enabled" $v.serviceMonitor.enabled "server.autoscaling.enabled" $v.server.autoscaling.enabled }}
+{{- $needServer := dict
+  "valkey.enabled" $v.valkey.enabled
+  "serviceMonitor.enabled" $v.serviceMonitor.enabled
+  "server.autoscaling.enabled" $v.server.autoscaling.enabled }}
+{{- range $what, $isOn := $needServer }}
 {{- if $isOn }}
-{{- $mistakes = append $mistakes (printf "%s needs server.enabled: there is no server in this release." $what) }}
+{{- $mistakes = append $mistakes (printf
+  "%s needs server.enabled: there is no server in this release." $what) }}
 {{- end }}
 {{- end }}
 {{- end }}
 
 {{- if not (or $v.server.enabled (include "prefect-hamilton.hasWorkers" .) $v.hamiltonUi.enabled) }}
-{{- $mistakes = append $mistakes "Nothing is left to install: server.enabled, worker.enabled and hamiltonUi.enabled are false." }}
+{{- $mistakes = append $mistakes
+  "Nothing is left to install: server.enabled, worker.enabled and hamiltonUi.enabled are false." }}
 {{- end }}
 
 {{- if include "prefect-hamilton.postgres.isUsed" . }}
 {{- if and $v.postgres.enabled $v.postgres.host }}
-{{- $mistakes = append $mistakes "postgres.host names an external PostgreSQL, but postgres.enabled is true: set only one of them." }}
+{{- $mistakes = append $mistakes
+  "postgres.host names an external PostgreSQL, but postgres.enabled is true: set only one of them." }}
 {{- end }}
 {{- if not (or $v.postgres.enabled $v.postgres.host) }}
-{{- $mistakes = append $mistakes "PostgreSQL is required: set postgres.enabled, or postgres.host for an external one. (Only server.sqlite.enabled with hamiltonUi.enabled: false does without.)" }}
+{{- $mistakes = append $mistakes (cat
+  "PostgreSQL is required: set postgres.enabled, or postgres.host for an external one. (Only"
+  "server.sqlite.enabled with hamiltonUi.enabled: false does without.)") }}
 {{- end }}
 {{- if and $v.postgres.host (not $v.postgres.existingSecret) }}
-{{- $mistakes = append $mistakes "postgres.host is set: set postgres.existingSecret to the Secret with the users' passwords." }}
+{{- $mistakes = append $mistakes
+  "postgres.host is set: set postgres.existingSecret to the Secret with the users' passwords." }}
 {{- end }}
 {{- end }}
 {{- if and $v.postgres.tls.caSecret (not $v.postgres.tls.enabled) }}
 {{- $mistakes = append $mistakes "postgres.tls.caSecret is set, but postgres.tls.enabled is false." }}
 {{- end }}
 {{- if and $v.postgres.tls.enabled $v.postgres.enabled }}
-{{- $mistakes = append $mistakes "postgres.tls is for an external PostgreSQL; the bundled one has no certificate: set postgres.tls.enabled to false." }}
+{{- $mistakes = append $mistakes (cat
+  "postgres.tls is for an external PostgreSQL; the bundled one has no certificate: set"
+  "postgres.tls.enabled to false.") }}
 {{- end }}
 
 {{- if and (gt (int $v.hamiltonUi.replicas) 1) (not $v.hamiltonUi.s3.bucket) }}
-{{- $mistakes = append $mistakes "hamiltonUi.replicas above 1 needs hamiltonUi.s3.bucket: a volume can be mounted by one pod only." }}
+{{- $mistakes = append $mistakes
+  "hamiltonUi.replicas above 1 needs hamiltonUi.s3.bucket: a volume can be mounted by one pod only." }}
 {{- end }}
 
 {{- if not $v.secrets.enabled }}
 {{- range include "prefect-hamilton.secrets.wanted" . | fromYamlArray }}
 {{- if .data }}
-{{- $mistakes = append $mistakes (printf "secrets.enabled is false: name the Secret that replaces %s (an existingSecret)." .name) }}
+{{- $mistakes = append $mistakes (printf
+  "secrets.enabled is false: name the Secret that replaces %s (an existingSecret)." .name) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -71,24 +94,30 @@ Mistakes that no schema can see, each reported in one sentence. Included once, b
 {{- range $what, $isOn := dict "ingress" $v.ingress.enabled "gateway" $v.gateway.enabled }}
 {{- if $isOn }}
 {{- if and $v.server.enabled (not $v.server.host) }}
-{{- $mistakes = append $mistakes (printf "%s.enabled needs server.host: the host name of the Prefect UI." $what) }}
+{{- $mistakes = append $mistakes (printf
+  "%s.enabled needs server.host: the host name of the Prefect UI." $what) }}
 {{- end }}
 {{- if and $v.hamiltonUi.enabled (not $v.hamiltonUi.host) }}
-{{- $mistakes = append $mistakes (printf "%s.enabled needs hamiltonUi.host: the Hamilton UI cannot share a host." $what) }}
+{{- $mistakes = append $mistakes (printf
+  "%s.enabled needs hamiltonUi.host: the Hamilton UI cannot share a host." $what) }}
 {{- end }}
 {{- if not (or $v.server.enabled $v.hamiltonUi.enabled) }}
-{{- $mistakes = append $mistakes (printf "%s.enabled, but this release runs neither the Prefect UI nor the Hamilton UI." $what) }}
+{{- $mistakes = append $mistakes (printf
+  "%s.enabled, but this release runs neither the Prefect UI nor the Hamilton UI." $what) }}
 {{- end }}
 {{- end }}
 {{- end }}
 {{- if and $v.server.host (eq $v.server.host $v.hamiltonUi.host) }}
-{{- $mistakes = append $mistakes "server.host and hamiltonUi.host must differ: the Hamilton UI cannot share a host." }}
+{{- $mistakes = append $mistakes
+  "server.host and hamiltonUi.host must differ: the Hamilton UI cannot share a host." }}
 {{- end }}
 {{- if and $v.gateway.enabled (not $v.gateway.parentRefs) }}
-{{- $mistakes = append $mistakes "gateway.enabled needs gateway.parentRefs: the Gateways to which the routes attach." }}
+{{- $mistakes = append $mistakes
+  "gateway.enabled needs gateway.parentRefs: the Gateways to which the routes attach." }}
 {{- end }}
 {{- if and $v.serviceMonitor.enabled (not $v.server.metrics) }}
-{{- $mistakes = append $mistakes "serviceMonitor.enabled needs server.metrics: there is nothing to scrape otherwise." }}
+{{- $mistakes = append $mistakes
+  "serviceMonitor.enabled needs server.metrics: there is nothing to scrape otherwise." }}
 {{- end }}
 
 {{- if and (include "prefect-hamilton.flows.repository" .) (not $v.bootstrap.enabled) }}
@@ -96,27 +125,39 @@ Mistakes that no schema can see, each reported in one sentence. Included once, b
 {{- end }}
 {{- $repository := $v.flows.repository | default "" }}
 {{- if and $repository $v.gitServer.enabled }}
-{{- $mistakes = append $mistakes "flows.repository and gitServer.enabled both name the repository to clone: set only one of them." }}
+{{- $mistakes = append $mistakes
+  "flows.repository and gitServer.enabled both name the repository to clone: set only one of them." }}
 {{- end }}
 {{- if and $v.flows.gitCredential.existingSecret $v.gitServer.enabled }}
-{{- $mistakes = append $mistakes "flows.gitCredential.existingSecret is for flows.repository; the bundled Git server requires no credential." }}
+{{- $mistakes = append $mistakes (cat
+  "flows.gitCredential.existingSecret is for flows.repository; the bundled Git server requires no"
+  "credential.") }}
 {{- end }}
 {{- if and (hasPrefix "git@" $repository) (ne $v.flows.gitCredential.type "ssh") }}
-{{- $mistakes = append $mistakes "flows.repository is an SSH address: set flows.gitCredential.type to ssh, and existingSecret to the Secret with the key." }}
+{{- $mistakes = append $mistakes (cat
+  "flows.repository is an SSH address: set flows.gitCredential.type to ssh, and existingSecret to the"
+  "Secret with the key.") }}
 {{- end }}
 {{- if and (eq $v.flows.gitCredential.type "ssh") (hasPrefix "http" $repository) }}
-{{- $mistakes = append $mistakes "flows.gitCredential.type is ssh: set flows.repository to the repository's SSH address (ssh://git@host/path)." }}
+{{- $mistakes = append $mistakes (cat
+  "flows.gitCredential.type is ssh: set flows.repository to the repository's SSH address"
+  "(ssh://git@host/path).") }}
 {{- end }}
-{{- if and $v.flows.gitCredential.existingSecret (eq $v.flows.gitCredential.type "token") $repository (not (hasPrefix "http" $repository)) }}
-{{- $mistakes = append $mistakes "flows.gitCredential.type: token is for a repository at an https:// address." }}
+{{- $isToken := and $v.flows.gitCredential.existingSecret (eq $v.flows.gitCredential.type "token") }}
+{{- if and $isToken $repository (not (hasPrefix "http" $repository)) }}
+{{- $mistakes = append $mistakes
+  "flows.gitCredential.type: token is for a repository at an https:// address." }}
 {{- end }}
 
 {{- if and (hasPrefix "http" $repository) (contains "@" $repository) }}
-{{- $mistakes = append $mistakes "flows.repository contains a credential, which would be stored with each deployment: store it in a Secret and set flows.gitCredential.existingSecret." }}
+{{- $mistakes = append $mistakes (cat
+  "flows.repository contains a credential, which would be stored with each deployment: store it in a"
+  "Secret and set flows.gitCredential.existingSecret.") }}
 {{- end }}
 {{- range $name, $service := dict "server" $v.server.service "hamiltonUi" $v.hamiltonUi.service }}
 {{- if and $service.nodePort (eq $service.type "ClusterIP") }}
-{{- $mistakes = append $mistakes (printf "%s.service.nodePort is set: set %s.service.type to NodePort or LoadBalancer." $name $name) }}
+{{- $mistakes = append $mistakes (printf
+  "%s.service.nodePort is set: set %s.service.type to NodePort or LoadBalancer." $name $name) }}
 {{- end }}
 {{- end }}
 
@@ -124,19 +165,22 @@ Mistakes that no schema can see, each reported in one sentence. Included once, b
 {{- range $pool, $_ := include "prefect-hamilton.workPools" . | fromYaml }}
 {{- $slug := include "prefect-hamilton.worker.slug" $pool }}
 {{- with get $slugs $slug }}
-{{- $mistakes = append $mistakes (printf "The work pools %s and %s give the same Kubernetes name: rename one." . $pool) }}
+{{- $mistakes = append $mistakes (printf
+  "The work pools %s and %s give the same Kubernetes name: rename one." . $pool) }}
 {{- end }}
 {{- $_ := set $slugs $slug $pool }}
 {{- $s := include "prefect-hamilton.worker.settings" (dict "root" $ "pool" $pool) | fromYaml }}
 {{- if and $s.autoscaling.enabled (gt (int $s.autoscaling.minReplicas) (int $s.autoscaling.maxReplicas)) }}
-{{- $mistakes = append $mistakes (printf "Autoscaling of the worker of %s: minReplicas is above maxReplicas." $pool) }}
+{{- $mistakes = append $mistakes (printf
+  "Autoscaling of the worker of %s: minReplicas is above maxReplicas." $pool) }}
 {{- end }}
 {{- end }}
-{{- if and $v.server.autoscaling.enabled (gt (int $v.server.autoscaling.minReplicas) (int $v.server.autoscaling.maxReplicas)) }}
+{{- $autoscaling := $v.server.autoscaling }}
+{{- if and $autoscaling.enabled (gt (int $autoscaling.minReplicas) (int $autoscaling.maxReplicas)) }}
 {{- $mistakes = append $mistakes "server.autoscaling: minReplicas is above maxReplicas." }}
 {{- end }}
 
 {{- with $mistakes }}
-{{- fail (printf "\n\n%s\n" (join "\n" .)) }}
+{{- fail (concat (list "" "") . (list "") | join "\n") }}
 {{- end }}
 {{- end }}

@@ -2,7 +2,7 @@
 {{ include "prefect-hamilton.fullname" . }}-bootstrap
 {{- end }}
 
-{{/* What the servers are to hold beside the image's desired-state.yaml. */}}
+{{/* The desired state of this release, which the bootstrap adds to the image's desired-state.yaml. */}}
 {{- define "prefect-hamilton.bootstrap.state" -}}
 {{- $state := .Values.bootstrap.state -}}
 {{- with include "prefect-hamilton.workPools" . | fromYaml }}
@@ -34,7 +34,12 @@ deployments:
 {{- $named = append $named (printf "%s/%s" .type .name) }}
 {{- end }}
 {{- if not (or (include "prefect-hamilton.warehouse.secretName" .) (has "secret/warehouse-url" $named)) }}
-{{- $blocks = prepend $blocks (dict "name" "warehouse-url" "type" "secret" "optional" true "values" (dict "value" (dict "from_env" "WAREHOUSE_URL"))) }}
+{{- $url := dict
+  "name" "warehouse-url"
+  "type" "secret"
+  "optional" true
+  "values" (dict "value" (dict "from_env" "WAREHOUSE_URL")) }}
+{{- $blocks = prepend $blocks $url }}
 {{- end }}
 {{- range $key, $entries := merge (dict "blocks" $blocks) (omit $state "automations") }}
 {{- with $entries }}
@@ -79,7 +84,7 @@ base-job-template-{{ include "prefect-hamilton.worker.slug" $pool }}.yaml: |
 {{- $credential := .Values.flows.gitCredential -}}
 {{ include "prefect-hamilton.api.env" . }}
 PREFECT_HOME: /tmp/prefect
-{{- /* What prefect.yaml says counts: `schedules: []` ends the schedules that were there. */}}
+{{- /* prefect.yaml is authoritative: `schedules: []` removes the schedules of a deployment. */}}
 PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY: true
 {{- if include "prefect-hamilton.hasWorkers" . }}
 FLOWS_NAMESPACE:
@@ -87,7 +92,8 @@ FLOWS_NAMESPACE:
 FLOWS_IMAGE: {{ include "prefect-hamilton.image" (dict "root" . "image" .Values.flows.image) }}
 {{- range $pool, $_ := include "prefect-hamilton.workPools" . | fromYaml }}
 {{- $s := include "prefect-hamilton.flows.settings" (dict "root" $ "pool" $pool) | fromYaml }}
-{{ include "prefect-hamilton.flows.imageVariable" (dict "root" $ "pool" $pool) }}: {{ include "prefect-hamilton.image" (dict "root" $ "image" $s.image) }}
+{{- $variable := include "prefect-hamilton.flows.imageVariable" (dict "root" $ "pool" $pool) }}
+{{ $variable }}: {{ include "prefect-hamilton.image" (dict "root" $ "image" $s.image) }}
 {{- end }}
 {{- end }}
 {{- if .Values.hamiltonUi.enabled }}
@@ -114,7 +120,7 @@ FLOWS_SUBMODULES: "true"
 {{- end }}
 {{- if $credential.existingSecret }}
 {{- if eq $credential.type "token" }}
-# Of a block, so that no token is stored with a deployment.
+# A reference to a block, so that no token is stored with a deployment.
 FLOWS_ACCESS_TOKEN: "{{ "{{ prefect.blocks.secret.git-access-token }}" }}"
 GIT_ACCESS_TOKEN:
   secretKeyRef:
@@ -128,7 +134,12 @@ GIT_SSH_COMMAND: {{ include "prefect-hamilton.flows.sshCommand" . }}
 
 {{- define "prefect-hamilton.bootstrap.jobSpec" -}}
 {{- $s := include "prefect-hamilton.settings" (dict "root" . "own" .Values.bootstrap) | fromYaml }}
-{{- $context := dict "root" . "component" "bootstrap" "settings" $s "image" .Values.server.image "checksum" (include "prefect-hamilton.bootstrap.data" .) -}}
+{{- $context := dict
+  "root" .
+  "component" "bootstrap"
+  "settings" $s
+  "image" .Values.server.image
+  "checksum" (include "prefect-hamilton.bootstrap.data" .) -}}
 {{- $usesSsh := and (eq .Values.flows.gitCredential.type "ssh") .Values.flows.gitCredential.existingSecret -}}
 backoffLimit: 6
 template:
@@ -144,20 +155,23 @@ template:
     containers:
       - name: bootstrap
         {{- include "prefect-hamilton.container" $context | nindent 8 }}
-        {{- $apply := printf "python -m prefect_hamilton.bootstrap apply --add /bootstrap/state.yaml --timeout=%v" .Values.bootstrap.timeoutSeconds }}
+        {{- $bootstrap := "python -m prefect_hamilton.bootstrap" }}
+        {{- $apply := printf "%s apply --add /bootstrap/state.yaml --timeout=%v" $bootstrap .Values.bootstrap.timeoutSeconds }}
         {{- if include "prefect-hamilton.flows.repository" . }}
         args:
           - sh
           - -ec
           - |
             {{ $apply }}
-            python -m prefect_hamilton.bootstrap register {{- range .Values.flows.deployments }} {{ . | squote }}{{ end }}
-            # Automations that run what has just been registered.
+            {{ $bootstrap }} register {{- range .Values.flows.deployments }} {{ . | squote }}{{ end }}
+            # Again, for automations that run the deployments just registered.
             {{ $apply }}
         {{- else }}
         args: [{{ splitList " " $apply | join ", " }}]
         {{- end }}
-        {{- include "prefect-hamilton.env" (dict "own" (include "prefect-hamilton.bootstrap.env" .) "settings" $s) | nindent 8 }}
+        {{- include "prefect-hamilton.env" (dict
+          "own" (include "prefect-hamilton.bootstrap.env" .)
+          "settings" $s) | nindent 8 }}
         resources:
           {{- toYaml $s.resources | nindent 10 }}
         volumeMounts:

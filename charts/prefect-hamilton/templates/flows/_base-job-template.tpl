@@ -1,6 +1,6 @@
 {{/*
-The base job template of a work pool. What stands in braces is Prefect's: a job variable. `from_env`
-names a variable of the bootstrap: image and namespace stand in its Job, where Kustomize finds them.
+The base job template of a work pool. Names in double braces are Prefect's job variables. `from_env`
+names a variable of the bootstrap: image and namespace are set on its Job, where Kustomize can change them.
 Takes root and pool.
 */}}
 {{- define "prefect-hamilton.flows.baseJobTemplate" -}}
@@ -10,10 +10,11 @@ Takes root and pool.
 {{- $requests := $resources.requests | default dict }}
 {{- $limits := $resources.limits | default dict }}
 {{- $usesSsh := and (eq $root.Values.flows.gitCredential.type "ssh") $root.Values.flows.gitCredential.existingSecret }}
-{{- $labels := merge (dict) (dict
+{{- $labels := dict
   "app.kubernetes.io/instance" $root.Release.Name
   "app.kubernetes.io/component" "flow-run"
-  "prefect-hamilton/work-pool" (include "prefect-hamilton.worker.slug" .pool)) ($s.podLabels | default dict) ($root.Values.global.labels | default dict) -}}
+  "prefect-hamilton/work-pool" (include "prefect-hamilton.worker.slug" .pool) }}
+{{- $labels = merge $labels ($s.podLabels | default dict) ($root.Values.global.labels | default dict) -}}
 variables:
   type: object
   properties:
@@ -39,7 +40,7 @@ variables:
       additionalProperties: {type: string}
     command:
       title: Command
-      description: What runs the flow; Prefect's own command when empty.
+      description: Command that runs the flow; Prefect's own command when empty.
       type: string
       {{- with $s.command }}
       default: {{ . | quote }}
@@ -60,10 +61,15 @@ variables:
       description: Identity of the pod.
       type: string
       default: {{ include "prefect-hamilton.flows.serviceAccountName" $root | toYaml }}
-    {{- range $name, $value := dict "cpu_request" $requests.cpu "cpu_limit" $limits.cpu "memory_request" $requests.memory "memory_limit" $limits.memory }}
+    {{- $quantities := dict
+      "cpu_request" $requests.cpu
+      "cpu_limit" $limits.cpu
+      "memory_request" $requests.memory
+      "memory_limit" $limits.memory }}
+    {{- range $name, $value := $quantities }}
     {{ $name }}:
       title: {{ $name | replace "_" " " | replace "cpu" "CPU" | replace "memory" "Memory" }}
-      description: As Kubernetes writes it, such as {{ contains "cpu" $name | ternary "500m" "512Mi" }}.
+      description: A quantity of Kubernetes, such as {{ contains "cpu" $name | ternary "500m" "512Mi" }}.
       type: string
       {{- with $value }}
       default: {{ . | toString | quote }}
@@ -71,14 +77,14 @@ variables:
     {{- end }}
     active_deadline_seconds:
       title: Deadline
-      description: The pod is ended after so many seconds.
+      description: The number of seconds after which the pod is ended.
       type: integer
       {{- with $s.activeDeadlineSeconds }}
       default: {{ . | toYaml }}
       {{- end }}
     finished_job_ttl:
       title: Time to keep a finished Job
-      description: A finished Job is deleted after so many seconds.
+      description: The number of seconds after which a finished Job is deleted.
       type: integer
       default: {{ $s.ttlSecondsAfterFinished | toYaml }}
     node_selector:
@@ -119,6 +125,7 @@ job_configuration:
             {{- toYaml . | nindent 12 }}
           {{- end }}
         spec:
+          # Kubernetes ignores these two in a pod; Prefect's worker refuses a Job without them.
           parallelism: 1
           completions: 1
           restartPolicy: Never
@@ -126,7 +133,9 @@ job_configuration:
           automountServiceAccountToken: false
           enableServiceLinks: false
           securityContext:
-            {{- include "prefect-hamilton.podSecurityContext" (dict "user" 1001 "own" $s.podSecurityContext) | nindent 12 }}
+            {{- include "prefect-hamilton.podSecurityContext" (dict
+              "user" 1001
+              "own" $s.podSecurityContext) | nindent 12 }}
           {{- with $s.terminationGracePeriodSeconds }}
           terminationGracePeriodSeconds: {{ int . }}
           {{- end }}
@@ -153,8 +162,10 @@ job_configuration:
               image: "{{ "{{ image }}" }}"
               imagePullPolicy: "{{ "{{ image_pull_policy }}" }}"
               args: "{{ "{{ command }}" }}"
-              # Joined with the variable `env`, which wins.
-              {{- include "prefect-hamilton.env" (dict "own" (include "prefect-hamilton.flows.env" $root) "settings" $s) | nindent 14 }}
+              # The variable `env` is merged over it.
+              {{- include "prefect-hamilton.env" (dict
+                "own" (include "prefect-hamilton.flows.env" $root)
+                "settings" $s) | nindent 14 }}
               resources:
                 requests:
                   cpu: "{{ "{{ cpu_request }}" }}"

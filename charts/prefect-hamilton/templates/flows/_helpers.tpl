@@ -3,7 +3,7 @@
 {{- end }}
 
 {{/*
-The same as the value of a variable. Nothing but metadata names the release's own namespace, so that
+The namespace as the value of a variable. Only metadata names the release's own namespace, so that
 Kustomize can set it.
 */}}
 {{- define "prefect-hamilton.flows.namespaceValue" -}}
@@ -21,22 +21,27 @@ fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
 {{- empty $own.image | ternary "FLOWS_IMAGE" (printf "FLOWS_IMAGE_%s" $suffix) }}
 {{- end }}
 
-{{/* Git URL that flow pods clone: the one given, or that of our development server. */}}
+{{/* Git URL that flow pods clone: flows.repository, or the bundled development server. */}}
 {{- define "prefect-hamilton.flows.repository" -}}
 {{- if .Values.gitServer.enabled }}
-{{- printf "git://%s/flows.git" (include "prefect-hamilton.serviceHost" (dict "root" . "name" (include "prefect-hamilton.git-server.name" .))) }}
+{{- $name := include "prefect-hamilton.git-server.name" . }}
+{{- printf "git://%s/flows.git" (include "prefect-hamilton.serviceHost" (dict "root" . "name" $name)) }}
 {{- else }}
 {{- .Values.flows.repository }}
 {{- end }}
 {{- end }}
 
 {{- define "prefect-hamilton.flows.serviceAccountName" -}}
-{{- include "prefect-hamilton.serviceAccountName" (dict "root" . "account" .Values.flows.serviceAccount "component" "flows") }}
+{{- include "prefect-hamilton.serviceAccountName" (dict
+  "root" .
+  "account" .Values.flows.serviceAccount
+  "component" "flows") }}
 {{- end }}
 
 {{/* Settings of a pool's flow pods: `flows` and the pool's own. Takes root and pool. */}}
 {{- define "prefect-hamilton.flows.settings" -}}
-{{- $own := (get (.root.Values.workers | default dict) .pool | default dict).flows | default dict | include "prefect-hamilton.withoutNulls" | fromYaml }}
+{{- $pool := get (.root.Values.workers | default dict) .pool | default dict }}
+{{- $own := $pool.flows | default dict | include "prefect-hamilton.withoutNulls" | fromYaml }}
 {{- $shared := dict "nodeSelector" .root.Values.global.nodeSelector "tolerations" .root.Values.global.tolerations }}
 {{- $flows := .root.Values.flows }}
 {{- range $key, $value := $shared }}
@@ -47,7 +52,7 @@ fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
 {{- mergeOverwrite (deepCopy $flows) (deepCopy $own) | toYaml }}
 {{- end }}
 
-{{/* Environment of flow pods, by name: what the chart knows, and `flows.env` over it. */}}
+{{/* Environment of flow pods, by name. `flows.env` is merged over it. */}}
 {{- define "prefect-hamilton.flows.env" -}}
 {{- with include "prefect-hamilton.warehouse.secretName" . }}
 WAREHOUSE_URL:

@@ -10,20 +10,32 @@
 {{- include "prefect-hamilton.settings" (dict "root" . "own" .Values.hamiltonUi) }}
 {{- end }}
 
-{{/* Address inside the cluster, as flow pods name it. */}}
+{{/* Address of the Service, as flow pods use it. */}}
 {{- define "prefect-hamilton.hamilton-ui.apiUrl" -}}
-{{- printf "http://%s:%v" (include "prefect-hamilton.serviceHost" (dict "root" . "name" (include "prefect-hamilton.hamilton-ui.name" .))) .Values.hamiltonUi.service.port }}
+{{- $name := include "prefect-hamilton.hamilton-ui.name" . }}
+{{- $host := include "prefect-hamilton.serviceHost" (dict "root" . "name" $name) }}
+{{- printf "http://%s:%v" $host .Values.hamiltonUi.service.port }}
 {{- end }}
 
-{{/* Address as people see it; that of a port-forward when nothing else is known. */}}
+{{/* Address for browsers; that of a port-forward when no other is known. */}}
 {{- define "prefect-hamilton.hamilton-ui.url" -}}
-{{- include "prefect-hamilton.publicUrl" (dict "root" . "component" .Values.hamiltonUi) | default "http://localhost:8241" }}
+{{- include "prefect-hamilton.publicUrl" (dict
+  "root" .
+  "component" .Values.hamiltonUi) | default "http://localhost:8241" }}
 {{- end }}
 
+{{/* The host names under which the Hamilton UI answers, with a comma between them. */}}
+{{- define "prefect-hamilton.hamilton-ui.allowedHosts" -}}
+{{- $name := include "prefect-hamilton.hamilton-ui.name" . }}
+{{- $qualified := printf "%s.$(POD_NAMESPACE)" $name }}
+{{- $hosts := list $name $qualified (printf "%s.svc" $qualified) (printf "%s.svc.cluster.local" $qualified) }}
+{{- $public := (urlParse (include "prefect-hamilton.hamilton-ui.url" .)).host | splitList ":" | first }}
+{{- concat $hosts (list $public) (.Values.hamiltonUi.allowedHosts | default list) | uniq | join "," }}
+{{- end }}
+
+{{/* Environment that every container of the Hamilton UI shares. */}}
 {{- define "prefect-hamilton.hamilton-ui.env" -}}
-{{- $name := include "prefect-hamilton.hamilton-ui.name" . -}}
 {{- $database := .Values.postgres.databases.hamilton -}}
-{{- $host := (urlParse (include "prefect-hamilton.hamilton-ui.url" .)).host | splitList ":" | first -}}
 DB_HOST: {{ include "prefect-hamilton.postgres.host" . | toYaml }}
 DB_PORT: {{ include "prefect-hamilton.postgres.port" . }}
 DB_NAME: {{ $database.name | toYaml }}
@@ -47,8 +59,7 @@ HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY:
     key: api-key
 POD_NAMESPACE:
   fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
-{{- $service := printf "%s.$(POD_NAMESPACE)" $name }}
-HAMILTON_ALLOWED_HOSTS: {{ concat (list $name $service (printf "%s.svc" $service) (printf "%s.svc.cluster.local" $service) $host) (.Values.hamiltonUi.allowedHosts | default list) | uniq | join "," | toYaml }}
+HAMILTON_ALLOWED_HOSTS: {{ include "prefect-hamilton.hamilton-ui.allowedHosts" . | toYaml }}
 {{- if hasPrefix "https://" (include "prefect-hamilton.hamilton-ui.url" .) }}
 HAMILTON_UI_HTTPS: true
 {{- end }}
@@ -73,7 +84,27 @@ AWS_SECRET_ACCESS_KEY:
 {{- end }}
 {{- else }}
 HAMILTON_BLOB_STORE: local
+{{- end }}
+{{- end }}
+
+{{/* Environment of the containers that mount the volume: they read and write blobs. */}}
+{{- define "prefect-hamilton.hamilton-ui.blobEnv" -}}
+{{ include "prefect-hamilton.hamilton-ui.env" . }}
+{{- if not .Values.hamiltonUi.s3.bucket }}
 HAMILTON_LOCAL_BLOB_DIR: /data/blobs
+{{- end }}
+{{- end }}
+
+{{- define "prefect-hamilton.hamilton-ui.serverEnv" -}}
+{{ include "prefect-hamilton.hamilton-ui.blobEnv" . }}
+WEB_CONCURRENCY: {{ .Values.hamiltonUi.processes }}
+{{- end }}
+
+{{/* Environment of the CronJob, which does not mount the volume. */}}
+{{- define "prefect-hamilton.hamilton-ui.retentionEnv" -}}
+{{ include "prefect-hamilton.hamilton-ui.env" . }}
+{{- if not .Values.hamiltonUi.s3.bucket }}
+HAMILTON_LOCAL_BLOB_DIR: /tmp
 {{- end }}
 {{- end }}
 
@@ -111,4 +142,11 @@ HAMILTON_LOCAL_BLOB_DIR: /data/blobs
   secret:
     secretName: {{ .Values.postgres.tls.caSecret | toYaml }}
 {{- end }}
+{{- end }}
+
+{{- define "prefect-hamilton.hamilton-ui.serviceAccountName" -}}
+{{- include "prefect-hamilton.serviceAccountName" (dict
+  "root" .
+  "account" .Values.hamiltonUi.serviceAccount
+  "component" "hamilton-ui") }}
 {{- end }}

@@ -1,11 +1,15 @@
-{{/*
-The web pages with a host: a YAML list of component, host, service and port.
-*/}}
-{{- define "prefect-hamilton.ingress.pages" -}}
+{{/* The UIs of this release: a YAML list of component, host, service and port. */}}
+{{- define "prefect-hamilton.ingress.uis" -}}
 {{- if .Values.server.enabled }}
-- {component: server, host: {{ .Values.server.host | quote }}, service: {{ include "prefect-hamilton.server.name" . }}, port: {{ .Values.server.service.port }}}
+- component: server
+  host: {{ .Values.server.host | quote }}
+  service: {{ include "prefect-hamilton.server.name" . }}
+  port: {{ .Values.server.service.port }}
 {{- end }}
 {{- if .Values.hamiltonUi.enabled }}
-- {component: hamilton-ui, host: {{ .Values.hamiltonUi.host | quote }}, service: {{ include "prefect-hamilton.hamilton-ui.name" . }}, port: {{ .Values.hamiltonUi.service.port }}}
+- component: hamilton-ui
+  host: {{ .Values.hamiltonUi.host | quote }}
+  service: {{ include "prefect-hamilton.hamilton-ui.name" . }}
+  port: {{ .Values.hamiltonUi.service.port }}
 {{- end }}
 {{- end }}

@@ -15,9 +15,10 @@
   {{- end }}
 {{- end }}
 
-{{/* Flow pods as a peer: their label `name` is Prefect's. */}}
+{{/* Flow pods as a peer: Prefect sets their label app.kubernetes.io/name. */}}
 {{- define "prefect-hamilton.network.flows" -}}
-{{- include "prefect-hamilton.network.peer" (dict "root" . "component" "flow-run" "namespace" (include "prefect-hamilton.flows.namespace" .)) }}
+{{- $namespace := include "prefect-hamilton.flows.namespace" . }}
+{{- include "prefect-hamilton.network.peer" (dict "root" . "component" "flow-run" "namespace" $namespace) }}
 {{- end }}
 
 {{- define "prefect-hamilton.network.dns" -}}
@@ -34,11 +35,14 @@
     - {port: 6443, protocol: TCP}
 {{- end }}
 
-{{/* The Prefect API: our server, or a port of anything where it is elsewhere. */}}
+{{/* The Prefect API: the release's server, or the port of an external one at any address. */}}
 {{- define "prefect-hamilton.network.api" -}}
 {{- if .Values.server.enabled -}}
 - to:
-    {{- include "prefect-hamilton.network.peer" (dict "root" . "component" "server" "namespace" .Release.Namespace) | nindent 4 }}
+    {{- include "prefect-hamilton.network.peer" (dict
+      "root" .
+      "component" "server"
+      "namespace" .Release.Namespace) | nindent 4 }}
   ports:
     - {port: 4200, protocol: TCP}
 {{- else -}}
@@ -48,12 +52,14 @@
 {{- end }}
 {{- end }}
 
+{{/* The port of a URL: the one that it names, or its scheme's. */}}
 {{- define "prefect-hamilton.network.urlPort" -}}
 {{- $url := urlParse . }}
-{{- regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (eq $url.scheme "https" | ternary "443" (eq $url.scheme "ssh" | ternary "22" (eq $url.scheme "git" | ternary "9418" "80"))) }}
+{{- $ports := dict "https" "443" "ssh" "22" "git" "9418" }}
+{{- regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (get $ports $url.scheme | default "80") }}
 {{- end }}
 
-{{/* PostgreSQL: ours, or its port anywhere. */}}
+{{/* PostgreSQL: the bundled one, or the port of an external one at any address. */}}
 {{- define "prefect-hamilton.network.postgres" -}}
 {{- if .Values.postgres.enabled -}}
 - to:
@@ -74,7 +80,7 @@
   ports:
     - {port: 6379, protocol: TCP}
 {{- else if .Values.valkey.existingSecret -}}
-# Valkey or Redis elsewhere.
+# An external Valkey or Redis.
 - ports:
     - {port: {{ .Values.valkey.port }}, protocol: TCP}
 {{- end }}
@@ -87,11 +93,14 @@
     - {port: 8241, protocol: TCP}
 {{- end }}
 
-{{/* The Git server that flows are cloned from: ours, or its port anywhere. */}}
+{{/* The Git server of the flows: the bundled one, or the port of an external one at any address. */}}
 {{- define "prefect-hamilton.network.git" -}}
 {{- if .Values.gitServer.enabled -}}
 - to:
-    {{- include "prefect-hamilton.network.peer" (dict "root" . "component" "git-server" "namespace" .Release.Namespace) | nindent 4 }}
+    {{- include "prefect-hamilton.network.peer" (dict
+      "root" .
+      "component" "git-server"
+      "namespace" .Release.Namespace) | nindent 4 }}
   ports:
     - {port: 9418, protocol: TCP}
 {{- else if .Values.flows.repository -}}
@@ -105,49 +114,17 @@
 {{- end }}
 {{- end }}
 
-{{/*
-A NetworkPolicy. Takes root, component (of the pods), name, ingress and egress (YAML texts; no text:
-nothing is let through); optionally namespace.
-*/}}
-{{- define "prefect-hamilton.networkPolicy" -}}
-{{- $more := get (.root.Values.networkPolicy.extraEgress | default dict) .component }}
----
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata:
-  {{- include "prefect-hamilton.metadata" . | nindent 2 }}
-spec:
-  podSelector:
-    matchLabels:
-      {{- if ne .component "flow-run" }}
-      app.kubernetes.io/name: {{ include "prefect-hamilton.name" .root | toYaml }}
-      {{- end }}
-      app.kubernetes.io/instance: {{ .root.Release.Name | toYaml }}
-      app.kubernetes.io/component: {{ .component }}
-  policyTypes: [Ingress, Egress]
-  {{- with .ingress | trim }}
-  ingress:
-    {{- regexReplaceAll "\n+" . "\n" | nindent 4 }}
-  {{- end }}
-  {{- with .egress | trim }}
-  egress:
-    {{- regexReplaceAll "\n+" . "\n" | nindent 4 }}
-    {{- with $more }}
-    # networkPolicy.extraEgress
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
-  {{- else }}
-  {{- with $more }}
-  egress:
-    # networkPolicy.extraEgress
-    {{- toYaml . | nindent 4 }}
-  {{- end }}
-  {{- end }}
+{{/* Rules of networkPolicy.extraEgress for a component's pods. Takes root and component. */}}
+{{- define "prefect-hamilton.network.extraEgress" -}}
+{{- with get (.root.Values.networkPolicy.extraEgress | default dict) .component -}}
+# networkPolicy.extraEgress
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{/*
-Who may open a web page: our own pods of the components given, and `networkPolicy.webFrom`. Takes
-root, components and port.
+Ingress of a UI: every peer, or with `networkPolicy.webFrom` those peers, flow pods and the pods of
+some components of this release. Takes root, components and port.
 */}}
 {{- define "prefect-hamilton.network.web" -}}
 {{- if .root.Values.networkPolicy.webFrom -}}

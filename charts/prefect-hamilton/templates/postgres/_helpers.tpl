@@ -14,23 +14,45 @@
 {{- .Values.postgres.existingSecret | default (include "prefect-hamilton.postgres.name" .) }}
 {{- end }}
 
-{{/* Whether the Secret with the passwords is made by our Job, so that it may not be there yet. */}}
+{{/* Whether the secrets Job creates the Secret with the passwords, so that pods may start before it. */}}
 {{- define "prefect-hamilton.postgres.waitsForSecret" -}}
 {{- if and .Values.postgres.enabled (not .Values.postgres.existingSecret) }}true{{ end }}
 {{- end }}
 
-{{/* Whether somebody uses PostgreSQL, ours or another. */}}
+{{/* Whether this release needs PostgreSQL, bundled or external. */}}
 {{- define "prefect-hamilton.postgres.isUsed" -}}
 {{- if or (and .Values.server.enabled (not .Values.server.sqlite.enabled)) .Values.hamiltonUi.enabled }}true{{ end }}
 {{- end }}
 
-{{/* The Secret with the warehouse's URL; empty when flows get none. */}}
+{{/* Whether flows load into the bundled PostgreSQL. */}}
+{{- define "prefect-hamilton.warehouse.isBundled" -}}
+{{- if and .Values.warehouse.enabled .Values.postgres.enabled (not .Values.warehouse.existingSecret) }}true{{ end }}
+{{- end }}
+
+{{/* The Secret with the warehouse's URL; empty when flows have no warehouse. */}}
 {{- define "prefect-hamilton.warehouse.secretName" -}}
-{{- if .Values.warehouse.enabled }}
-{{- .Values.warehouse.existingSecret | default (.Values.postgres.enabled | ternary (include "prefect-hamilton.postgres.secretName" .) "") }}
+{{- if include "prefect-hamilton.warehouse.isBundled" . }}
+{{- include "prefect-hamilton.postgres.secretName" . }}
+{{- else if .Values.warehouse.enabled }}
+{{- .Values.warehouse.existingSecret }}
 {{- end }}
 {{- end }}
 
 {{- define "prefect-hamilton.warehouse.key" -}}
 {{- empty .Values.warehouse.existingSecret | ternary "warehouse-url" .Values.warehouse.key }}
+{{- end }}
+
+{{/* What creates users and databases; psql runs it. */}}
+{{- define "prefect-hamilton.postgres.databasesSql" -}}
+{{- $databases := .Values.postgres.databases }}
+{{- $byPassword := dict
+  "PREFECT_PASSWORD" $databases.prefect
+  "HAMILTON_PASSWORD" $databases.hamilton
+  "WAREHOUSE_PASSWORD" (dict "name" "warehouse" "user" "warehouse") }}
+{{- range $variable, $database := $byPassword }}
+\getenv password {{ $variable }}
+CREATE ROLE "{{ $database.user }}" LOGIN PASSWORD :'password';
+CREATE DATABASE "{{ $database.name }}" OWNER "{{ $database.user }}";
+REVOKE CONNECT ON DATABASE "{{ $database.name }}" FROM PUBLIC;
+{{- end }}
 {{- end }}

@@ -3,13 +3,15 @@
 {{- end }}
 
 {{/*
-The Secrets to create where they are missing, as a YAML list: id, name and data, in which every
-$name is a random text; or namespace and `copy`, keys of the Secret of that name. Empty when all are
-given.
+The Secrets to create when they are missing, as a YAML list: id, name and data, in which every
+$name becomes a random text; or namespace and `copy`, keys of the Secret of that name. Empty when
+existing Secrets are named for all.
 */}}
 {{- define "prefect-hamilton.secrets.wanted" -}}
 {{- $flows := include "prefect-hamilton.flows.namespace" . }}
 {{- $copies := ne $flows .Release.Namespace }}
+{{- $postgresName := include "prefect-hamilton.postgres.name" . }}
+{{- $postgresHost := include "prefect-hamilton.serviceHost" (dict "root" . "name" $postgresName) }}
 {{- if and .Values.server.enabled (eq .Values.auth.type "basic") (not .Values.auth.existingSecret) }}
 - id: AUTH
   name: {{ include "prefect-hamilton.auth.secretName" . | toYaml }}
@@ -32,7 +34,7 @@ given.
     {{ .Values.postgres.databases.prefect.key }}: $prefect
     {{ .Values.postgres.databases.hamilton.key }}: $hamilton
     warehouse-password: $warehouse
-    warehouse-url: postgresql://warehouse:$warehouse@{{ include "prefect-hamilton.serviceHost" (dict "root" . "name" (include "prefect-hamilton.postgres.name" .)) }}:5432/warehouse
+    warehouse-url: postgresql://warehouse:$warehouse@{{ $postgresHost }}:5432/warehouse
 {{- if and $copies .Values.warehouse.enabled (not .Values.warehouse.existingSecret) }}
 - id: POSTGRES_COPY
   name: {{ include "prefect-hamilton.postgres.secretName" . | toYaml }}
@@ -62,6 +64,15 @@ given.
 {{- end }}
 {{- end }}
 
+{{/* Names of the Secrets that are copied into the namespace of the flow pods, as a YAML list. */}}
+{{- define "prefect-hamilton.secrets.copied" -}}
+{{- range include "prefect-hamilton.secrets.wanted" . | fromYamlArray }}
+{{- if .copy }}
+- {{ .name | toYaml }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "prefect-hamilton.secrets.isNeeded" -}}
 {{- if and .Values.secrets.enabled (include "prefect-hamilton.secrets.wanted" . | trim) }}true{{ end }}
 {{- end }}
@@ -75,7 +86,13 @@ WANTED_SECRET_{{ .id }}: |-
 
 {{- define "prefect-hamilton.secrets.jobSpec" -}}
 {{- $s := include "prefect-hamilton.settings" (dict "root" . "own" .Values.secrets) | fromYaml }}
-{{- $context := dict "root" . "component" "secrets" "settings" $s "image" .Values.server.image "serviceAccountName" (include "prefect-hamilton.secrets.name" .) "token" true -}}
+{{- $context := dict
+  "root" .
+  "component" "secrets"
+  "settings" $s
+  "image" .Values.server.image
+  "serviceAccountName" (include "prefect-hamilton.secrets.name" .)
+  "token" true -}}
 backoffLimit: 10
 template:
   metadata:
@@ -91,7 +108,9 @@ template:
       - name: secrets
         {{- include "prefect-hamilton.container" $context | nindent 8 }}
         args: [python, -P, -m, prefect_hamilton.server.create_secrets]
-        {{- include "prefect-hamilton.env" (dict "own" (include "prefect-hamilton.secrets.env" .) "settings" $s) | nindent 8 }}
+        {{- include "prefect-hamilton.env" (dict
+          "own" (include "prefect-hamilton.secrets.env" .)
+          "settings" $s) | nindent 8 }}
         resources:
           {{- toYaml $s.resources | nindent 10 }}
         volumeMounts:

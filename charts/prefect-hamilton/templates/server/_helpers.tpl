@@ -6,84 +6,23 @@
 {{- include "prefect-hamilton.settings" (dict "root" . "own" .Values.server) }}
 {{- end }}
 
-{{/* Whether background services run in pods of their own. */}}
+{{/* Whether the background services have a Deployment of their own. */}}
 {{- define "prefect-hamilton.server.isSplit" -}}
 {{- if or (gt (int .Values.server.replicas) 1) .Values.server.autoscaling.enabled .Values.backgroundServices.separate }}true{{ end }}
-{{- end }}
-
-{{/*
-Address of a web page as people see it; empty when it is not known. Takes root and component, the
-component's values.
-*/}}
-{{- define "prefect-hamilton.publicUrl" -}}
-{{- if .component.url }}
-{{- .component.url }}
-{{- else if and .component.host (or .root.Values.ingress.enabled .root.Values.gateway.enabled) }}
-{{- $isTls := or (and .root.Values.ingress.enabled .root.Values.ingress.tls) (and .root.Values.gateway.enabled .root.Values.gateway.tls) }}
-{{- printf "%s://%s" ($isTls | ternary "https" "http") .component.host }}
-{{- end }}
 {{- end }}
 
 {{- define "prefect-hamilton.server.url" -}}
 {{- include "prefect-hamilton.publicUrl" (dict "root" . "component" .Values.server) }}
 {{- end }}
 
-{{/*
-Host of a Service of ours as flow pods name it: with its namespace only when theirs is another.
-Takes root and name.
-*/}}
-{{- define "prefect-hamilton.serviceHost" -}}
-{{- $isLocal := eq (include "prefect-hamilton.flows.namespace" .root) .root.Release.Namespace }}
-{{- $isLocal | ternary .name (printf "%s.%s" .name .root.Release.Namespace) }}
-{{- end }}
-
-{{- define "prefect-hamilton.api.url" -}}
-{{- if .Values.server.enabled }}
-{{- $host := include "prefect-hamilton.serviceHost" (dict "root" . "name" (include "prefect-hamilton.server.name" .)) }}
-{{- printf "http://%s:%v/api" $host .Values.server.service.port }}
-{{- else }}
-{{- .Values.api.url }}
-{{- end }}
-{{- end }}
-
-{{/* The Secret with the API's credential, and its key. */}}
-{{- define "prefect-hamilton.auth.secretName" -}}
-{{- .Values.auth.existingSecret | default (printf "%s-auth" (include "prefect-hamilton.fullname" .)) }}
-{{- end }}
-
-{{- define "prefect-hamilton.auth.key" -}}
-{{- .Values.auth.key | default (eq .Values.auth.type "apiKey" | ternary "api-key" "auth-string") }}
-{{- end }}
-
-{{- define "prefect-hamilton.auth.reference" -}}
-secretKeyRef:
-  name: {{ include "prefect-hamilton.auth.secretName" . | toYaml }}
-  key: {{ include "prefect-hamilton.auth.key" . | toYaml }}
-{{- end }}
-
-{{/* Environment of a client's credential. */}}
-{{- define "prefect-hamilton.auth.env" -}}
-{{- if ne .Values.auth.type "none" -}}
-{{ eq .Values.auth.type "apiKey" | ternary "PREFECT_API_KEY" "PREFECT_API_AUTH_STRING" }}:
-  {{- include "prefect-hamilton.auth.reference" . | nindent 2 }}
-{{- end }}
-{{- end }}
-
-{{/* Environment of every client of the API. */}}
-{{- define "prefect-hamilton.api.env" -}}
-PREFECT_API_URL: {{ include "prefect-hamilton.api.url" . | toYaml }}
-{{ include "prefect-hamilton.auth.env" . }}
-{{- with include "prefect-hamilton.server.url" . }}
-PREFECT_UI_URL: {{ . | toYaml }}
-{{- end }}
-{{- end }}
-
 {{/* Environment of what reads and writes the server's database. */}}
 {{- define "prefect-hamilton.server.databaseEnv" -}}
 {{- if .Values.server.sqlite.enabled -}}
+PREFECT_HOME: /tmp/prefect
 PREFECT_SERVER_DATABASE_DRIVER: sqlite+aiosqlite
 PREFECT_SERVER_DATABASE_NAME: /data/prefect.db
 {{- else -}}
+PREFECT_HOME: /tmp/prefect
 PREFECT_SERVER_DATABASE_DRIVER: postgresql+asyncpg
 PREFECT_SERVER_DATABASE_HOST: {{ include "prefect-hamilton.postgres.host" . | toYaml }}
 PREFECT_SERVER_DATABASE_PORT: {{ include "prefect-hamilton.postgres.port" . }}
@@ -107,7 +46,6 @@ PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_TLS_CA_FILE: /postgres-ca/ca.crt
 {{/* Environment that API and background services share. */}}
 {{- define "prefect-hamilton.server.env" -}}
 {{ include "prefect-hamilton.server.databaseEnv" . }}
-PREFECT_HOME: /tmp/prefect
 PREFECT_SERVER_ANALYTICS_ENABLED: false
 PREFECT_SERVER_LOGGING_LEVEL: {{ .Values.server.logLevel | toYaml }}
 {{- if eq .Values.auth.type "basic" }}
@@ -124,8 +62,8 @@ PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED: events,flow_runs
 PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD: {{ mul .flowRunsDays 86400 }}
 {{- end }}
 {{- end }}
-{{- /* A cancelled run whose pod has not started has nobody to end it but the worker, after this
-time; one that has started ends itself within 30 seconds. */}}
+{{- /* Only the server ends a cancelled run whose pod has not started, after this time. A pod that has
+started ends its run within 30 seconds. */}}
 PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS: 60
 {{- if include "prefect-hamilton.valkey.isUsed" . }}
 PREFECT_MESSAGING_BROKER: prefect_redis.messaging
@@ -142,15 +80,29 @@ PREFECT_SERVER_WORKER_CHANNEL_CLEANUP_QUEUE_STORAGE: prefect_redis.cleanup_queue
 {{- end }}
 {{- end }}
 
+{{/* Environment of the API and the UI. */}}
+{{- define "prefect-hamilton.server.apiEnv" -}}
+{{ include "prefect-hamilton.server.env" . }}
+PREFECT_SERVER_UI_API_URL: /api
+PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT: false
+PREFECT_SERVER_UI_STATIC_DIRECTORY: /tmp/prefect-ui
+{{- if .Values.server.metrics }}
+PREFECT_SERVER_METRICS_ENABLED: true
+{{- end }}
+{{- end }}
+
 {{/*
 The init container that migrates the database; pods wait for each other under an advisory lock.
 Takes root and settings.
 */}}
 {{- define "prefect-hamilton.server.migration" -}}
 - name: migrate
-  {{- include "prefect-hamilton.container" (dict "root" .root "image" .root.Values.server.image "settings" .settings) | nindent 2 }}
+  {{- include "prefect-hamilton.container" (dict
+    "root" .root
+    "image" .root.Values.server.image
+    "settings" .settings) | nindent 2 }}
   args: [python, -P, -m, prefect_hamilton.server.migrate]
-  {{- $own := printf "PREFECT_HOME: /tmp/prefect\n%s" (include "prefect-hamilton.server.databaseEnv" .root) }}
+  {{- $own := include "prefect-hamilton.server.databaseEnv" .root }}
   {{- include "prefect-hamilton.env" (dict "own" $own "settings" .settings) | nindent 2 }}
   resources:
     {{- toYaml .settings.resources | nindent 4 }}
@@ -158,7 +110,7 @@ Takes root and settings.
     {{- include "prefect-hamilton.server.mounts" .root | nindent 4 }}
 {{- end }}
 
-{{/* Volumes of whatever opens the server's database, and their mounts. */}}
+{{/* Mounts of the containers that open the server's database; `server.volumes` are their volumes. */}}
 {{- define "prefect-hamilton.server.mounts" -}}
 - {name: tmp, mountPath: /tmp}
 {{- if .Values.server.sqlite.enabled }}
@@ -191,4 +143,11 @@ Takes root and settings.
   secret:
     secretName: {{ .Values.postgres.tls.caSecret | toYaml }}
 {{- end }}
+{{- end }}
+
+{{- define "prefect-hamilton.server.serviceAccountName" -}}
+{{- include "prefect-hamilton.serviceAccountName" (dict
+  "root" .
+  "account" .Values.server.serviceAccount
+  "component" "server") }}
 {{- end }}

@@ -2,14 +2,17 @@
 {{- if .Values.worker.enabled }}true{{ end }}
 {{- end }}
 
-{{/* The work pools: those of `workers`, or one. */}}
+{{/* The work pools, by name: those of `workers`, or one named `kubernetes`. */}}
 {{- define "prefect-hamilton.workPools" -}}
 {{- if include "prefect-hamilton.hasWorkers" . }}
 {{- .Values.workers | default (dict "kubernetes" dict) | toYaml }}
 {{- end }}
 {{- end }}
 
-{{/* Part of a name made from a pool's: as it is where that is possible, marked where it is not. */}}
+{{/*
+A pool's name as a part of names in Kubernetes. One that had to be changed ends with a hash, so that two
+pools do not give the same part.
+*/}}
 {{- define "prefect-hamilton.worker.slug" -}}
 {{- $slug := regexReplaceAll "[^a-z0-9-]+" (lower .) "-" | trunc 14 | trimAll "-" }}
 {{- eq $slug . | ternary $slug (printf "%s-%s" $slug (sha256sum . | trunc 4) | trimPrefix "-") }}
@@ -17,13 +20,16 @@
 
 {{/* Name of a pool's worker. Takes root and pool. */}}
 {{- define "prefect-hamilton.worker.name" -}}
-{{- printf "%s-worker-%s" (include "prefect-hamilton.fullname" .root) (include "prefect-hamilton.worker.slug" .pool) | trunc 63 | trimSuffix "-" }}
+{{- $slug := include "prefect-hamilton.worker.slug" .pool }}
+{{- printf "%s-worker-%s" (include "prefect-hamilton.fullname" .root) $slug | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
 {{/* Settings of a pool's worker: `global`, `worker` and its own. Takes root and pool. */}}
 {{- define "prefect-hamilton.worker.settings" -}}
-{{- $own := omit (get (.root.Values.workers | default dict) .pool | default dict) "flows" "concurrencyLimit" | include "prefect-hamilton.withoutNulls" | fromYaml }}
-{{- include "prefect-hamilton.settings" (dict "root" .root "own" (mergeOverwrite (deepCopy .root.Values.worker) (deepCopy $own))) }}
+{{- $pool := get (.root.Values.workers | default dict) .pool | default dict }}
+{{- $own := omit $pool "flows" "concurrencyLimit" | include "prefect-hamilton.withoutNulls" | fromYaml }}
+{{- $merged := mergeOverwrite (deepCopy .root.Values.worker) (deepCopy $own) }}
+{{- include "prefect-hamilton.settings" (dict "root" .root "own" $merged) }}
 {{- end }}
 
 {{/* Environment of a pool's worker. Takes root, pool and settings. */}}
@@ -43,4 +49,11 @@ PREFECT_INTEGRATIONS_KUBERNETES_CLUSTER_UID: {{ . | quote }}
 PREFECT_INTEGRATIONS_KUBERNETES_WORKER_{{ $kind }}_SECRET_NAME: {{ include "prefect-hamilton.auth.secretName" .root | toYaml }}
 PREFECT_INTEGRATIONS_KUBERNETES_WORKER_{{ $kind }}_SECRET_KEY: {{ include "prefect-hamilton.auth.key" .root | toYaml }}
 {{- end }}
+{{- end }}
+
+{{- define "prefect-hamilton.worker.serviceAccountName" -}}
+{{- include "prefect-hamilton.serviceAccountName" (dict
+  "root" .
+  "account" .Values.worker.serviceAccount
+  "component" "worker") }}
 {{- end }}
