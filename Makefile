@@ -73,8 +73,8 @@ test-faults: .venv/dev.stamp ## Flow runs under load while pods die; options: te
 test-gitops: .venv/dev.stamp ## Test syncs from Git on a kind cluster that has Argo CD, perhaps Flux: KIND_CLUSTER=name
 	@.venv/bin/pytest -m cluster tests/gitops $(OPTIONS)
 
-render: .venv/run.stamp ## Write what of kustomize/ follows from the chart; only look: OPTIONS=--check
-	@$(RUN) scripts.render $(OPTIONS)
+render: .venv/run.stamp ## Render kustomize/base from the chart; only check: OPTIONS=--check; a base of your own: VALUES=file OUTPUT=folder
+	@$(RUN) scripts.render $(if $(VALUES),--values '$(VALUES)') $(if $(OUTPUT),--output '$(OUTPUT)') $(OPTIONS)
 
 lint: .venv/dev.stamp ## Lint, format, types, imports and lock file only
 	@.venv/bin/ruff check

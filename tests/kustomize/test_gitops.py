@@ -22,7 +22,7 @@ from tests.kustomize.kustomizations import (
     namespace,
     overlay,
     parse,
-    with_components,
+    with_values,
 )
 
 GITOPS = KUSTOMIZE / "gitops"
@@ -144,6 +144,13 @@ DEFAULTS_IN_LISTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+GATEWAY: Object = {
+    "gateway": {"enabled": True, "parentRefs": [{"name": "web", "namespace": "gateways"}]},
+    "server": {"host": "prefect.example.org"},
+    "hamiltonUi": {"host": "hamilton.example.org"},
+}
+
+
 def items(node: Any, path: list[str]) -> Iterator[Object]:
     """Yield what is at a path, in every item of the lists on the way."""
     if isinstance(node, list):
@@ -156,7 +163,7 @@ def items(node: Any, path: list[str]) -> Iterator[Object]:
 
 
 def test_defaults_in_lists_of_custom_resources_are_written_out() -> None:
-    objects = [*built(GITOPS / "secrets" / "external-secrets"), *with_components(["gateway"])]
+    objects = [*built(GITOPS / "secrets" / "external-secrets"), *with_values(GATEWAY)]
     for kind, places in DEFAULTS_IN_LISTS.items():
         found = [obj for obj in objects if obj["kind"] == kind]
         assert found, kind
@@ -183,11 +190,10 @@ def test_kustomizations_point_at_what_is_there() -> None:
     assert kustomizations["prefect-production"]["dependsOn"] == [{"name": "prefect-secrets"}]
 
 
-def test_what_the_overlays_take_from_outside_is_in_fluxs_artifact() -> None:
+def test_the_resources_of_all_kustomizations_are_in_fluxs_artifact() -> None:
     """The GitRepository leaves everything but kustomize/ out."""
     for path in KUSTOMIZE.rglob("kustomization.yaml"):
-        content = yaml.safe_load(path.read_text())
-        for each in [*content.get("resources", []), *content.get("components", [])]:
+        for each in yaml.safe_load(path.read_text())["resources"]:
             assert (path.parent / each).resolve().is_relative_to(KUSTOMIZE), (path, each)
 
 
