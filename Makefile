@@ -73,8 +73,8 @@ test-faults: .venv/dev.stamp ## Test flow runs under load while pods are killed;
 test-gitops: .venv/dev.stamp ## Test syncs from Git on a kind cluster with Argo CD and optionally Flux: KIND_CLUSTER=name
 	@.venv/bin/pytest -m cluster tests/gitops $(OPTIONS)
 
-render: .venv/run.stamp ## Render kustomize/ from the chart; compare only: OPTIONS=--check
-	@$(RUN) render $(OPTIONS)
+render: .venv/run.stamp ## Render kustomize/base from the chart; only check: OPTIONS=--check; a base of your own: VALUES=file OUTPUT=folder
+	@$(RUN) render $(if $(VALUES),--values '$(VALUES)') $(if $(OUTPUT),--output '$(OUTPUT)') $(OPTIONS)
 
 screenshots: .venv/dev.stamp ## Write docs/images/ from a running demo (make demo KEEP=1); needs Chromium
 	@$(RUN) screenshots $(OPTIONS)

@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,14 +44,8 @@ spec:
 """
 
 GIT_PORT = """
-patches:
-  # The pods of this Git server listen at another port than its Service.
-  - target: {kind: NetworkPolicy, name: prefect-hamilton-bootstrap}
-    patch: |
-      - {op: add, path: /spec/egress/-, value: {ports: [{port: 8080, protocol: TCP}]}}
-"""
-GIT_PORT_VALUES = """
 networkPolicy:
+  # The pods of this Git server listen at another port than its Service.
   extraEgress:
     bootstrap: [{ports: [{port: 8080, protocol: TCP}]}]
 """
@@ -253,8 +248,7 @@ def prepare_staging(team: Team) -> None:
     """Begin anew with staging as it is, but for the address of the flows; push it."""
     team.kubectl("apply", "-f", "-", text=SERVICE_MONITORS)
     team.start_anew()
-    for path in (STAGING, VALUES):
-        team.edit(path, "https://git.example.org/data/flows.git", REPOSITORY)
-    team.append(STAGING, GIT_PORT)
-    team.append(VALUES, GIT_PORT_VALUES)
+    team.edit(VALUES, "https://git.example.org/data/flows.git", REPOSITORY)
+    team.append(VALUES, GIT_PORT)
+    team.run(sys.executable, "-m", "scripts.render")
     team.commit("Staging")

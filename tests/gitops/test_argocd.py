@@ -162,7 +162,7 @@ def test_a_worker_limit_rolls_the_worker_only(overlay: Argo) -> None:
     patch = (
         "  - target: {kind: Deployment, name: prefect-hamilton-worker-kubernetes}\n"
         "    patch: |\n"
-        "      - {op: add, path: /spec/template/spec/containers/0/args/5, value: --limit=7}\n"
+        "      - {op: add, path: /spec/template/spec/containers/0/args/-, value: --limit=7}\n"
     )
     team.append(STAGING, patch)
     commit = team.commit("At most 7 flow runs at once")
@@ -174,7 +174,7 @@ def test_the_deployments_in_prefect_follow_the_commit_of_the_flows(overlay: Argo
     team = overlay.team
     flows = team.head()
     before = team.pods(overlay.namespace)
-    team.edit(STAGING, "flows-ref=main", f"flows-ref={flows}")
+    team.edit(STAGING, "FLOWS_REF, value: main", f"FLOWS_REF, value: {flows}")
     commit = team.commit("Flows at one commit")
     overlay.wait_until_healthy(commit)
     deployment = team.walks_through(overlay.namespace)
@@ -231,12 +231,15 @@ def test_a_migration_that_fails_leaves_the_release_serving(overlay: Argo) -> Non
     patch = (
         "  - target: {kind: Deployment, name: prefect-hamilton-server}\n"
         "    patch: |\n"
-        "      - op: test\n"
-        "        path: /spec/template/spec/initContainers/0/env/7/name\n"
-        "        value: PREFECT_SERVER_DATABASE_USER\n"
-        "      - op: replace\n"
-        "        path: /spec/template/spec/initContainers/0/env/7/value\n"
-        "        value: nobody\n"
+        "      apiVersion: apps/v1\n"
+        "      kind: Deployment\n"
+        "      metadata: {name: prefect-hamilton-server}\n"
+        "      spec:\n"
+        "        template:\n"
+        "          spec:\n"
+        "            initContainers:\n"
+        "              - name: migrate\n"
+        "                env: [{name: PREFECT_SERVER_DATABASE_USER, value: nobody}]\n"
     )
     team.append(STAGING, patch)
     commit = team.commit("A migration that fails")

@@ -107,14 +107,14 @@ def test_drift_is_reverted_at_the_next_sync(flux: Team) -> None:
 
 def test_a_commit_that_does_not_build_is_reported_and_changes_nothing(flux: Team) -> None:
     before = flux.objects(NAMESPACE)
-    flux.edit(STAGING, "components/ingress", "components/ingres")
-    flux.commit("A mistyped component")
+    flux.edit(STAGING, "base/staging", "base/stagin")
+    flux.commit("A mistyped base")
     reconcile(flux)
 
     @eventually
     def reported() -> None:
         condition = ready(flux)
-        assert condition["status"] == "False" and "ingres" in condition["message"], condition
+        assert condition["status"] == "False" and "stagin" in condition["message"], condition
 
     reported()
     assert flux.objects(NAMESPACE) == before

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -16,12 +15,12 @@ import pytest
 import yaml
 
 from scripts import render
-from tests.chart.charts import Object
+from tests.chart.charts import Object, template_text
 
 ROOT = render.ROOT
 KUSTOMIZE = render.KUSTOMIZE
 OVERLAYS = tuple(sorted(p.parent.name for p in KUSTOMIZE.glob("overlays/*/kustomization.yaml")))
-COMPONENTS = tuple(sorted(p.parent.name for p in KUSTOMIZE.glob("components/*/kustomization.yaml")))
+NAMESPACE = "flows"
 
 
 def need_tools() -> None:
@@ -59,8 +58,14 @@ def overlay(name: str) -> tuple[Object, ...]:
     return built(KUSTOMIZE / "overlays" / name)
 
 
+def kustomization(name: str) -> Object:
+    """Return the kustomization.yaml of an overlay."""
+    path = KUSTOMIZE / "overlays" / name / "kustomization.yaml"
+    return dict(yaml.safe_load(path.read_text()))
+
+
 def overlay_values(name: str) -> Object:
-    """Return the values that make the chart render the same."""
+    """Return the values of an overlay's base."""
     return dict(yaml.safe_load((KUSTOMIZE / "overlays" / name / "values.yaml").read_text()))
 
 
@@ -71,42 +76,47 @@ def namespace(objects: Sequence[Object]) -> str:
     return str(names.pop())
 
 
-def with_components(
-    components: Sequence[str], base: Path = KUSTOMIZE / "base", **content: Any
-) -> list[Object]:
-    """Build an overlay of the base with these components."""
-    return parse(_with_components(tuple(components), base, json.dumps(content)))
+def with_values(values: Object, **content: Any) -> list[Object]:
+    """Build an overlay of a base that is rendered from values; `content` is its kustomization."""
+    return parse(_with_values(json.dumps(values), json.dumps(content), render.CHART))
 
 
 @functools.cache
-def _with_components(components: tuple[str, ...], base: Path, content: str) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-
-        def path(target: Path) -> str:
-            return os.path.relpath(target, Path(folder).resolve())
-
+def _with_values(values: str, content: str, chart: Path) -> str:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "values.yaml").write_text(values)
+        base = render.Base(folder / "base", [folder / "values.yaml"], NAMESPACE)
+        render.update(base, check=False)
         kustomization = {
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
-            "namespace": "flows",
-            "resources": [path(base)],
-            "components": [path(base.parent / "components" / name) for name in components],
+            "resources": ["base"],
             **json.loads(content),
         }
-        (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-        return build_text(Path(folder))
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+        return build_text(folder)
 
 
-def component_values(name: str) -> Object:
-    """Return the values of a component's switch."""
-    if name == "no-network-policy":
-        return {"networkPolicy": {"enabled": False}}
-    return render.switch(name)
+def chart(values: Object, namespace: str = NAMESPACE) -> list[Object]:
+    """Return what the chart renders for the release that bases are named after."""
+    options = ("--no-hooks", "--skip-tests")
+    text = template_text(values, name=render.RELEASE, namespace=namespace, options=options)
+    objects = parse(text)
+    for obj in objects:
+        # Helm installs an object that names no namespace into that of the release.
+        obj["metadata"].setdefault("namespace", namespace)
+    return objects
 
 
-def merged(*values: Object) -> Object:
-    """Return the values as helm joins several files."""
-    return functools.reduce(render.joined, values, {})
+def joined(*several: Object) -> Object:
+    """Return values as helm joins several files."""
+    result: Object = {}
+    for values in several:
+        for key, value in values.items():
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = joined(result[key], value) if both else value
+    return result
 
 
 # --- what may differ, and why
@@ -115,31 +125,31 @@ Allowed = Callable[[Object], Object | None]
 
 
 def only_overlays_make_the_namespace(obj: Object) -> Object | None:
-    """Helm has --create-namespace; whoever syncs wants the namespace with its labels in Git."""
+    """Helm has --create-namespace; with GitOps the namespace and its labels are in Git."""
     return None if obj["kind"] == "Namespace" else obj
 
 
 def helms_own_labels(obj: Object) -> Object:
-    """Nobody but Helm manages objects with Helm, and no chart was installed."""
+    """Helm does not manage these objects, and no chart was installed."""
     labels = obj["metadata"].get("labels", {})
     labels.pop("app.kubernetes.io/managed-by", None)
     labels.pop("helm.sh/chart", None)
     return obj
 
 
-def each_engines_word_for_keeping_data(obj: Object) -> Object:
+def each_engines_annotation_that_keeps_data(obj: Object) -> Object:
     """Helm, Argo CD and Flux each have an annotation that says: never delete this."""
     annotations = obj["metadata"].get("annotations", {})
-    words = [
+    engines = [
         {"helm.sh/resource-policy": "keep"},
         {
             "argocd.argoproj.io/sync-options": "Delete=false,Prune=false",
             "kustomize.toolkit.fluxcd.io/prune": "disabled",
         },
     ]
-    for word in words:
-        if word.items() <= annotations.items():
-            for key in word:
+    for engine in engines:
+        if engine.items() <= annotations.items():
+            for key in engine:
                 del annotations[key]
             annotations["kept"] = "yes"
     return obj
@@ -154,29 +164,20 @@ def the_hash_in_a_jobs_name(obj: Object) -> Object:
     return obj
 
 
-def the_order_of_what_has_names(obj: Object) -> Object:
-    """Kustomize merges variables, volumes and mounts by name and puts new ones first."""
-
-    def ordered(node: Any, key: str = "") -> Any:
-        if isinstance(node, dict):
-            return {k: ordered(v, k) for k, v in node.items()}
-        if isinstance(node, list):
-            items = [ordered(item) for item in node]
-            if (by := render.MERGE_KEYS.get(key)) and all(by in item for item in items):
-                items.sort(key=lambda item: item[by])
-            return items
-        return node
-
-    result: Object = ordered(obj)
-    return result
+def the_order_of_a_jobs_variables(obj: Object) -> Object:
+    """Kustomize puts a variable that an overlay patches first."""
+    if obj["kind"] == "Job":
+        for container in obj["spec"]["template"]["spec"]["containers"]:
+            container.get("env", []).sort(key=lambda variable: variable["name"])
+    return obj
 
 
 ALLOWED: tuple[Allowed, ...] = (
     only_overlays_make_the_namespace,
     helms_own_labels,
-    each_engines_word_for_keeping_data,
+    each_engines_annotation_that_keeps_data,
     the_hash_in_a_jobs_name,
-    the_order_of_what_has_names,
+    the_order_of_a_jobs_variables,
 )
 
 
@@ -198,14 +199,15 @@ def differences(
 
 
 def comparable(objects: Sequence[Object], allowed: Sequence[Allowed]) -> dict[str, Object]:
-    """Return the objects by kind and name, without what may differ."""
+    """Return the objects by kind, namespace and name, without what may differ."""
     result = {}
     for original in objects:
         obj: Object | None = deepcopy(original)
         for allow in allowed:
             obj = allow(obj) if obj is not None else None
         if obj is not None:
-            result[f"{obj['kind']}/{obj['metadata']['name']}"] = obj
+            meta = obj["metadata"]
+            result[f"{obj['kind']}/{meta.get('namespace')}/{meta['name']}"] = obj
     return result
 
 

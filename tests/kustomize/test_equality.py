@@ -1,110 +1,95 @@
-"""Kustomize's objects are the chart's: the base byte for byte, overlays object by object."""
+"""Kustomize's objects are the chart's: bases text by text, builds object by object."""
 
 import functools
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from scripts import render
-from tests.chart.charts import CHART, Object, check, containers, pod_template, template_text
+from tests.chart.charts import CHART, Object, check, containers, pod_template
+from tests.chart.conftest import PROFILES, profile_values
 from tests.kustomize.kustomizations import (
     ALLOWED,
-    COMPONENTS,
     KUSTOMIZE,
+    NAMESPACE,
     OVERLAYS,
+    ROOT,
     build_text,
     built_text,
-    component_values,
+    chart,
     differences,
-    merged,
+    joined,
+    kustomization,
     namespace,
     overlay,
     overlay_values,
     parse,
-    with_components,
+    with_values,
 )
 
-HOOKLESS = ("--no-hooks", "--skip-tests")
+# --- the bases of the overlays
 
 
-def chart(values: Object, namespace: str = "flows") -> list[Object]:
-    """Return what the chart renders for the release that the base is named after."""
-    text = template_text(values, name=render.RELEASE, namespace=namespace, options=HOOKLESS)
-    return parse(text)
-
-
-def test_the_rendered_files_are_committed() -> None:
-    wanted = render.files()
-    committed = {path: path.read_text() for path in wanted if path.is_file()}
-    assert committed == wanted, "run `make render` and commit what it changes"
-    for path, text in wanted.items():
-        assert render.NAMESPACE not in text, f"{path.name} names a namespace that no overlay sets"
-    assert set(render.rendered()) == set(wanted), "a rendered file is left over: `make render`"
-
-
-def test_the_base_is_the_chart() -> None:
-    assert differences(with_components([]), chart({})) == []
+def test_the_committed_bases_are_up_to_date() -> None:
+    bases = list(render.bases())
+    for base in bases:
+        assert render.update(base, check=True) == [], "run `make render` and commit the result"
+    assert [base.folder for base in bases] == sorted((KUSTOMIZE / "base").iterdir())
+    assert [base.folder.name for base in bases] == list(OVERLAYS)
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_an_overlay_is_the_chart_with_the_values_beside_it(name: str) -> None:
-    ours = overlay(name)
-    assert differences(ours, chart(overlay_values(name), namespace(ours))) == []
+def test_every_object_has_a_file_that_is_named_after_it(name: str) -> None:
+    for path in (KUSTOMIZE / "base" / name).glob("*-*.yaml"):
+        if path.name == "image-fields.yaml":
+            continue
+        (obj,) = parse(path.read_text())
+        short = obj["metadata"]["name"].removeprefix("prefect-hamilton").strip("-")
+        assert path.stem == f"{obj['kind'].lower()}-{short or 'all'}"
 
 
-@pytest.mark.parametrize("name", COMPONENTS)
-def test_a_component_is_the_chart_with_its_values(name: str) -> None:
-    objects = with_components([*filter(None, [render.AFTER.get(name)]), name])
-    assert differences(objects, chart(component_values(name))) == []
-    check_all(objects)
+def test_the_kind_overlay_is_what_make_kind_installs() -> None:
+    assert overlay_values("kind") == profile_values("kind")
 
 
-# Components that change the same objects. With Valkey, "existing" means one Secret more.
-VALKEY_SECRET: Object = {"valkey": {"existingSecret": "prefect-hamilton-valkey"}}
-TOGETHER: tuple[tuple[tuple[str, ...], Object], ...] = (
-    (("high-availability", "external-database"), {}),
-    (("high-availability", "existing-secrets"), VALKEY_SECRET),
-    (("external-database", "existing-secrets"), {}),
-    (("object-store", "external-database", "flows-repository"), {}),
-    (("high-availability", "git-server", "gateway"), {}),
-    (("worker-only", "flows-repository"), {}),
-    (
-        (
-            "high-availability",
-            "flows-repository",
-            "object-store",
-            "external-database",
-            "existing-secrets",
-            "ingress",
-            "gateway",
-            "monitoring",
-        ),
-        VALKEY_SECRET,
-    ),
-)
+# --- overlays
 
 
-@pytest.mark.parametrize(("components", "more"), TOGETHER, ids=lambda v: "+".join(v))
-@pytest.mark.parametrize("is_reversed", [False, True], ids=["", "reversed"])
-def test_components_can_be_combined_in_any_order(
-    components: tuple[str, ...], more: Object, is_reversed: bool
-) -> None:
-    """Only the one that adds pods comes first, as its values.yaml says."""
-    theirs = chart(merged(*map(component_values, components), more))
-    order = list(components)
-    if is_reversed:
-        order.sort(key=lambda c: (c == render.ADDS_PODS, components.index(c)), reverse=True)
-    found = differences(with_components(order), theirs)
-    # A Job's checksum has to change with its content, not to be the chart's.
-    assert [line for line in found if "Job/" not in line or "checksum/config" not in line] == []
+def kustomization_values(name: str) -> Object:
+    """Return the values that say what an overlay's kustomization.yaml sets: images and commit."""
+    content = kustomization(name)
+    values: Object = {}
+    if images := {i["name"].rpartition("/")[2]: i for i in content.get("images", [])}:
+        keys = {"newTag": "tag", "digest": "digest"}
+        prefect, flows, hamilton_ui = (
+            {"image": {keys[key]: text for key, text in images[image].items() if key in keys}}
+            for image in ("prefect", "flows", "hamilton-ui")
+        )
+        values = {"server": prefect, "worker": prefect, "flows": flows, "hamiltonUi": hamilton_ui}
+    for each in content.get("patches", []):
+        (container,) = yaml.safe_load(each["patch"])["spec"]["template"]["spec"]["containers"]
+        ((variable),) = container["env"]
+        assert variable["name"] == "FLOWS_REF"
+        values = joined(values, {"flows": {"ref": variable["value"]}})
+    return values
 
 
-def test_without_network_policies_none_is_rendered() -> None:
-    objects = with_components(["high-availability", "no-network-policy"])
-    assert not [o for o in objects if o["kind"] == "NetworkPolicy"]
+def chart_of(name: str) -> list[Object]:
+    """Return what the chart renders with an overlay's values, images and commit."""
+    values = joined(overlay_values(name), kustomization_values(name))
+    return chart(values, namespace(overlay(name)))
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_is_the_chart_with_its_values_images_and_commit(name: str) -> None:
+    assert differences(overlay(name), chart_of(name)) == []
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -141,28 +126,28 @@ def check_all(objects: tuple[Object, ...] | list[Object]) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_rendered_kustomize_files_have_no_helm_labels_or_defaults(name: str) -> None:
+def test_nothing_of_helm_is_left_and_two_builds_are_equal(name: str) -> None:
     text = built_text(KUSTOMIZE / "overlays" / name)
-    for word in ("helm.sh", "managed-by", "local-config", "needsHashSuffix", render.NAMESPACE):
+    for word in ("helm.sh", "managed-by", "needsHashSuffix"):
         assert word not in text, word
-    for setting, default in yaml.safe_load(render.SETTINGS.read_text())["data"].items():
-        assert default not in text, setting
     assert build_text(KUSTOMIZE / "overlays" / name) == text
 
 
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_what_is_written_by_hand_in_an_overlay_is_short(name: str) -> None:
+    for path in (KUSTOMIZE / "overlays" / name).iterdir():
+        assert len(path.read_text().splitlines()) < 60, path
+
+
 @pytest.mark.parametrize("allowed", ALLOWED, ids=lambda allowed: allowed.__name__)
-def test_every_allowed_difference_exists(allowed: object) -> None:
+def test_every_allowed_difference_is_there(allowed: object) -> None:
     """None is allowed that no overlay needs."""
     others = [each for each in ALLOWED if each is not allowed]
-    assert any(
-        differences(overlay(name), chart(overlay_values(name), namespace(overlay(name))), others)
-        for name in OVERLAYS
-    )
+    assert any(differences(overlay(name), chart_of(name), others) for name in OVERLAYS)
 
 
-def test_the_comparison_finds_differences() -> None:
-    ours = list(overlay("staging"))
-    theirs = chart(overlay_values("staging"), "prefect-staging")
+def test_the_comparison_sees_what_differs() -> None:
+    ours, theirs = list(overlay("staging")), chart_of("staging")
     assert differences(ours[:-1], theirs)
     assert differences(ours, theirs[:-1])
     server = next(o for o in theirs if o["kind"] == "Deployment")
@@ -171,40 +156,124 @@ def test_the_comparison_finds_differences() -> None:
     assert "in the chart" in line
 
 
-def test_the_kind_overlay_is_what_make_kind_installs() -> None:
-    installed = yaml.safe_load((CHART / "examples" / "kind" / "values.yaml").read_text())
-    assert overlay_values("kind") == installed
+# --- a base from a team's own values
 
 
-@pytest.mark.parametrize("name", COMPONENTS)
-def test_every_component_and_setting_is_documented(name: str) -> None:
-    folder = KUSTOMIZE / "components" / name
-    source = folder / "values.yaml"
-    text = (source if source.is_file() else folder / "kustomization.yaml").read_text()
-    assert text.startswith("# ")
+@pytest.mark.parametrize("example", ["default", *PROFILES])
+def test_a_base_from_any_values_is_the_chart_with_them(example: str) -> None:
+    values = {} if example == "default" else profile_values(example)
+    objects = with_values(values)
+    assert differences(objects, chart(values)) == []
+    check_all(objects)
 
 
-def test_every_setting_is_used() -> None:
-    used = "".join(p.read_text() for p in KUSTOMIZE.glob("components/*/kustomization.yaml"))
-    for setting in yaml.safe_load(render.SETTINGS.read_text())["data"]:
-        assert f"fieldPath: data.{setting}\n" in used, setting
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.render", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
-def test_an_overlay_has_fewer_than_80_lines() -> None:
-    for name in OVERLAYS:
-        lines = (KUSTOMIZE / "overlays" / name / "kustomization.yaml").read_text().splitlines()
-        assert len(lines) < 80, name
+def test_one_command_renders_a_base_from_several_values_files(tmp_path: Path) -> None:
+    more = tmp_path / "more.yaml"
+    more.write_text("worker: {limit: 7}\nprometheusRule: {enabled: true}\n")
+    files = (CHART / "examples" / "high-availability" / "values.yaml", more)
+    options = [f"--values={path}" for path in files] + [f"--output={tmp_path / 'base'}"]
+    done = command(*options, f"--namespace={NAMESPACE}")
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "base" / "deployment-server.yaml") in done.stdout.splitlines()
+    values = joined(*(yaml.safe_load(path.read_text()) for path in files))
+    assert differences(parse(build_text(tmp_path / "base")), chart(values)) == []
+
+    assert command(*options, f"--namespace={NAMESPACE}", "--check").returncode == 0
+    more.write_text("prometheusRule: {enabled: true}\n")
+    done = command(*options, f"--namespace={NAMESPACE}", "--check")
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [str(tmp_path / "base/deployment-worker-kubernetes.yaml")]
+    assert "make render" in done.stderr
+    more.write_text("worker: {limit: 7}\n")
+    done = command(*options, f"--namespace={NAMESPACE}")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "base" / "prometheusrule-all.yaml").exists()
 
 
-def test_the_check_names_outdated_files(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    stale = KUSTOMIZE / "base" / "deployment-server.yaml"
-    wanted = {path: path.read_text() for path in render.rendered()}
-    monkeypatch.setattr(render, "files", lambda: wanted | {stale: "changed"})
-    with pytest.raises(render.typer.Exit):
-        render.main(check=True)
-    said = capsys.readouterr()
-    assert said.out.splitlines() == ["kustomize/base/deployment-server.yaml"]
-    assert "make render" in said.err
-    assert stale.read_text() != "changed"
+def test_make_render_passes_values_and_output_on() -> None:
+    arguments = ["VALUES=my values.yaml", "OUTPUT=my-base", "OPTIONS=--namespace flows"]
+    done = subprocess.run(
+        ["make", "--dry-run", "render", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "render --values 'my values.yaml' --output 'my-base' --namespace flows" in done.stdout
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("precious: true\n")
+    (values := tmp_path / "values").touch()
+    done = command(f"--values={values}", f"--output={tmp_path}")
+    assert done.returncode == 1
+    assert "mine.yaml" in done.stderr and "Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.yaml", "values"}
+
+
+def test_values_that_the_chart_refuses_are_named(tmp_path: Path) -> None:
+    (values := tmp_path / "values.yaml").write_text("server: {replica: 2}\n")
+    done = command(f"--values={values}", f"--output={tmp_path / 'base'}")
+    assert done.returncode == 1
+    assert "replica" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "base").exists()
+
+
+def test_values_need_an_output(tmp_path: Path) -> None:
+    done = command(f"--values={tmp_path}")
+    assert done.returncode == 2
+    assert "--output" in done.stderr
+
+
+def test_two_objects_with_one_file_are_refused(tmp_path: Path) -> None:
+    objects = [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}}
+        for name in ("prefect-hamilton-extra", "extra")
+    ]
+    (values := tmp_path / "values.yaml").write_text(json.dumps({"extraObjects": objects}))
+    done = command(f"--values={values}", f"--output={tmp_path / 'base'}")
+    assert done.returncode == 1
+    assert "configmap-extra.yaml" in done.stderr
+
+
+# --- what docs/gitops.md shows
+
+
+def blocks() -> list[Any]:
+    """Return the YAML blocks of the page on GitOps."""
+    tokens = MarkdownIt().parse((ROOT / "docs" / "gitops.md").read_text())
+    return [yaml.safe_load(t.content) for t in tokens if t.type == "fence" and t.info == "yaml"]
+
+
+def test_the_values_of_the_docs_can_be_rendered_together() -> None:
+    (values,) = [block for block in blocks() if "patches" not in block]
+    objects = with_values(values)
+    check_all(objects)
+    kinds = {obj["kind"] for obj in objects}
+    assert {"HTTPRoute", "PrometheusRule"} <= kinds
+    assert not {"NetworkPolicy", "Ingress"} & kinds
+    assert not [obj for obj in objects if obj["metadata"]["name"].endswith("-postgres")]
+
+
+DOCS_PATCHES = [patch for block in blocks() for patch in block.get("patches", [])]
+
+
+@pytest.mark.parametrize("patch", DOCS_PATCHES, ids=lambda patch: patch["target"]["kind"])
+def test_a_patch_of_the_docs_changes_its_target_and_nothing_else(patch: Object) -> None:
+    values = overlay_values("staging")
+    target = {"name": "", **patch["target"]}
+    found = differences(with_values(values, patches=[patch]), chart(values))
+    assert found
+    for line in found:
+        assert f"{target['kind']}/{NAMESPACE}/{target['name']}" in line
+    check_all(with_values(values, patches=[patch]))

@@ -22,7 +22,7 @@ from tests.kustomize.kustomizations import (
     namespace,
     overlay,
     parse,
-    with_components,
+    with_values,
 )
 
 GITOPS = KUSTOMIZE / "gitops"
@@ -62,7 +62,7 @@ def test_it_is_valid(path: Path) -> None:
             assert errors(obj) == []
 
 
-def test_an_unknown_field_is_found() -> None:
+def test_a_field_that_is_not_known_is_noticed() -> None:
     (release,) = all_of("HelmRelease")
     release["spec"]["upgrade"]["remediation"]["retry"] = 3
     assert errors(release)
@@ -86,7 +86,7 @@ def applications() -> list[Object]:
 
 
 @pytest.mark.parametrize("application", applications(), ids=lambda a: a["metadata"]["name"])
-def test_an_application_refers_to_existing_paths(application: Object) -> None:
+def test_an_application_syncs_by_itself_what_is_there(application: Object) -> None:
     spec = application["spec"]
     (project,) = all_of("AppProject")
     assert spec["project"] == project["metadata"]["name"]
@@ -105,7 +105,7 @@ def test_an_application_refers_to_existing_paths(application: Object) -> None:
     assert spec["destination"]["namespace"] == namespace(built(path))
 
 
-def test_the_argocd_project_has_minimal_rights() -> None:
+def test_the_project_has_the_least_rights() -> None:
     (project,) = all_of("AppProject")
     spec = project["spec"]
     assert "*" not in yaml.safe_dump(spec)
@@ -144,6 +144,13 @@ DEFAULTS_IN_LISTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+GATEWAY: Object = {
+    "gateway": {"enabled": True, "parentRefs": [{"name": "web", "namespace": "gateways"}]},
+    "server": {"host": "prefect.example.org"},
+    "hamiltonUi": {"host": "hamilton.example.org"},
+}
+
+
 def items(node: Any, path: list[str]) -> Iterator[Object]:
     """Yield what is at a path, in every item of the lists on the way."""
     if isinstance(node, list):
@@ -156,7 +163,7 @@ def items(node: Any, path: list[str]) -> Iterator[Object]:
 
 
 def test_defaults_in_lists_of_custom_resources_are_written_out() -> None:
-    objects = [*built(GITOPS / "secrets" / "external-secrets"), *with_components(["gateway"])]
+    objects = [*built(GITOPS / "secrets" / "external-secrets"), *with_values(GATEWAY)]
     for kind, places in DEFAULTS_IN_LISTS.items():
         found = [obj for obj in objects if obj["kind"] == kind]
         assert found, kind
@@ -169,7 +176,7 @@ def test_defaults_in_lists_of_custom_resources_are_written_out() -> None:
 # --- Flux
 
 
-def test_kustomizations_refer_to_existing_paths() -> None:
+def test_kustomizations_point_at_what_is_there() -> None:
     kustomizations = {k["metadata"]["name"]: k["spec"] for k in all_of("Kustomization")}
     sources = {s["metadata"]["name"] for s in all_of("GitRepository")}
     assert kustomizations.keys() == {"prefect-secrets", "prefect-production", "prefect-staging"}
@@ -183,11 +190,10 @@ def test_kustomizations_refer_to_existing_paths() -> None:
     assert kustomizations["prefect-production"]["dependsOn"] == [{"name": "prefect-secrets"}]
 
 
-def test_the_flux_artifact_contains_the_files_of_the_overlays() -> None:
+def test_the_resources_of_all_kustomizations_are_in_fluxs_artifact() -> None:
     """The GitRepository leaves everything but kustomize/ out."""
     for path in KUSTOMIZE.rglob("kustomization.yaml"):
-        content = yaml.safe_load(path.read_text())
-        for each in [*content.get("resources", []), *content.get("components", [])]:
+        for each in yaml.safe_load(path.read_text())["resources"]:
             assert (path.parent / each).resolve().is_relative_to(KUSTOMIZE), (path, each)
 
 
@@ -252,7 +258,7 @@ def wanted_keys() -> dict[str, set[str]]:
     return found
 
 
-def test_external_secrets_provide_the_keys_of_production() -> None:
+def test_external_secrets_give_production_what_it_reads() -> None:
     given = {}
     for obj in built(GITOPS / "secrets" / "external-secrets"):
         if obj["kind"] == "ExternalSecret":
@@ -265,7 +271,7 @@ def test_external_secrets_provide_the_keys_of_production() -> None:
     assert given == wanted_keys()
 
 
-def test_the_sops_example_has_the_keys_of_production_and_no_secret() -> None:
+def test_the_sops_example_gives_production_what_it_reads_and_holds_no_secret() -> None:
     folder = GITOPS / "secrets" / "sops"
     secrets = objects_of(folder / "secrets.example.yaml")
     assert {s["metadata"]["name"]: set(s["stringData"]) for s in secrets} == wanted_keys()

@@ -18,14 +18,7 @@ import yaml
 
 from scripts import render
 from tests.chart.charts import COMPONENT, Object, containers, labels, pod_template, template_text
-from tests.kustomize.kustomizations import (
-    KUSTOMIZE,
-    OVERLAYS,
-    overlay,
-    overlay_values,
-    parse,
-    with_components,
-)
+from tests.kustomize.kustomizations import OVERLAYS, overlay, overlay_values, parse, with_values
 
 HOOK = "argocd.argoproj.io/hook"
 WAVE = "argocd.argoproj.io/sync-wave"
@@ -133,20 +126,20 @@ GIVEN = {
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_the_first_sync_of_an_overlay_needs_no_later_object(name: str) -> None:
+def test_a_first_sync_of_an_overlay_needs_nothing_later(name: str) -> None:
     assert missing(overlay(name), GIVEN[name]) == []
     assert {phase(obj) for obj in overlay(name)} == {"Sync"}, "a hook would run at each sync"
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_the_first_sync_of_the_chart_needs_no_later_object(name: str) -> None:
+def test_a_first_sync_of_the_chart_needs_nothing_later(name: str) -> None:
     objects = parse(template_text(overlay_values(name), name=render.RELEASE))
     assert missing(objects, GIVEN[name]) == []
     (test,) = [obj for obj in objects if phase(obj) != "Sync"]
     assert (test["kind"], phase(test)) == ("Pod", None), "only `helm test`, which is left out"
 
 
-def test_a_hook_that_needs_a_later_object_is_found() -> None:
+def test_a_hook_that_needs_a_later_object_is_noticed() -> None:
     objects = deepcopy(list(overlay("staging")))
     (job,) = [o for o in objects if o["kind"] == "Job" and labels(o)[COMPONENT] == "bootstrap"]
     job["metadata"]["annotations"] = {HELM_HOOK: "pre-install,pre-upgrade"}
@@ -161,7 +154,7 @@ def test_a_hook_that_needs_a_later_object_is_found() -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_no_job_deletes_itself(name: str) -> None:
+def test_no_job_goes_away_by_itself(name: str) -> None:
     """A Job with a TTL that a sync finds gone is made, and run, again and again."""
     for obj in overlay(name):
         if obj["kind"] == "Job":
@@ -169,7 +162,7 @@ def test_no_job_deletes_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_pruning_keeps_the_data(name: str) -> None:
+def test_pruning_takes_no_data(name: str) -> None:
     for obj in overlay(name):
         is_volume = (
             obj["kind"] == "PersistentVolumeClaim" and labels(obj)[COMPONENT] != "git-server"
@@ -198,24 +191,35 @@ def changed(before: Sequence[Object], after: Sequence[Object]) -> set[str]:
 
 
 NAME = render.RELEASE
-FLOWS = ["flows-repository"]
+FLOWS: Object = {"flows": {"repository": "https://git.example.org/data/flows.git"}}
 
 
-def settings(**literals: str) -> list[Object]:
-    """Return the generator with which an overlay sets what is in settings.yaml."""
-    lines = [f"{key.replace('_', '-')}={value}" for key, value in literals.items()]
-    return [{"name": "settings", "behavior": "merge", "literals": lines}]
+def patch(kind: str, name: str, text: str) -> list[Object]:
+    """Return the patches of an overlay that changes one object."""
+    return [{"target": {"kind": kind, "name": f"{NAME}-{name}"}, "patch": text}]
+
+
+def flows_ref(ref: str) -> list[Object]:
+    """Return the patches of an overlay that names the commit of the flows."""
+    containers = [{"name": "bootstrap", "env": [{"name": "FLOWS_REF", "value": ref}]}]
+    job = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": f"{NAME}-bootstrap"},
+        "spec": {"template": {"spec": {"containers": containers}}},
+    }
+    return patch("Job", "bootstrap", yaml.safe_dump(job))
 
 
 def test_a_new_commit_of_the_flows_runs_the_bootstrap_and_rolls_nothing() -> None:
-    before = with_components(FLOWS, configMapGenerator=settings(flows_ref="main"))
-    after = with_components(FLOWS, configMapGenerator=settings(flows_ref="a" * 40))
+    before = with_values(FLOWS, patches=flows_ref("main"))
+    after = with_values(FLOWS, patches=flows_ref("a" * 40))
     assert changed(before, after) == {f"Job/{NAME}-bootstrap"}
 
 
 def test_a_new_image_of_the_flows_runs_the_bootstrap_and_rolls_nothing() -> None:
     images = [{"name": "prefect-hamilton/flows", "newTag": "0.2.0"}]
-    before, after = with_components(FLOWS), with_components(FLOWS, images=images)
+    before, after = with_values(FLOWS), with_values(FLOWS, images=images)
     assert changed(before, after) == {f"Job/{NAME}-bootstrap"}
     (job,) = [o for o in after if o["metadata"]["name"].startswith(f"{NAME}-bootstrap-")]
     variables = job["spec"]["template"]["spec"]["containers"][0]["env"]
@@ -224,7 +228,7 @@ def test_a_new_image_of_the_flows_runs_the_bootstrap_and_rolls_nothing() -> None
 
 def test_a_new_image_of_prefect_rolls_what_runs_it() -> None:
     images = [{"name": "prefect-hamilton/prefect", "newTag": "0.2.0"}]
-    assert changed(with_components([]), with_components([], images=images)) == {
+    assert changed(with_values({}), with_values({}, images=images)) == {
         f"Deployment/{NAME}-server",
         f"Deployment/{NAME}-worker-kubernetes",
         f"Job/{NAME}-bootstrap",
@@ -232,31 +236,34 @@ def test_a_new_image_of_prefect_rolls_what_runs_it() -> None:
     }
 
 
-def test_the_limit_of_one_worker_rolls_only_that_worker() -> None:
-    patch = "- {op: add, path: /spec/template/spec/containers/0/args/5, value: --limit=3}"
-    worker = {"kind": "Deployment", "name": f"{NAME}-worker-kubernetes"}
-    after = with_components([], patches=[{"target": worker, "patch": patch}])
-    assert changed(with_components([]), after) == {f"Deployment/{NAME}-worker-kubernetes"}
+def test_a_workers_limit_rolls_that_worker_alone() -> None:
+    text = "- {op: add, path: /spec/template/spec/containers/0/args/-, value: --limit=3}"
+    after = with_values({}, patches=patch("Deployment", "worker-kubernetes", text))
+    assert changed(with_values({}), after) == {f"Deployment/{NAME}-worker-kubernetes"}
+    assert changed(with_values({}), with_values({"worker": {"limit": 3}})) == {
+        f"Deployment/{NAME}-worker-kubernetes"
+    }
 
 
 def test_any_change_of_a_job_gives_it_a_new_name() -> None:
-    """Also one that neither the chart nor a component knows of."""
-    job = {"kind": "Job", "name": f"{NAME}-bootstrap"}
-    patch = "- {op: replace, path: /spec/backoffLimit, value: 3}"
-    after = with_components([], patches=[{"target": job, "patch": patch}])
+    """Also one for which the chart has no value."""
+    text = "- {op: replace, path: /spec/backoffLimit, value: 3}"
+    after = with_values({}, patches=patch("Job", "bootstrap", text))
     names = [
         {o["metadata"]["name"] for o in objects if o["kind"] == "Job"}
-        for objects in (with_components([]), after)
+        for objects in (with_values({}), after)
     ]
     assert len(names[0] & names[1]) == 1, "the secrets' Job keeps its name"
     assert len(names[0] | names[1]) == 3
 
 
-def test_a_component_that_changes_the_input_of_a_job_runs_it_again() -> None:
-    """The state is in a ConfigMap: the Job's checksum follows it."""
-    for component, job in (("flows-repository", "bootstrap"), ("high-availability", "secrets")):
-        objects = changed(with_components([]), with_components([component]))
-        assert f"Job/{NAME}-{job}" in objects
+def test_a_value_that_changes_what_a_job_reads_runs_it_again() -> None:
+    """The state of the bootstrap is in a ConfigMap: the Job's checksum follows it."""
+    after = with_values({"flows": {"activeDeadlineSeconds": 60}})
+    assert changed(with_values({}), after) == {
+        f"ConfigMap/{NAME}-bootstrap",
+        f"Job/{NAME}-bootstrap",
+    }
 
 
 # --- upgrades
@@ -300,52 +307,45 @@ def refused(before: Sequence[Object], after: Sequence[Object]) -> list[str]:
     ]
 
 
-UPGRADED = ["high-availability", "git-server"]
+UPGRADED: Object = {
+    "server": {"replicas": 2},
+    "valkey": {"enabled": True},
+    "gitServer": {"enabled": True},
+}
 
 
 @pytest.fixture
-def next_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of chart and Kustomize one version on: other images, state, sizes and Jobs."""
-    chart, kustomize = tmp_path / "chart", tmp_path / "kustomize"
+def next_version(tmp_path: Path) -> Path:
+    """A copy of the chart one version on: other images, sizes, templates and Jobs."""
+    chart = tmp_path / "chart"
     shutil.copytree(render.CHART, chart)
     for path, old, new in (
         ("Chart.yaml", "0.1.0", "0.2.0"),
         ("values.yaml", "tag: '17'", "tag: '17.6'"),
         ("values.yaml", "cpu: 25m", "cpu: 30m"),
-        ("files/report-failed-runs.yaml", "threshold: 1", "threshold: 2"),
-        ("templates/secrets/_helpers.tpl", "backoffLimit: 10", "backoffLimit: 9"),
+        ("values.yaml", "activeDeadlineSeconds: 86400", "activeDeadlineSeconds: 3600"),
         ("templates/bootstrap/_helpers.tpl", "backoffLimit: 6", "backoffLimit: 5"),
     ):
         text = (chart / path).read_text()
         assert old in text, (path, old)
         (chart / path).write_text(text.replace(old, new))
-    shutil.copytree(KUSTOMIZE, kustomize)
-    for component in (kustomize / "components").iterdir():
-        if component.name not in UPGRADED:
-            shutil.rmtree(component)
-    for name, value in (
-        ("CHART", chart),
-        ("KUSTOMIZE", kustomize),
-        ("BASE", kustomize / "base"),
-        ("COMPONENTS", kustomize / "components"),
-        ("ROOT", tmp_path),
-    ):
-        monkeypatch.setattr(render, name, value)
-    render.main()
-    return kustomize
+    return chart
 
 
-def test_an_upgrade_changes_no_immutable_field(next_version: Path) -> None:
-    for components in ([], UPGRADED):
-        before = with_components(components)
-        after = with_components(components, next_version / "base")
-        assert refused(before, after) == []
-        kinds = {key.split("/")[0] for key in changed(before, after)}
-        assert {"ConfigMap", "Deployment", "Job", "StatefulSet"} <= kinds, "the test shows nothing"
+@pytest.mark.parametrize("values", [{}, UPGRADED], ids=["default", "more"])
+def test_an_upgrade_needs_nothing_that_kubernetes_refuses(
+    next_version: Path, values: Object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = with_values(values)
+    monkeypatch.setattr(render, "CHART", next_version)
+    after = with_values(values)
+    assert refused(before, after) == []
+    kinds = {key.split("/")[0] for key in changed(before, after)}
+    assert {"ConfigMap", "Deployment", "Job", "StatefulSet"} <= kinds, "the test shows nothing"
 
 
-def test_an_upgrade_that_kubernetes_refuses_is_found() -> None:
-    before = with_components([])
+def test_a_refused_upgrade_is_noticed() -> None:
+    before = with_values({})
     after = deepcopy(before)
     for obj in after:
         if obj["kind"] == "StatefulSet":
@@ -359,12 +359,12 @@ def test_an_upgrade_that_kubernetes_refuses_is_found() -> None:
     }
 
 
-def test_immutable_fields_of_a_release_are_kept() -> None:
+def test_what_a_release_froze_stays_so() -> None:
     """Fields that nobody can change on a live cluster; a change here needs a migration."""
     snapshot = yaml.safe_load((Path(__file__).parent / "frozen.yaml").read_text())
     now = {
         f"{obj['kind']}/{obj['metadata']['name']}": frozen(obj)
-        for obj in with_components(["high-availability", "git-server"])
+        for obj in with_values(UPGRADED)
         if obj["kind"] != "Job" and frozen(obj)
     }
     assert now == snapshot
