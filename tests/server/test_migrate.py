@@ -176,13 +176,11 @@ def test_a_migration_waits_for_another_and_then_runs(postgres: str) -> None:
         other.execute(LOCK)
         process = database.start(*MIGRATE)
         assert process.stdout
-        said = process.stdout.readline()
+        said, holder = process.stdout.readline(), other.info.backend_pid
     output, _ = process.communicate(timeout=120)
 
     assert said.startswith("Waiting for another migration of 127.0.0.1:")
-    assert (
-        f"its lock is held by pod server-a at 127.0.0.1 (process {other.info.backend_pid}" in said
-    )
+    assert f"its lock is held by pod server-a at 127.0.0.1 (process {holder} of" in said
     assert process.returncode == 0, output
 
 
@@ -236,7 +234,7 @@ def test_an_interrupted_first_migration_begins_again(postgres: str, migrated: Da
     assert database.schema() == migrated.schema()
 
 
-def test_an_interrupted_migration_of_a_used_database_is_told(postgres: str) -> None:
+def test_an_interrupted_migration_of_a_used_database_is_reported(postgres: str) -> None:
     database = Database(postgres, "used")
     code, output = database.run(*UPGRADE, "--revision", BEFORE_INDEXES)
     assert code == 0, output
