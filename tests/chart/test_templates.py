@@ -1,11 +1,12 @@
 """Templates read like what they render: short lines, and YAML that is written as YAML."""
 
+import importlib.util
 import re
 from collections.abc import Iterator
 
 import pytest
 
-from tests.chart.charts import CHART, Release
+from tests.chart.charts import CHART, Release, containers, pod_template
 from tests.chart.conftest import PROFILES
 
 TEMPLATES = sorted(path for path in (CHART / "templates").rglob("*") if path.is_file())
@@ -48,3 +49,19 @@ def test_what_is_rendered_has_no_spaces_at_the_ends_of_lines(
 ) -> None:
     text = profiles[name].text
     assert [line for line in text.splitlines() if line != line.rstrip()] == []
+
+
+def modules(release: Release) -> Iterator[str]:
+    """Yield the Python modules that containers and their probes run."""
+    templates = [t for o in release.objects if (t := pod_template(o)) is not None]
+    for container in (c for template in templates for c in containers(template)):
+        probe = container.get("livenessProbe", {}).get("exec", {}).get("command", [])
+        for command in (container.get("args", []), probe):
+            yield from re.findall(r"-m (prefect_hamilton\S*)", " ".join(map(str, command)))
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_pods_run_modules_that_exist(name: str, profiles: dict[str, Release]) -> None:
+    found = set(modules(profiles[name]))
+    assert "prefect_hamilton.server.check_release" in found
+    assert [module for module in sorted(found) if not importlib.util.find_spec(module)] == []

@@ -159,6 +159,12 @@ def test_git_uses_ssh_as_a_user_without_a_name() -> None:
     assert "No user exists" not in output
 
 
+def test_the_prefect_image_has_the_programs_of_the_chart() -> None:
+    names = ("check_release", "create_secrets", "migrate", "probe_services", "wait_for_work_pool")
+    imports = "; ".join(f"import prefect_hamilton.server.{name}" for name in names)
+    run("prefect", "python", "-P", "-c", imports)
+
+
 def test_the_prefect_server_answers(containers: list[Container]) -> None:
     server = Container(*HARDENED, image("prefect"))
     containers.append(server)

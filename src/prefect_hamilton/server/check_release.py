@@ -38,8 +38,11 @@ def prefect(pools: list[str]) -> Iterator[Check]:
     with client() as api:
         for pool in pools:
             response, answer = _get(api, f"work_pools/{pool}")
-            is_ready = response is not None and response.is_success
-            is_ready = is_ready and response.json()["status"] == "READY"
+            is_ready = (
+                response is not None
+                and response.is_success
+                and response.json()["status"] == "READY"
+            )
             yield Check(f"work pool {pool} is ready", is_ready, answer)
 
 

@@ -43,7 +43,7 @@ LOCK = 0x70726566656374
 WAIT_SECONDS = 600
 """How long PostgreSQL may take to answer."""
 LOCK_SECONDS = 1800
-"""How long to wait for another pod that migrates, unless an option says otherwise."""
+"""How long to wait for another pod that migrates, by default."""
 REPORT_SECONDS = 60
 HOLDER = """
 SELECT session.pid, session.application_name, session.usename, session.client_addr
@@ -136,7 +136,7 @@ async def mark_first(connection: AsyncConnection, where: str) -> None:
     """Mark an empty database; empty one again whose first migration did not end."""
     tables = await connection.run_sync(lambda sync: sa.inspect(sync).get_table_names())
     if FIRST.name in tables:
-        # A server registers flows; none has run here, unless somebody went around this script.
+        # A server registers flows. None has run here, unless it was started without this program.
         is_used = sa.text("SELECT EXISTS (SELECT FROM flow)")
         if "flow" in tables and await connection.scalar(is_used):
             sys.exit(
