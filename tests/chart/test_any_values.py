@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.chart_schema import values_schema
+from charts.schema.generate import values_schema
 from tests.chart.charts import Object, RenderError, render
 from tests.chart.conftest import PROFILES, profile_values
 

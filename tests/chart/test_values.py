@@ -8,7 +8,8 @@ import jsonschema
 import pytest
 import yaml
 
-from scripts import chart_schema, chart_values
+from charts.schema import generate
+from charts.schema import values as models
 from tests.chart.charts import (
     CHART,
     Release,
@@ -24,8 +25,8 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 
 
 def test_the_generated_files_are_current() -> None:
-    for path, text in chart_schema.files().items():
-        assert path.read_text() == text, f"{path.name}: run python -m scripts.chart_schema"
+    for path, text in generate.files().items():
+        assert path.read_text() == text, f"{path.name}: run make generate"
 
 
 def test_the_schema_is_closed_everywhere() -> None:
@@ -36,18 +37,18 @@ def test_the_schema_is_closed_everywhere() -> None:
 
 def test_values_yaml_has_the_defaults_of_the_models() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    assert chart_values.ChartValues.model_validate(values) == chart_values.ChartValues()
+    assert models.ChartValues.model_validate(values) == models.ChartValues()
 
 
 def test_every_value_is_documented() -> None:
     table = (CHART / "README.md").read_text()
-    for path, _, text in chart_schema.documented():
+    for path, _, text in generate.documented():
         assert text.endswith("."), f"{path} has no sentence"
         assert f"| `{path}` |" in table
 
 
 def test_migration_guide_names_existing_values() -> None:
-    known = {path for path, _, _ in chart_schema.documented()}
+    known = {path for path, _, _ in generate.documented()}
     known |= {path.rsplit(".", n)[0] for path in known for n in range(1, path.count(".") + 1)}
     shared = {path.split(".")[1] for path in known if path.startswith("global.")}
     components = {path.split(".")[0] for path in known}
@@ -74,7 +75,7 @@ def leaves(node: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 def test_every_value_is_used() -> None:
     """Each is named in a template: whole, or without its start where settings are merged."""
     templates = "".join(p.read_text() for p in (CHART / "templates").rglob("*") if p.is_file())
-    for path, _, _ in chart_schema.documented():
+    for path, _, _ in generate.documented():
         steps = path.split(".")
         endings = [".".join(steps[i:]) for i in range(len(steps))]
         if path.startswith("bootstrap.state."):
@@ -118,7 +119,7 @@ def test_every_value_is_in_some_example() -> None:
         for n in PROFILES
         for p in leaves(profile_values(n))
     }
-    for path, _, _ in chart_schema.documented():
+    for path, _, _ in generate.documented():
         in_example = any(s == path or s.startswith(f"{path}.") for s in seen)
         is_other_knob = any(shared in path for shared in SHARED)
         assert in_example or is_other_knob or path in NOT_IN_AN_EXAMPLE, path
