@@ -21,6 +21,7 @@ from annotated_types import MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from charts.schema import kubernetes
 from charts.schema.values import ChartValues
 from charts.schema.values.common import Global, PodDisruptionBudget, PodSettings, Resources
 
@@ -62,6 +63,7 @@ def files() -> dict[Path, str]:
 def values_schema() -> dict[str, Any]:
     """Return the JSON schema of the values; Helm checks against it before it renders."""
     schema = ChartValues.model_json_schema(by_alias=True)
+    kubernetes.resolve(schema)
     _strip(schema)
     # Not beside a `$ref`, where older Helm 3 does not look.
     needed = _require(ChartValues, ChartValues(), yaml.safe_load(values_yaml()))
@@ -101,11 +103,20 @@ def _strip(node: Any) -> None:
                 _strip(child)
         if "patternProperties" in node:
             node["additionalProperties"] = False
+        parts = node.get("anyOf", [])
+        if len(parts) == 2 and parts[1] == {"type": "null"} and _is_plain(parts[0]):
+            # Helm names the wrong part of this in one line, and of `anyOf` in several.
+            del node["anyOf"]
+            node.update(parts[0], type=[parts[0]["type"], "null"])
         node.pop("title", None)
         node.pop("default", None)
     elif isinstance(node, list):
         for child in node:
             _strip(child)
+
+
+def _is_plain(schema: dict[str, Any]) -> bool:
+    return isinstance(schema.get("type"), str) and "enum" not in schema
 
 
 def values_yaml() -> str:

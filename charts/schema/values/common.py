@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
+from charts.schema import kubernetes
+
 DNS_LABEL = r"^$|^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
 HOST = r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
@@ -85,10 +87,10 @@ class EnvSource(Values):
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
-    secret_key_ref: KubernetesObject | None = None
-    config_map_key_ref: KubernetesObject | None = None
-    field_ref: KubernetesObject | None = None
-    resource_field_ref: KubernetesObject | None = None
+    secret_key_ref: kubernetes.SecretKeySelector | None = None
+    config_map_key_ref: kubernetes.ConfigMapKeySelector | None = None
+    field_ref: kubernetes.FieldSelector | None = None
+    resource_field_ref: kubernetes.ResourceFieldSelector | None = None
 
 
 Env = dict[
@@ -117,20 +119,20 @@ class PodSettings(Values):
         "`configMapKeyRef`, `fieldRef` or `resourceFieldRef`. They override "
         "variables that the chart sets; null removes one.",
     )
-    env_from: list[KubernetesObject] = Field(
+    env_from: list[kubernetes.EnvFromSource] = Field(
         default_factory=list,
         description="Secrets and ConfigMaps whose keys become environment variables.",
     )
-    volumes: list[KubernetesObject] = Field(
+    volumes: list[kubernetes.Volume] = Field(
         default_factory=list, description="Volumes to add to the pods."
     )
-    volume_mounts: list[KubernetesObject] = Field(
+    volume_mounts: list[kubernetes.VolumeMount] = Field(
         default_factory=list, description="Volume mounts of the main container."
     )
-    init_containers: list[KubernetesObject] = Field(
+    init_containers: list[kubernetes.Container] = Field(
         default_factory=list, description="Init containers to add to the pods."
     )
-    sidecars: list[KubernetesObject] = Field(
+    sidecars: list[kubernetes.Container] = Field(
         default_factory=list, description="Containers to run beside the main container."
     )
     pod_labels: dict[str, str] = Field(
@@ -142,26 +144,26 @@ class PodSettings(Values):
     node_selector: dict[str, str] = Field(
         default_factory=dict, description="Labels that a node must have."
     )
-    affinity: KubernetesObject = Field(default_factory=dict, description="Affinity of the pods.")
-    tolerations: list[KubernetesObject] = Field(
+    affinity: kubernetes.Affinity = Field(default_factory=dict, description="Affinity of the pods.")
+    tolerations: list[kubernetes.Toleration] = Field(
         default_factory=list, description="Tolerations of the pods."
     )
-    topology_spread_constraints: list[KubernetesObject] = Field(
+    topology_spread_constraints: list[kubernetes.TopologySpreadConstraint] = Field(
         default_factory=list,
         description="Topology spread constraints of the pods. By default, several replicas "
         "are spread over nodes where that is possible.",
     )
     priority_class_name: ObjectName = Field(default="", description="PriorityClass of the pods.")
-    pod_security_context: KubernetesObject = Field(
+    pod_security_context: kubernetes.PodSecurityContext = Field(
         default_factory=dict,
         description="Merged into the pods' security context, which passes Pod Security "
         "`restricted`. A null removes a field: `runAsUser: null` where the "
         "cluster assigns the user ID.",
     )
-    security_context: KubernetesObject = Field(
+    security_context: kubernetes.SecurityContext = Field(
         default_factory=dict, description="Merged into the containers' security context."
     )
-    dns_config: KubernetesObject = Field(
+    dns_config: kubernetes.PodDnsConfig = Field(
         default_factory=dict, description="DNS configuration of the pods."
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from charts.schema.values.common import DnsLabel, KubernetesObject, ObjectName, Values
+from charts.schema import kubernetes
+from charts.schema.values.common import DnsLabel, ObjectName, Values
 
 
 class Ingress(Values):
@@ -29,7 +30,7 @@ class Gateway(Values):
     """HTTPRoutes of the Gateway API for `server.host` and `hamiltonUi.host`."""
 
     enabled: bool = Field(default=False, description="Create the HTTPRoutes.")
-    parent_refs: list[KubernetesObject] = Field(
+    parent_refs: list[kubernetes.ParentReference] = Field(
         default_factory=list, description="Gateways to which the HTTPRoutes attach."
     )
     annotations: dict[str, str] = Field(

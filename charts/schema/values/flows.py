@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from charts.schema import kubernetes
 from charts.schema.values.common import (
     GIT_URL,
     DnsLabel,
     Env,
     Image,
-    KubernetesObject,
     ObjectName,
     PodSettings,
     Resources,
@@ -58,14 +58,14 @@ class FlowSettings(Values):
         description="Environment variables by name: a value, or `secretKeyRef`, "
         "`configMapKeyRef`, `fieldRef` or `resourceFieldRef`.",
     )
-    env_from: list[KubernetesObject] = Field(
+    env_from: list[kubernetes.EnvFromSource] = Field(
         default_factory=list,
         description="Secrets and ConfigMaps whose keys become environment variables.",
     )
-    volumes: list[KubernetesObject] = Field(
+    volumes: list[kubernetes.Volume] = Field(
         default_factory=list, description="Volumes of flow pods."
     )
-    volume_mounts: list[KubernetesObject] = Field(
+    volume_mounts: list[kubernetes.VolumeMount] = Field(
         default_factory=list, description="Volume mounts of flow containers."
     )
     pod_labels: dict[str, str] = Field(default_factory=dict, description="Labels of flow pods.")
@@ -75,15 +75,17 @@ class FlowSettings(Values):
     node_selector: dict[str, str] = Field(
         default_factory=dict, description="Labels that a node must have."
     )
-    affinity: KubernetesObject = Field(default_factory=dict, description="Affinity of flow pods.")
-    tolerations: list[KubernetesObject] = Field(
+    affinity: kubernetes.Affinity = Field(
+        default_factory=dict, description="Affinity of flow pods."
+    )
+    tolerations: list[kubernetes.Toleration] = Field(
         default_factory=list, description="Tolerations of the pods."
     )
     priority_class_name: ObjectName = Field(default="", description="PriorityClass of flow pods.")
-    pod_security_context: KubernetesObject = Field(
+    pod_security_context: kubernetes.PodSecurityContext = Field(
         default_factory=dict, description="Merged into flow pods' security context."
     )
-    security_context: KubernetesObject = Field(
+    security_context: kubernetes.SecurityContext = Field(
         default_factory=dict, description="Merged into flow containers' security context."
     )
 

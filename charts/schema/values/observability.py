@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from charts.schema.values.common import KubernetesObject, Values
+from charts.schema import kubernetes
+from charts.schema.values.common import Values
 
 
 class ServiceMonitor(Values):
@@ -32,6 +33,6 @@ class PrometheusRule(Values):
     labels: dict[str, str] = Field(
         default_factory=dict, description="Labels by which Prometheus selects the object."
     )
-    rules: list[KubernetesObject] = Field(
+    rules: list[kubernetes.PrometheusRule] = Field(
         default_factory=list, description="Additional rules of the same group."
     )
