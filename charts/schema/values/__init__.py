@@ -25,6 +25,37 @@ class ChartValues(Values):
     """All values of the chart."""
 
     global_: Global = Field(default_factory=Global, alias="global")
+    flows: Flows = Field(default_factory=Flows)
+    git_server: GitServer = Field(default_factory=GitServer)
+    workers: dict[
+        Annotated[str, StringConstraints(pattern=r"^[^/%\s]+$")], Annotated[Pool, Partial()]
+    ] = Field(
+        default_factory=dict,
+        description="Work pools by name, each with the settings that differ from `worker` and"
+        " `flows`. Only the pools listed here are created. If empty, one pool "
+        "named `kubernetes` is created.",
+    )
+    worker: Worker = Field(default_factory=Worker)
+    auth: Auth = Field(default_factory=Auth)
+    api: Api = Field(default_factory=Api)
+    server: Server = Field(default_factory=Server)
+    background_services: BackgroundServices = Field(default_factory=BackgroundServices)
+    hamilton_ui: HamiltonUi = Field(default_factory=HamiltonUi)
+    postgres: Postgres = Field(default_factory=Postgres)
+    warehouse: Warehouse = Field(default_factory=Warehouse)
+    valkey: Valkey = Field(default_factory=Valkey)
+    ingress: Ingress = Field(default_factory=Ingress)
+    gateway: Gateway = Field(default_factory=Gateway)
+    network_policy: NetworkPolicy = Field(default_factory=NetworkPolicy)
+    rbac: Rbac = Field(default_factory=Rbac)
+    secrets: SecretsJob = Field(default_factory=SecretsJob)
+    service_monitor: ServiceMonitor = Field(default_factory=ServiceMonitor)
+    prometheus_rule: PrometheusRule = Field(default_factory=PrometheusRule)
+    bootstrap: Bootstrap = Field(default_factory=Bootstrap)
+    extra_objects: list[KubernetesObject | str] = Field(
+        default_factory=list,
+        description="Additional objects: mappings, or strings that are rendered as templates.",
+    )
     name_override: DnsLabel = Field(
         default="", description="Overrides the chart's name in names of objects."
     )
@@ -38,34 +69,18 @@ class ChartValues(Values):
         description="Any text. Change it to restart every pod and run every Job again, for "
         "example after the content of a Secret changed.",
     )
-    auth: Auth = Field(default_factory=Auth)
-    api: Api = Field(default_factory=Api)
-    server: Server = Field(default_factory=Server)
-    background_services: BackgroundServices = Field(default_factory=BackgroundServices)
-    workers: dict[
-        Annotated[str, StringConstraints(pattern=r"^[^/%\s]+$")], Annotated[Pool, Partial()]
-    ] = Field(
-        default_factory=dict,
-        description="Work pools by name, each with the settings that differ from `worker` and"
-        " `flows`. Only the pools listed here are created. If empty, one pool "
-        "named `kubernetes` is created.",
-    )
-    worker: Worker = Field(default_factory=Worker)
-    flows: Flows = Field(default_factory=Flows)
-    git_server: GitServer = Field(default_factory=GitServer)
-    hamilton_ui: HamiltonUi = Field(default_factory=HamiltonUi)
-    postgres: Postgres = Field(default_factory=Postgres)
-    warehouse: Warehouse = Field(default_factory=Warehouse)
-    valkey: Valkey = Field(default_factory=Valkey)
-    bootstrap: Bootstrap = Field(default_factory=Bootstrap)
-    secrets: SecretsJob = Field(default_factory=SecretsJob)
-    ingress: Ingress = Field(default_factory=Ingress)
-    gateway: Gateway = Field(default_factory=Gateway)
-    network_policy: NetworkPolicy = Field(default_factory=NetworkPolicy)
-    rbac: Rbac = Field(default_factory=Rbac)
-    service_monitor: ServiceMonitor = Field(default_factory=ServiceMonitor)
-    prometheus_rule: PrometheusRule = Field(default_factory=PrometheusRule)
-    extra_objects: list[KubernetesObject | str] = Field(
-        default_factory=list,
-        description="Additional objects: mappings, or strings that are rendered as templates.",
-    )
+
+
+SECTIONS = {
+    "global": "All components",
+    "flows": "Flows",
+    "workers": "Workers",
+    "auth": "Server",
+    "hamiltonUi": "Hamilton UI",
+    "postgres": "Databases",
+    "ingress": "Exposure",
+    "networkPolicy": "Security",
+    "serviceMonitor": "Observability",
+    "bootstrap": "Advanced",
+}
+"""Sections of values.yaml: the first key of each, and its title."""
