@@ -12,6 +12,7 @@ from charts.schema import generate
 from charts.schema import values as models
 from tests.chart.charts import (
     CHART,
+    ROOT,
     Release,
     RenderError,
     env,
@@ -53,8 +54,7 @@ def test_migration_guide_names_existing_values() -> None:
     known |= {path.rsplit(".", n)[0] for path in known for n in range(1, path.count(".") + 1)}
     shared = {path.split(".")[1] for path in known if path.startswith("global.")}
     components = {path.split(".")[0] for path in known}
-    text = (CHART / "README.md").read_text()
-    guide = text.partition("## Coming from")[2].partition("\n## ")[0]
+    guide = (ROOT / "docs" / "migrate-from-prefect-helm.md").read_text()
     rows = [line.split("|")[2] for line in guide.splitlines() if line.startswith("| `")]
     assert len(rows) > 50
     for ours in rows:
