@@ -1,7 +1,7 @@
 # Each target calls one well-known program, or .venv/bin/prefect-hamilton, which has --help for each command.
 # Requires Python 3.11, 3.12 or 3.13 and make. uv is installed into .cache/uv if it is not on PATH.
 .DEFAULT_GOAL := help
-.PHONY: help up down status login logs env demo kind kind-push kind-env kind-demo kind-down test test-cluster test-faults test-gitops render screenshots lint clean
+.PHONY: help up down status login logs env demo kind kind-push kind-env kind-demo kind-down test test-cluster test-faults test-gitops generate render screenshots lint clean
 
 # The newest of these on the machine; a Python is never downloaded.
 PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
@@ -73,17 +73,23 @@ test-faults: .venv/dev.stamp ## Test flow runs under load while pods are killed;
 test-gitops: .venv/dev.stamp ## Test syncs from Git on a kind cluster with Argo CD and optionally Flux: KIND_CLUSTER=name
 	@.venv/bin/pytest -m cluster tests/gitops $(OPTIONS)
 
+generate: .venv/run.stamp ## Generate values.yaml, its schema, the table of values and kustomize/base; only check: OPTIONS=--check
+	@.venv/bin/python -m charts.schema.generate $(OPTIONS)
+	@$(RUN) render $(OPTIONS)
+
 render: .venv/run.stamp ## Render kustomize/base from the chart; only check: OPTIONS=--check; a base of your own: VALUES=file OUTPUT=folder
 	@$(RUN) render $(if $(VALUES),--values '$(VALUES)') $(if $(OUTPUT),--output '$(OUTPUT)') $(OPTIONS)
 
 screenshots: .venv/dev.stamp ## Write docs/images/ from a running demo (make demo KEEP=1); needs Chromium
 	@$(RUN) screenshots $(OPTIONS)
 
-lint: .venv/dev.stamp ## Check style, types, imports, lock file and the docs site
+lint: .venv/dev.stamp ## Check style, types, imports, generated files, lock file and the docs site
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
+	@.venv/bin/python -m charts.schema.generate --check
+	@if command -v helm >/dev/null; then $(RUN) render --check; fi
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
 	@$(UV) lock --check --quiet --python .venv/bin/python && echo 'uv.lock fits pyproject.toml.'
 

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.chart_schema import values_schema
+from charts.schema.generate import values_schema
 from tests.chart.charts import Object, RenderError, render
 from tests.chart.conftest import PROFILES, profile_values
 
@@ -32,8 +32,20 @@ def resolved(node: Object) -> Object:
     return node
 
 
+def is_kubernetes(node: Object) -> bool:
+    """Whether it is a part of a Kubernetes object, alone, in a list or by name, or perhaps null."""
+    inner = [node.get(key) for key in ("items", "additionalProperties")]
+    inner += [value.get("items") for value in inner if isinstance(value, dict)]
+    parts = [node, *filter(lambda part: isinstance(part, dict), inner), *node.get("anyOf", [])]
+    names = [part["$ref"].rsplit("/", 1)[1] for part in parts if "$ref" in part]
+    return any("." in name or name in {"ParentReference", "Rule"} for name in names)
+
+
 def leaves(node: Object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Object]]:
     """Yield every value that can be set, with its schema: no mapping with named keys."""
+    if is_kubernetes(node):
+        yield path, node
+        return
     node = resolved(node)
     parts = [resolved(part) for part in node.get("anyOf", [])]
     mapping = next((part for part in (node, *parts) if "properties" in part), None)
@@ -52,7 +64,7 @@ LEAVES = dict(leaves(SCHEMA))
 
 
 def examples(path: tuple[str, ...]) -> list[Any]:
-    """Return what everything.yaml has there: parts of Kubernetes objects have no schema here."""
+    """Return what everything.yaml has there: its parts can exclude each other."""
     node: Any = EXAMPLE
     for key in ("global", path[-1]) if path[-1] in EXAMPLE["global"] else path:
         node = node.get(key, {}) if isinstance(node, dict) else {}
@@ -61,7 +73,12 @@ def examples(path: tuple[str, ...]) -> list[Any]:
 
 def any_value(path: tuple[str, ...], node: Object) -> st.SearchStrategy[Any]:
     """Return a strategy for the values that a schema allows."""
+    if is_kubernetes(node):
+        is_list = "array" in str(node.get("type"))
+        return st.sampled_from([[] if is_list else {}, *examples(path)])
     node = resolved(node)
+    if isinstance(node.get("type"), list):
+        return st.one_of([any_value(path, {**node, "type": kind}) for kind in node["type"]])
     if "anyOf" in node:
         return st.one_of([any_value(path, part) for part in node["anyOf"]])
     if "enum" in node:

@@ -1,0 +1,1 @@
+"""What the chart's values.yaml, its schema and the reference of values are generated from."""

@@ -1,0 +1,107 @@
+"""Parts of Kubernetes objects in values, described by the schemas of Kubernetes itself."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import WithJsonSchema
+
+SCHEMAS = Path(__file__).parent.parent.parent / "tests" / "chart" / "kubernetes"
+VERSION = "1.37"
+"""The newest version whose schemas are here: it knows every field of the older ones."""
+MARK = "x-kubernetes"
+"""Stands in a schema for a reference to a definition until `resolve` replaces it."""
+_CORE = "io.k8s.api.core.v1"
+_NETWORK = "io.k8s.api.networking.v1"
+_MERGED = {f"{_CORE}.PodSecurityContext", f"{_CORE}.SecurityContext"}
+"""Merged into defaults of the chart, where null removes a field."""
+_CUSTOM = {
+    "ParentReference": (
+        "gateway.networking.k8s.io/v1/HTTPRoute",
+        ("spec", "parentRefs", "items"),
+    ),
+    "Rule": (
+        "monitoring.coreos.com/v1/PrometheusRule",
+        ("spec", "groups", "items", "rules", "items"),
+    ),
+}
+"""Definitions inside the schemas of custom resources: kind and path."""
+
+
+def _part(name: str) -> WithJsonSchema:
+    return WithJsonSchema({MARK: name})
+
+
+Affinity = Annotated[dict[str, Any], _part(f"{_CORE}.Affinity")]
+ConfigMapKeySelector = Annotated[dict[str, Any], _part(f"{_CORE}.ConfigMapKeySelector")]
+Container = Annotated[dict[str, Any], _part(f"{_CORE}.Container")]
+EnvFromSource = Annotated[dict[str, Any], _part(f"{_CORE}.EnvFromSource")]
+FieldSelector = Annotated[dict[str, Any], _part(f"{_CORE}.ObjectFieldSelector")]
+PodDnsConfig = Annotated[dict[str, Any], _part(f"{_CORE}.PodDNSConfig")]
+PodSecurityContext = Annotated[dict[str, Any], _part(f"{_CORE}.PodSecurityContext")]
+ResourceFieldSelector = Annotated[dict[str, Any], _part(f"{_CORE}.ResourceFieldSelector")]
+SecretKeySelector = Annotated[dict[str, Any], _part(f"{_CORE}.SecretKeySelector")]
+SecurityContext = Annotated[dict[str, Any], _part(f"{_CORE}.SecurityContext")]
+Toleration = Annotated[dict[str, Any], _part(f"{_CORE}.Toleration")]
+TopologySpreadConstraint = Annotated[dict[str, Any], _part(f"{_CORE}.TopologySpreadConstraint")]
+Volume = Annotated[dict[str, Any], _part(f"{_CORE}.Volume")]
+VolumeMount = Annotated[dict[str, Any], _part(f"{_CORE}.VolumeMount")]
+NetworkPolicyEgressRule = Annotated[dict[str, Any], _part(f"{_NETWORK}.NetworkPolicyEgressRule")]
+NetworkPolicyPeer = Annotated[dict[str, Any], _part(f"{_NETWORK}.NetworkPolicyPeer")]
+ParentReference = Annotated[dict[str, Any], _part("ParentReference")]
+PrometheusRule = Annotated[dict[str, Any], _part("Rule")]
+
+
+def resolve(schema: dict[str, Any]) -> None:
+    """Replace each mark in `schema` by a reference, and add what it refers to to its $defs."""
+    pending = _replace(schema)
+    while pending:
+        name = min(pending)
+        pending.remove(name)
+        if name not in schema["$defs"]:
+            schema["$defs"][name] = definition = _definition(name)
+            pending |= _replace(definition)
+
+
+def _replace(node: Any) -> set[str]:
+    """Make references of marks and of Kubernetes' own references; return their names."""
+    if isinstance(node, list):
+        return {name for child in node for name in _replace(child)}
+    if not isinstance(node, dict):
+        return set()
+    found = {name for child in node.values() for name in _replace(child)}
+    name = node.pop(MARK, None)
+    if name is None and str(node.get("$ref", "")).startswith("#/definitions/"):
+        name = node["$ref"].removeprefix("#/definitions/")
+    if name is None:
+        return found
+    node["$ref"] = f"#/$defs/{name}"
+    return {*found, name}
+
+
+def _definition(name: str) -> dict[str, Any]:
+    if name in _CUSTOM:
+        kind, path = _CUSTOM[name]
+        custom: dict[str, Any] = _read("custom-resources")[kind]
+        for key in path:
+            custom = custom[key] if key == "items" else custom["properties"][key]
+        return custom
+    definition: dict[str, Any] = _read(VERSION)["definitions"][name]
+    if name in _MERGED:
+        for key, part in definition["properties"].items():
+            definition["properties"][key] = {"anyOf": [part, {"type": "null"}]}
+    return definition
+
+
+def _read(name: str) -> dict[str, Any]:
+    """Return a fresh copy of a file of schemas."""
+    return dict(json.loads(_text(name)))
+
+
+@functools.cache
+def _text(name: str) -> bytes:
+    return gzip.decompress((SCHEMAS / f"{name}.json.gz").read_bytes())

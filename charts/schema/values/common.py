@@ -1,0 +1,285 @@
+"""What several components share: names and types of values, images, pods, volumes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+from charts.schema import kubernetes
+
+DNS_LABEL = r"^$|^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+
+HOST = r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+
+URL = r"^$|^https?://[A-Za-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._~%-]+)*$"
+
+GIT_URL = r"^$|^(https?|ssh|git)://[A-Za-z0-9._~:@%+/-]+$|^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:[A-Za-z0-9._~+/-]+$"
+
+TAG = r"^$|^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
+
+DIGEST = r"^$|^sha256:[0-9a-f]{64}$"
+
+Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9.]+([numkKMGTPE]i?)?$")] | int | float
+
+DnsLabel = Annotated[str, StringConstraints(pattern=DNS_LABEL, max_length=63)]
+
+Host = Annotated[str, StringConstraints(pattern=HOST, max_length=253)]
+
+Url = Annotated[str, StringConstraints(pattern=URL)]
+
+SecretKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$")]
+
+ObjectName = Annotated[str, StringConstraints(pattern=r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+
+"""Name of a class of the cluster, which may have dots."""
+
+Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+NodePort = Annotated[int, Field(ge=30000, le=32767)]
+
+Seconds = Annotated[int, Field(ge=1)]
+
+KubernetesObject = dict[str, Any]
+
+"""A part of a Kubernetes object, passed on as it is; the API server checks it."""
+
+
+class Values(BaseModel):
+    """A closed mapping: a key that is not declared is refused. Keys are camelCase."""
+
+    model_config = ConfigDict(extra="forbid", alias_generator=to_camel, populate_by_name=True)
+
+
+Registry = Annotated[
+    str, StringConstraints(pattern=r"^$|^[A-Za-z0-9]([A-Za-z0-9.:/_-]*[a-z0-9])?$")
+]
+
+Repository = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._/-]*[a-z0-9])?$", min_length=1)
+]
+
+
+class Image(Values):
+    """A container image: `registry/repository:tag`, or `registry/repository@digest`."""
+
+    registry: Registry = Field(
+        default="", description="Registry of the image. Defaults to `global.imageRegistry`."
+    )
+    repository: Repository = Field(description="Repository, without the registry.")
+    tag: str = Field(
+        default="",
+        description="Tag. Defaults to the chart's appVersion.",
+        pattern=TAG,
+    )
+    digest: str = Field(
+        default="",
+        description="Digest (`sha256:…`). Takes precedence over the tag.",
+        pattern=DIGEST,
+    )
+
+
+class EnvSource(Values):
+    """Where an environment variable's value comes from: exactly one of these."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    secret_key_ref: kubernetes.SecretKeySelector | None = None
+    config_map_key_ref: kubernetes.ConfigMapKeySelector | None = None
+    field_ref: kubernetes.FieldSelector | None = None
+    resource_field_ref: kubernetes.ResourceFieldSelector | None = None
+
+
+Env = dict[
+    Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")],
+    str | int | float | bool | EnvSource | None,
+]
+
+
+class Resources(Values):
+    """Requests and limits of a container."""
+
+    requests: dict[str, Quantity] = Field(
+        default_factory=dict, description="Requested CPU and memory."
+    )
+    limits: dict[str, Quantity] = Field(
+        default_factory=dict, description="Limits of CPU and memory."
+    )
+
+
+class PodSettings(Values):
+    """Settings of the pods of a component."""
+
+    env: Env = Field(
+        default_factory=dict,
+        description="Environment variables by name: a value, or `secretKeyRef`, "
+        "`configMapKeyRef`, `fieldRef` or `resourceFieldRef`. They override "
+        "variables that the chart sets; null removes one.",
+    )
+    env_from: list[kubernetes.EnvFromSource] = Field(
+        default_factory=list,
+        description="Secrets and ConfigMaps whose keys become environment variables.",
+    )
+    volumes: list[kubernetes.Volume] = Field(
+        default_factory=list, description="Volumes to add to the pods."
+    )
+    volume_mounts: list[kubernetes.VolumeMount] = Field(
+        default_factory=list, description="Volume mounts of the main container."
+    )
+    init_containers: list[kubernetes.Container] = Field(
+        default_factory=list, description="Init containers to add to the pods."
+    )
+    sidecars: list[kubernetes.Container] = Field(
+        default_factory=list, description="Containers to run beside the main container."
+    )
+    pod_labels: dict[str, str] = Field(
+        default_factory=dict, description="Labels to add to the pods."
+    )
+    pod_annotations: dict[str, str] = Field(
+        default_factory=dict, description="Annotations to add to the pods."
+    )
+    node_selector: dict[str, str] = Field(
+        default_factory=dict, description="Labels that a node must have."
+    )
+    affinity: kubernetes.Affinity = Field(default_factory=dict, description="Affinity of the pods.")
+    tolerations: list[kubernetes.Toleration] = Field(
+        default_factory=list, description="Tolerations of the pods."
+    )
+    topology_spread_constraints: list[kubernetes.TopologySpreadConstraint] = Field(
+        default_factory=list,
+        description="Topology spread constraints of the pods. By default, several replicas "
+        "are spread over nodes where that is possible.",
+    )
+    priority_class_name: ObjectName = Field(default="", description="PriorityClass of the pods.")
+    pod_security_context: kubernetes.PodSecurityContext = Field(
+        default_factory=dict,
+        description="Merged into the pods' security context, which passes Pod Security "
+        "`restricted`. A null removes a field: `runAsUser: null` where the "
+        "cluster assigns the user ID.",
+    )
+    security_context: kubernetes.SecurityContext = Field(
+        default_factory=dict, description="Merged into the containers' security context."
+    )
+    dns_config: kubernetes.PodDnsConfig = Field(
+        default_factory=dict, description="DNS configuration of the pods."
+    )
+
+
+class Global(PodSettings):
+    """Defaults of every component. A setting of a component overrides them."""
+
+    image_registry: Registry = Field(
+        default="",
+        description="Registry of every image that does not name one, for example a mirror.",
+    )
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
+        default="IfNotPresent",
+        description="Pull policy of all images, including those of flow pods.",
+    )
+    image_pull_secrets: list[DnsLabel] = Field(
+        default_factory=list,
+        description="Names of the Secrets with the credentials to pull images.",
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Labels to add to every object."
+    )
+    annotations: dict[str, str] = Field(
+        default_factory=dict, description="Annotations to add to every object."
+    )
+
+
+class PodDisruptionBudget(Values):
+    """PodDisruptionBudget, which is created when there are several replicas."""
+
+    min_available: int | str | None = Field(
+        default=None, description="Minimum number or percentage of available pods."
+    )
+    max_unavailable: int | str | None = Field(
+        default=None, description="Maximum number or percentage of unavailable pods. Defaults to 1."
+    )
+
+
+class Autoscaling(Values):
+    """HorizontalPodAutoscaler, which then controls the number of replicas."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Create a HorizontalPodAutoscaler. `replicas` is then not rendered.",
+    )
+    min_replicas: int = Field(default=2, ge=1, description="Minimum number of pods.")
+    max_replicas: int = Field(default=5, ge=1, description="Maximum number of pods.")
+    target_cpu: int = Field(
+        default=80,
+        ge=1,
+        description="Target CPU utilization, as a percentage of the requested CPU.",
+    )
+
+
+class Service(Values):
+    """Service of the component."""
+
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = Field(
+        default="ClusterIP", description="Type of the Service."
+    )
+    port: Port = Field(description="Port of the Service.")
+    node_port: NodePort | None = Field(
+        default=None, description="Port on each node, for type `NodePort`."
+    )
+    annotations: dict[str, str] = Field(
+        default_factory=dict,
+        description="Annotations of the Service, for example for a load balancer.",
+    )
+
+
+class StatefulStorage(Values):
+    """The persistent volume of a StatefulSet."""
+
+    size: Quantity = Field(description="Size of the volume.")
+    storage_class: ObjectName = Field(
+        default="",
+        description="StorageClass of the volume. Defaults to the cluster's default class.",
+    )
+    keep: bool = Field(default=True, description="Keep the volume when the release is uninstalled.")
+
+
+class Storage(StatefulStorage):
+    """A persistent volume."""
+
+    existing_claim: DnsLabel = Field(
+        default="", description="Name of an existing PersistentVolumeClaim to use instead."
+    )
+
+
+class ServiceAccount(Values):
+    """ServiceAccount of the component's pods."""
+
+    create: bool = Field(
+        default=True, description="Create the ServiceAccount. Otherwise the one in `name` is used."
+    )
+    name: DnsLabel = Field(
+        default="",
+        description="Name of the ServiceAccount. Defaults to a name made from the release's name.",
+    )
+    annotations: dict[str, str] = Field(
+        default_factory=dict,
+        description="Annotations of the ServiceAccount, for example for a cloud identity.",
+    )
+
+
+class Component(PodSettings):
+    """A component with an image and resources."""
+
+    image: Image
+    resources: Resources
+    service_account: ServiceAccount = Field(default_factory=ServiceAccount)
+
+
+def resources(cpu: str, memory: str, memory_limit: str) -> Resources:
+    """Return default resources: CPU is requested and not limited."""
+    return Resources(
+        requests={"cpu": cpu, "memory": memory},
+        limits={"memory": memory_limit},
+    )

@@ -1,0 +1,143 @@
+"""The flow pods and the repository of the flows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from charts.schema import kubernetes
+from charts.schema.values.common import (
+    GIT_URL,
+    DnsLabel,
+    Env,
+    Image,
+    ObjectName,
+    PodSettings,
+    Resources,
+    Seconds,
+    ServiceAccount,
+    Storage,
+    Values,
+    resources,
+)
+
+
+class FlowSettings(Values):
+    """Flow pods: the base job template of the work pools.
+
+    Job variables override it per deployment or flow run.
+    """
+
+    image: Image = Field(default_factory=lambda: Image(repository="prefect-hamilton/flows"))
+    command: str = Field(
+        default="",
+        description="Command that runs a flow run. Defaults to the command of Prefect's worker.",
+    )
+    resources: Resources = Field(
+        default_factory=lambda: Resources(
+            requests={"cpu": "25m", "memory": "128Mi"}, limits={"memory": "512Mi"}
+        )
+    )
+    active_deadline_seconds: int = Field(
+        default=86400,
+        ge=0,
+        description="Number of seconds after which the pod of a flow run is terminated. 0 "
+        "means never.",
+    )
+    ttl_seconds_after_finished: int = Field(
+        default=600, ge=0, description="Number of seconds after which a finished Job is deleted."
+    )
+    termination_grace_period_seconds: Seconds = Field(
+        default=60,
+        description="Number of seconds for a flow to finish when its pod is terminated. "
+        "Prefect itself takes up to 30 seconds.",
+    )
+    env: Env = Field(
+        default_factory=dict,
+        description="Environment variables by name: a value, or `secretKeyRef`, "
+        "`configMapKeyRef`, `fieldRef` or `resourceFieldRef`.",
+    )
+    env_from: list[kubernetes.EnvFromSource] = Field(
+        default_factory=list,
+        description="Secrets and ConfigMaps whose keys become environment variables.",
+    )
+    volumes: list[kubernetes.Volume] = Field(
+        default_factory=list, description="Volumes of flow pods."
+    )
+    volume_mounts: list[kubernetes.VolumeMount] = Field(
+        default_factory=list, description="Volume mounts of flow containers."
+    )
+    pod_labels: dict[str, str] = Field(default_factory=dict, description="Labels of flow pods.")
+    pod_annotations: dict[str, str] = Field(
+        default_factory=dict, description="Annotations of flow pods."
+    )
+    node_selector: dict[str, str] = Field(
+        default_factory=dict, description="Labels that a node must have."
+    )
+    affinity: kubernetes.Affinity = Field(
+        default_factory=dict, description="Affinity of flow pods."
+    )
+    tolerations: list[kubernetes.Toleration] = Field(
+        default_factory=list, description="Tolerations of the pods."
+    )
+    priority_class_name: ObjectName = Field(default="", description="PriorityClass of flow pods.")
+    pod_security_context: kubernetes.PodSecurityContext = Field(
+        default_factory=dict, description="Merged into flow pods' security context."
+    )
+    security_context: kubernetes.SecurityContext = Field(
+        default_factory=dict, description="Merged into flow containers' security context."
+    )
+
+
+class GitCredential(Values):
+    """Credential of a private flows repository: a token for HTTPS or a key for SSH."""
+
+    existing_secret: DnsLabel = Field(
+        default="",
+        description="Secret with `token`, or with `ssh-privatekey` and `known_hosts`. It must"
+        " also exist in the namespace of the flow pods.",
+    )
+    type: Literal["token", "ssh"] = Field(default="token", description="Type of the credential.")
+
+
+class Flows(FlowSettings):
+    """Flow pods of all work pools: the base job template, which job variables override."""
+
+    namespace: DnsLabel = Field(
+        default="",
+        description="Namespace of the flow pods, which must exist. Defaults to the namespace "
+        "of the release.",
+    )
+    service_account: ServiceAccount = Field(default_factory=ServiceAccount)
+    repository: str = Field(
+        default="",
+        description="Git URL of the flows repository. The deployments of its prefect.yaml are"
+        " registered. If empty, nothing is registered, unless `gitServer` is "
+        "enabled.",
+        pattern=GIT_URL,
+    )
+    ref: Annotated[str, StringConstraints(min_length=1)] = Field(
+        default="main", description="Branch, tag or whole commit SHA of the flows repository."
+    )
+    submodules: bool = Field(
+        default=False, description="Clone the repository's Git submodules, too."
+    )
+    deployments: list[str] = Field(
+        default_factory=lambda: ["*-k8s"],
+        min_length=1,
+        description="Names or patterns of the deployments in prefect.yaml to register.",
+    )
+    git_credential: GitCredential = Field(default_factory=GitCredential)
+
+
+class GitServer(PodSettings):
+    """A small Git server for development, to which a working tree is pushed."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Run a Git server, from which flow pods clone. It requires no password. "
+        "Only flow pods and the bootstrap can reach it.",
+    )
+    storage: Storage = Field(default_factory=lambda: Storage(size="1Gi", keep=False))
+    resources: Resources = Field(default_factory=lambda: resources("10m", "32Mi", "256Mi"))

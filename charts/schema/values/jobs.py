@@ -1,0 +1,58 @@
+"""The Jobs of an installation: bootstrap and Secrets."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from charts.schema.values.common import KubernetesObject, PodSettings, Resources, Seconds, resources
+
+
+class State(BaseModel):
+    """Additional objects of the Prefect server, in the format of the image's desired-state.yaml."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    variables: list[KubernetesObject] = Field(
+        default_factory=list, description="Prefect variables."
+    )
+    blocks: list[KubernetesObject] = Field(
+        default_factory=list, description="Prefect blocks. Their secrets come from `bootstrap.env`."
+    )
+    global_concurrency_limits: list[KubernetesObject] = Field(
+        default_factory=list, description="Global concurrency limits."
+    )
+    tag_concurrency_limits: list[KubernetesObject] = Field(
+        default_factory=list, description="Concurrency limits of task tags."
+    )
+    automations: list[KubernetesObject] = Field(
+        default_factory=list, description="Automations that run a deployment on an event."
+    )
+
+
+class Bootstrap(PodSettings):
+    """Job that reconciles the server and the Hamilton UI with values and flows repository."""
+
+    enabled: bool = Field(
+        default=True,
+        description="Create and update work pools, variables, concurrency limits, "
+        "automations, the Hamilton project and the deployments.",
+    )
+    state: State = Field(default_factory=State)
+    timeout_seconds: Seconds = Field(
+        default=600,
+        description="Number of seconds to wait for the Prefect server and the Hamilton UI.",
+    )
+    resources: Resources = Field(default_factory=lambda: resources("25m", "192Mi", "1Gi"))
+
+
+class SecretsJob(PodSettings):
+    """Job that creates missing Secrets with random values.
+
+    It never changes an existing Secret.
+    """
+
+    enabled: bool = Field(
+        default=True,
+        description="Create missing Secrets. Otherwise every `existingSecret` in use must be set.",
+    )
+    resources: Resources = Field(default_factory=lambda: resources("10m", "64Mi", "256Mi"))

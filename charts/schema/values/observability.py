@@ -1,0 +1,38 @@
+"""Objects of the Prometheus Operator."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from charts.schema import kubernetes
+from charts.schema.values.common import Values
+
+
+class ServiceMonitor(Values):
+    """ServiceMonitors of the Prometheus Operator."""
+
+    enabled: bool = Field(default=False, description="Create ServiceMonitors.")
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Labels by which Prometheus selects the object."
+    )
+    interval: str = Field(
+        default="30s",
+        description="Interval between two scrapes.",
+        pattern=r"^([0-9]+(ms|[smhd]))+$",
+    )
+
+
+class PrometheusRule(Values):
+    """PrometheusRule of the Prometheus Operator."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Create alerts for a server that is down, a component without a ready pod"
+        " and a failed Job.",
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Labels by which Prometheus selects the object."
+    )
+    rules: list[kubernetes.PrometheusRule] = Field(
+        default_factory=list, description="Additional rules of the same group."
+    )

@@ -1,0 +1,40 @@
+"""NetworkPolicies and RBAC."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from charts.schema import kubernetes
+from charts.schema.values.common import Values
+
+
+class NetworkPolicy(Values):
+    """NetworkPolicies."""
+
+    enabled: bool = Field(default=True, description="Create a NetworkPolicy for every component.")
+    web_from: list[kubernetes.NetworkPolicyPeer] = Field(
+        default_factory=list,
+        description="Peers that may connect to the Prefect UI and the Hamilton UI, in "
+        "addition to the release's pods. If empty, everyone may.",
+    )
+    extra_egress: dict[str, list[kubernetes.NetworkPolicyEgressRule]] = Field(
+        default_factory=dict,
+        description="Additional egress rules by component, for example `server` for the "
+        "webhook of an automation, or `bootstrap` for a Git server in the cluster"
+        " whose pods listen on another port than its Service.",
+    )
+    flows_egress: list[kubernetes.NetworkPolicyEgressRule] | None = Field(
+        default=None,
+        description="Egress rules of flow pods, in addition to those for Prefect, the "
+        "Hamilton UI and the warehouse. If null, flow pods may connect to any "
+        "address.",
+    )
+
+
+class Rbac(Values):
+    """RBAC objects."""
+
+    create: bool = Field(
+        default=True,
+        description="Create the Roles of the workers and of the Job that creates Secrets.",
+    )

@@ -1,0 +1,84 @@
+"""The workers and their work pools."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from charts.schema.partial import Partial
+from charts.schema.values.common import (
+    Autoscaling,
+    Image,
+    PodDisruptionBudget,
+    PodSettings,
+    Resources,
+    Seconds,
+    ServiceAccount,
+    resources,
+)
+from charts.schema.values.flows import FlowSettings
+
+
+class WorkerSettings(PodSettings):
+    """Settings of a worker, which each work pool can override."""
+
+    image: Image = Field(default_factory=lambda: Image(repository="prefect-hamilton/prefect"))
+    replicas: int = Field(default=1, ge=0, description="Number of worker pods per work pool.")
+    poll_seconds: float = Field(
+        default=1, gt=0, description="Number of seconds between two polls for scheduled flow runs."
+    )
+    prefetch_seconds: int = Field(
+        default=10,
+        ge=0,
+        description="Number of seconds before its scheduled time at which the pod of a flow "
+        "run is created.",
+    )
+    limit: int = Field(
+        default=0,
+        ge=0,
+        description="Maximum number of concurrent flow runs per worker pod. 0 means unlimited.",
+    )
+    work_queues: list[str] = Field(
+        default_factory=list,
+        description="Work queues to poll. Defaults to all queues of the work pool.",
+    )
+    cluster_uid: str = Field(
+        default="",
+        description="Name of this cluster in events, when several clusters share a work pool.",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="Log level of the worker."
+    )
+    resources: Resources = Field(default_factory=lambda: resources("50m", "192Mi", "512Mi"))
+    autoscaling: Autoscaling = Field(default_factory=Autoscaling)
+    pod_disruption_budget: PodDisruptionBudget = Field(default_factory=PodDisruptionBudget)
+    termination_grace_period_seconds: Seconds = Field(
+        default=30,
+        description="Number of seconds for a submission to finish before the pod is killed.",
+    )
+
+
+class Worker(WorkerSettings):
+    """Settings of all workers. An entry of `workers` overrides them for one work pool."""
+
+    enabled: bool = Field(
+        default=True,
+        description="Run workers. Otherwise another release must run the workers of the work "
+        "pools.",
+    )
+    service_account: ServiceAccount = Field(default_factory=ServiceAccount)
+
+
+class Pool(WorkerSettings):
+    """One work pool and its worker. Settings that are absent come from `worker` and `flows`."""
+
+    concurrency_limit: int | None = Field(
+        default=None,
+        ge=0,
+        description="Maximum number of concurrent flow runs in the work pool. Unlimited by "
+        "default.",
+    )
+    flows: Annotated[FlowSettings, Partial()] = Field(
+        default_factory=FlowSettings, description="Settings of the flow pods of this pool."
+    )
