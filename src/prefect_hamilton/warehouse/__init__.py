@@ -119,10 +119,10 @@ def connect(
     if isinstance(where, Path):
         from prefect_hamilton.warehouse import _duckdb
 
-        with _duckdb.connect(where, lock_timeout, on_wait) as warehouse:
-            yield warehouse
+        with _duckdb.connect(where, lock_timeout, on_wait) as duck:
+            yield duck
     else:
         from prefect_hamilton.warehouse import _postgres
 
-        with _postgres.connect(where, lock_timeout, on_wait) as warehouse:
-            yield warehouse
+        with _postgres.connect(where, lock_timeout, on_wait) as postgres:
+            yield postgres

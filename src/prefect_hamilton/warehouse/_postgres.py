@@ -223,7 +223,8 @@ class PostgresWarehouse:
         """
         import pyarrow.compute as pc
 
-        conditions, parameters = [], list[Any]()
+        conditions: list[str] = []
+        parameters: list[Any] = []
         for name in spec.key:
             if spec.columns[name] == "TEXT":  # whose order depends on the database's collation
                 conditions.append(f'"{name}" = ANY(%s)')
