@@ -2,7 +2,7 @@
 
     python flows/absenteeism.py --help
 
-Two tasks, each with a Hamilton dataflow of its own: features are prepared, then a model is trained
+Two tasks, each with one Hamilton dataflow: features are prepared, then a model is trained
 and measured on people it has not seen, with a baseline beside it. Runs on a Prefect server, or,
 where none is configured, on a temporary one.
 """

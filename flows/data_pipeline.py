@@ -42,11 +42,11 @@ from prefect.states import Failed
 from prefect.variables import Variable
 from pydantic import BaseModel, Field
 
-from flows import extract, memory, metrics_load, warehouse
+from flows import extract, memory, metrics_load, tables
 from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits, add_source_limits
 from flows.metrics_load import LARGEST_BATCH, Held, Transformed
-from flows.warehouse import DEFAULT_TARGET, Target, TargetTable
-from prefect_hamilton import command_line, dataflow
+from flows.tables import DEFAULT_TARGET
+from prefect_hamilton import command_line, dataflow, warehouse
 from prefect_hamilton.artifacts import (
     best_effort,
     create_link_artifact,
@@ -56,6 +56,7 @@ from prefect_hamilton.artifacts import (
     update_progress_artifact,
 )
 from prefect_hamilton.metrics import measure
+from prefect_hamilton.warehouse import Target, TargetTable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -194,8 +195,8 @@ def quarantine_rejected(rejected: "pd.DataFrame", source: str, target: Target) -
             rejected_at=metrics_load.utc_now(),
         )
         with _writing(logger.info) as connection:
-            connection.prepare(target, [warehouse.QUARANTINE])
-            connection.upsert(target, [(warehouse.QUARANTINE, rows)])
+            connection.prepare(target, [tables.QUARANTINE])
+            connection.upsert(target, [(tables.QUARANTINE, rows)])
         metrics.rows_read = metrics.rows_rejected = len(rejected)
         metrics.rows_written = len(rows)
     logger.warning("Rejected %s records; %s", f"{len(rejected):,}", _kept(len(rejected), target))
@@ -261,14 +262,14 @@ def load_metrics(
     progress = create_progress_artifact(
         progress=0.0,
         key="pipeline-load-progress",
-        description=f"Rows loaded into {target.shown(warehouse.METRICS)}",
+        description=f"Rows loaded into {target.shown(tables.METRICS)}",
     )
     with (
         measure("load_metrics") as metrics,
         _writing(logger.info) as connection,
         metrics_load.exclusively(connection, target),
     ):
-        connection.prepare(target, [warehouse.METRICS, warehouse.MONTHLY, warehouse.LOADS])
+        connection.prepare(target, [tables.METRICS, tables.MONTHLY, tables.LOADS])
         held = metrics_load.read_held(connection, target, checked.accepted)
         memory.give_back()
         metrics.rows_read = len(checked.accepted) + held.rows_read
@@ -287,7 +288,7 @@ def load_metrics(
         "Loaded %s rows and %s months into %s; %s rows and %s months around them are recalculated",
         f"{len(transformed.metrics):,}",
         f"{len(transformed.months):,}",
-        target.shown(warehouse.METRICS),
+        target.shown(tables.METRICS),
         f"{len(transformed.recalculated):,}",
         f"{len(transformed.recalculated_months):,}",
     )
@@ -420,7 +421,7 @@ def _require_quality(
 
 def _kept(rejected: int, target: Target) -> str:
     """Return where the rejected records are, and how many are not there."""
-    table = target.shown(warehouse.QUARANTINE)
+    table = target.shown(tables.QUARANTINE)
     if rejected <= QUARANTINE_LIMIT:
         return f"the rejected records are in {table}"
     more = rejected - QUARANTINE_LIMIT

@@ -7,8 +7,8 @@ written with.
 Three rules hold for every source:
 
 - It is bounded: `Limits` says in which time and up to which size it is read.
-- Compression (gzip, bzip2, xz, Zstandard, ZIP) is told by a file's first bytes, not by its name or
-  a header, for web servers and stores label it both ways.
+- Compression (gzip, bzip2, xz, Zstandard, ZIP) is recognized by a file's first bytes, not by its
+  name or a header, because web servers and stores label it both ways.
 - A redirect or a next page may lead to another host on the internet. It may lead to a private,
   loopback or link-local address only when the source itself is at an address of the same kind.
   A next page stays on the host that names it.
@@ -341,7 +341,7 @@ async def _read_object(url: str, scheme: str, meter: _Meter) -> _Document:
     shown = _one_line(public_url(url))
     if "::" in url:
         raise ExtractError(f"Cannot read {shown}: a chain of file systems (::) is not supported")
-    # A store of its own for each source: one that fsspec kept has the credentials of before.
+    # A new store for each source: one that fsspec cached has earlier credentials.
     options: dict[str, Any] = {"skip_instance_cache": True}
     if scheme == "s3":
         timeouts = {"connect_timeout": CONNECT_TIMEOUT, "read_timeout": READ_TIMEOUT}
@@ -394,7 +394,7 @@ async def _read_http(url: str, meter: _Meter, limits: Limits, parse: _Parse) -> 
 
 
 class _Web:
-    """A source on the web: which addresses it may lead to, and who is told its credentials."""
+    """A source on the web: which addresses it may lead to, and which hosts get its credentials."""
 
     def __init__(self, url: str, meter: _Meter) -> None:
         self.shown = _one_line(public_url(url))

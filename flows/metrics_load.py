@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from flows.warehouse import LOADS, METRICS, MONTHLY, TableSpec, Target, Wanted, Warehouse
+from flows.tables import LOADS, METRICS, MONTHLY
+from prefect_hamilton.warehouse import TableSpec, Target, Wanted, Warehouse
 
 if TYPE_CHECKING:
     import numpy as np

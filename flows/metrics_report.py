@@ -21,19 +21,11 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.utilities.urls import url_for
 
-from flows import warehouse
-from flows.warehouse import (
-    DEFAULT_TARGET,
-    LOADS,
-    METRICS,
-    MONTHLY,
-    REPORTS,
-    Target,
-    TargetTable,
-    Warehouse,
-)
+from flows.tables import DEFAULT_TARGET, LOADS, METRICS, MONTHLY, REPORTS
+from prefect_hamilton import warehouse
 from prefect_hamilton.artifacts import best_effort
 from prefect_hamilton.metrics import measure
+from prefect_hamilton.warehouse import Target, TargetTable, Warehouse
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,4 +1,4 @@
-"""Flow `ui-walkthrough-retries`: what Prefect's pages show of tasks that fail and are retried.
+"""Flow `ui-walkthrough-retries`: what Prefect's UI shows of tasks that fail and are retried.
 
 python flows/retries_demo.py --help
 """

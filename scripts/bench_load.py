@@ -11,20 +11,20 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import duckdb
 import numpy as np
 import pandas as pd
 import psycopg
+import pyarrow as pa
 import typer
 from pyarrow import csv
 
-from flows import metrics_load, warehouse
-from flows.warehouse import LOADS, METRICS, MONTHLY, Target, Warehouse
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from flows import metrics_load
+from flows.tables import LOADS, METRICS, MONTHLY
+from prefect_hamilton import warehouse
+from prefect_hamilton.warehouse import Target, Warehouse
 
 METRIC_NAMES = [f"metric_{number:02}" for number in range(20)]
 
@@ -140,8 +140,9 @@ def _rows(count: int) -> pd.DataFrame:
     return frame.sort_values(list(METRICS.key), ignore_index=True)
 
 
-def _table(frame: pd.DataFrame) -> "pa.Table":
-    return warehouse.arrow_table(METRICS, frame.assign(flow_run_id="copy"))
+def _table(frame: pd.DataFrame) -> pa.Table:
+    rows = frame.assign(flow_run_id="copy").reindex(columns=list(METRICS.columns))
+    return pa.Table.from_pandas(rows, preserve_index=False)
 
 
 def _columns() -> str:

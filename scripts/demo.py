@@ -30,7 +30,7 @@ from tenacity import (
     wait_fixed,
 )
 
-from flows.warehouse import URL_BLOCK, URL_VARIABLE, WarehouseError
+from prefect_hamilton.warehouse import URL_BLOCK, URL_VARIABLE, WarehouseError
 from scripts import local, local_profile, outcomes
 from scripts.local_profile import Profile, ProfileError
 

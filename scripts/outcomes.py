@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from flows import warehouse
+from prefect_hamilton import warehouse
 
 ROWS = 4 * 1461
 """Rows of the sample: four metrics on each day of the years 2012 to 2015."""

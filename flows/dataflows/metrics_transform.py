@@ -4,7 +4,7 @@ Rolling statistics look back over a window of time, so they hold for records at 
 and the months are computed from the accepted records together with the records that the warehouse
 holds around them (`context_ranges`), and what they change in rows and months that are not part of
 the source comes out as well (`recalculated_rows`, `recalculated_months`). A row's statistics depend
-only on the metric's records of its own month and of the 30 days before that month, to the last
+only on the metric's records of the same month and of the 30 days before that month, to the last
 bit: the order in which records come makes no difference.
 """
 

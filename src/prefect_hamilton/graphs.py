@@ -38,7 +38,7 @@ database and once more in an event, which it refuses above 1.5 MB."""
 TIMEOUT = 60
 """Seconds that drawing may take; it usually takes a few tenths of one."""
 
-# A process of its own, because Graphviz is not thread-safe, fontconfig is configured by the
+# A separate process, because Graphviz is not thread-safe, fontconfig is configured by the
 # environment, and both write warnings straight to standard error.
 _DRAW = """
 import sys

@@ -21,8 +21,9 @@ from prefect.client.schemas.objects import Artifact
 from prefect.utilities.callables import parameter_schema
 from prefect.variables import Variable
 
-from flows import data_pipeline, warehouse
+from flows import data_pipeline, tables
 from flows.data_pipeline import LoadSummary, enterprise_data_pipeline
+from prefect_hamilton import warehouse
 from tests.services import ROOT
 from tests.web import WebServer
 
@@ -141,7 +142,7 @@ def test_too_many_bad_records_fail_the_run_with_the_counts(
     assert len(read(duckdb_warehouse, "quarantine")) == 6
     with warehouse.connect(duckdb_warehouse) as connection:
         target = warehouse.Target.parse("warehouse.prod.metrics")
-        assert not connection.has_table(target, warehouse.METRICS)
+        assert not connection.has_table(target, tables.METRICS)
     Variable.set("max_rejected_ratio", 0.06, overwrite=True)
     try:
         assert run(source_url=url).is_completed()
@@ -184,7 +185,7 @@ def test_a_table_with_other_columns_is_reported_at_once(
     state = run(target_table="warehouse.prod.metrics_monthly")
     assert state.is_failed()
     assert state.message == (
-        "warehouse.prod.metrics_monthly exists with other columns: choose another target_table"
+        "warehouse.prod.metrics_monthly exists with other columns: choose another target table"
     )
     assert not [one for one in caplog.records if "Retry" in one.getMessage()]
 

@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 from prefect import State
 from prefect.client.orchestration._artifacts.client import ArtifactClient
 
-from flows import warehouse
+from flows import tables
 from flows.absenteeism import Evaluation, absenteeism_prediction_flow
 from flows.data_pipeline import LoadSummary, enterprise_data_pipeline
 from flows.metrics_report import metrics_quality_report
-from prefect_hamilton import graphs
+from prefect_hamilton import graphs, warehouse
 from tests.flows.test_data_pipeline import artifacts, read, run_id
 from tests.flows.test_reports import markdown
 
@@ -117,5 +117,5 @@ def test_a_report_that_cannot_be_published_fails_and_is_not_recorded(
     assert state.is_failed()
     with warehouse.connect(duckdb_warehouse) as connection:
         target = warehouse.Target.parse("warehouse.prod.metrics")
-        reports = connection.read(f"SELECT * FROM {target.name(warehouse.REPORTS)}")  # noqa: S608
+        reports = connection.read(f"SELECT * FROM {target.name(tables.REPORTS)}")  # noqa: S608
     assert reports.empty

@@ -13,11 +13,13 @@ from hamilton import driver
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flows import metrics_load, warehouse
+from flows import metrics_load
 from flows.data_pipeline import DIMENSION_FILE
 from flows.dataflows import metrics_transform
 from flows.metrics_load import Held, Transformed
-from flows.warehouse import LOADS, METRICS, MONTHLY, TableSpec, Target, Warehouse
+from flows.tables import LOADS, METRICS, MONTHLY
+from prefect_hamilton import warehouse
+from prefect_hamilton.warehouse import TableSpec, Target, Warehouse
 
 SPECS = [METRICS, MONTHLY, LOADS]
 

@@ -12,8 +12,10 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.sync import concurrency
 from prefect.states import Running
 
-from flows import data_pipeline, warehouse
-from flows.warehouse import METRICS, WarehouseError
+from flows import data_pipeline
+from flows.tables import METRICS
+from prefect_hamilton import warehouse
+from prefect_hamilton.warehouse import WarehouseError
 from tests.flows.test_warehouse import TARGET, rows, stored
 
 UPDATE = "UPDATE prod.metrics SET value = 7"
@@ -94,15 +96,15 @@ def test_a_lock_held_by_another_session_fails_after_the_timeout_and_names_the_ho
         pass
 
 
-def test_two_threads_of_one_duckdb_file_wait_for_each_other(
-    duckdb_warehouse: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(warehouse, "LOCK_TIMEOUT", 0.1)
+def test_two_threads_of_one_duckdb_file_wait_for_each_other(duckdb_warehouse: str) -> None:
     errors: list[str] = []
 
     def report() -> None:
         try:
-            with warehouse.connect(duckdb_warehouse) as second, second.exclusively("report"):
+            with (
+                warehouse.connect(duckdb_warehouse, lock_timeout=0.1) as second,
+                second.exclusively("report"),
+            ):
                 pass
         except WarehouseError as error:
             errors.append(str(error))

@@ -10,17 +10,11 @@ import pandas as pd
 import pytest
 from prefect.blocks.system import Secret
 
-from flows import warehouse
-from flows.warehouse import (
-    LOADS,
-    METRICS,
-    MONTHLY,
-    QUARANTINE,
-    TableConflictError,
-    Target,
-    Warehouse,
-    WarehouseError,
-)
+from flows.tables import LOADS, METRICS, MONTHLY, QUARANTINE
+from prefect_hamilton import warehouse
+from prefect_hamilton.warehouse import TableConflictError, Target, Warehouse, WarehouseError
+from prefect_hamilton.warehouse._duckdb import DuckDBWarehouse
+from prefect_hamilton.warehouse._postgres import PostgresWarehouse
 
 TARGET = Target.parse("warehouse.prod.metrics")
 ALL_ROWS = 'SELECT * FROM "warehouse"."prod"."metrics" ORDER BY time'
@@ -144,7 +138,7 @@ def test_a_taken_name_is_refused_in_one_sentence(
             connection.prepare(table, [METRICS])
         connection.prepare(TARGET, [METRICS, MONTHLY])
     assert str(error.value).startswith((f"{target} exists", f"Cannot create {target}"))
-    assert str(error.value).endswith("choose another target_table")
+    assert str(error.value).endswith("choose another target table")
     assert "\n" not in str(error.value)
 
 
@@ -152,13 +146,13 @@ def test_a_taken_name_is_refused_in_one_sentence(
 def test_a_reserved_schema_is_refused_in_one_sentence(postgres: str, schema: str) -> None:
     with (
         warehouse.connect(f"{postgres}/postgres") as connection,
-        pytest.raises(TableConflictError, match=r"Cannot create .* choose another target_table"),
+        pytest.raises(TableConflictError, match=r"Cannot create .* choose another target table"),
     ):
         connection.prepare(Target("postgres", schema, "metrics"), [METRICS])
 
 
 def execute(connection: Warehouse, statement: str) -> None:
-    assert isinstance(connection, warehouse.DuckDBWarehouse | warehouse.PostgresWarehouse)
+    assert isinstance(connection, DuckDBWarehouse | PostgresWarehouse)
     connection._connection.execute(statement)
 
 
@@ -177,7 +171,7 @@ def test_threads_that_write_the_same_rows_all_succeed(any_warehouse: str) -> Non
 
 HOLDER = """
 import sys
-from flows import warehouse
+from prefect_hamilton import warehouse
 with warehouse.connect(sys.argv[1]):
     print("open", flush=True)
     sys.stdin.readline()

@@ -16,11 +16,12 @@ from prefect import get_client
 from prefect.blocks.system import Secret
 from prefect.client.schemas.actions import BlockDocumentUpdate
 
-from flows import warehouse
 from flows.data_pipeline import enterprise_data_pipeline
 from flows.metrics_report import metrics_quality_report
-from flows.warehouse import METRICS, Target, WarehouseError
+from flows.tables import METRICS
+from prefect_hamilton import warehouse
 from prefect_hamilton.flows.failed_run_report import failed_run_report
+from prefect_hamilton.warehouse import Target, WarehouseError
 from tests.flows.test_reports import markdown
 from tests.services import ROOT
 

@@ -206,7 +206,7 @@ def test_a_flow_of_the_image_is_deployed_without_code_to_pull(
     first = outcomes(apply(file, api, FLOWS_IMAGE="flows:1"))
     assert first == dict.fromkeys(("reports", name, "report-reports"), "created")
     deployment = httpx.get(f"{api}/deployments/name/{name}").json()
-    assert deployment["pull_steps"] is None
+    assert deployment["pull_steps"] == []
     assert deployment["job_variables"] == {"image": "flows:1"}
     assert "Report on a flow run" in deployment["description"]
     assert list(deployment["parameter_openapi_schema"]["properties"]) == ["flow_run_id"]
@@ -220,7 +220,7 @@ def test_a_flow_of_the_image_is_deployed_without_code_to_pull(
     url = f"{api}/deployments/{deployment['id']}"
     httpx.patch(url, json=of_repository).raise_for_status()
     assert outcomes(apply(file, api, FLOWS_IMAGE="flows:2"))[name] == "updated"
-    assert httpx.get(url).json()["pull_steps"] is None
+    assert httpx.get(url).json()["pull_steps"] == []
 
 
 @pytest.mark.parametrize("entrypoint", ["no_such.module.flow", "prefect_hamilton.states.beginning"])
@@ -374,7 +374,7 @@ def test_a_required_password_is_reported(tmp_path: Path) -> None:
         thread.join()
         refusing.server_close()
     assert done.returncode == 1
-    assert "wants a password (401): set PREFECT_API_AUTH_STRING" in done.stderr
+    assert "requires a password (401): set PREFECT_API_AUTH_STRING" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from sklearn.linear_model import QuantileRegressor
 
 from flows.absenteeism import absenteeism_prediction_flow
 from flows.data_pipeline import enterprise_data_pipeline
-from flows.warehouse import DuckDBWarehouse
 from prefect_hamilton.flows.failed_run_report import failed_run_report
 from prefect_hamilton.tracking import sdk as tracking_sdk
+from prefect_hamilton.warehouse._duckdb import DuckDBWarehouse
 from scripts import outcomes
 from scripts.demo import Run
 from tests.conftest import HamiltonUi

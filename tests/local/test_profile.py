@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as websocket
 from websockets.typing import Origin, Subprotocol
 
-from flows import warehouse
+from prefect_hamilton import warehouse
 from scripts import local, local_profile
 from tests import services
 from tests.profiles import LocalProfile, wait_until

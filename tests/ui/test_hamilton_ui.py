@@ -12,7 +12,8 @@ import httpx
 import psutil
 import pytest
 
-from prefect_hamilton.bootstrap.hamilton import HamiltonError, ensure_project
+from prefect_hamilton._hamilton_api import HamiltonError
+from prefect_hamilton.bootstrap.hamilton import ensure_project
 from tests import services
 from tests.conftest import HamiltonUi
 

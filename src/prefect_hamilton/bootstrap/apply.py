@@ -36,6 +36,7 @@ from prefect.workers.base import BaseWorker
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from prefect_hamilton._hamilton_api import HamiltonError
 from prefect_hamilton.bootstrap import hamilton
 from prefect_hamilton.bootstrap.desired_state import (
     Automation,
@@ -61,7 +62,7 @@ Outcome = Literal["created", "updated", "unchanged", "kept", "present", "left ou
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one object; `note` says why when it was not brought about."""
+    """The outcome for one object; `note` is the reason if it was not applied."""
 
     outcome: Outcome
     kind: str
@@ -156,7 +157,8 @@ async def _client(timeout: float) -> AsyncIterator[PrefectClient]:
 
 def _unauthorized(url: str) -> BootstrapError:
     return BootstrapError(
-        f"{url} wants a password (401): set PREFECT_API_AUTH_STRING to the server's user:password."
+        f"{url} requires a password (401): set PREFECT_API_AUTH_STRING to the server's "
+        "user:password."
     )
 
 
@@ -169,7 +171,8 @@ async def _get(url: str, what: str, variable: str, auth: str | None = None) -> h
     except httpx.TransportError as error:
         reason = str(error) or type(error).__name__
         raise _NotYetThereError(
-            f"{what} does not answer at {url} ({reason}): is it started, and is {variable} right?"
+            f"{what} does not answer at {url} ({reason}): check that it is running and that "
+            f"{variable} is right."
         ) from error
     if response.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
         raise _NotYetThereError(f"{what} answers {response.status_code} at {url}: see its log.")
@@ -230,7 +233,7 @@ async def _hamilton_project(
     ensure = partial(hamilton.ensure_project, other_users=tuple(project.users))
     try:
         project_id = await anyio.to_thread.run_sync(ensure, url, username, project.name, key)
-    except hamilton.HamiltonError as error:
+    except HamiltonError as error:
         raise BootstrapError(f"Hamilton project {project.name}: {error}") from error
     note(Change("present", "Hamilton project", project.name, f"id {project_id}, user {username}"))
     return {
@@ -432,7 +435,7 @@ async def _deployment(client: PrefectClient, deployment: Deployment, record: NoR
         "job_variables": resolve(deployment.job_variables),
         "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
         # What a deployment of this name had when it came from a repository of flows.
-        "pull_steps": None,
+        "pull_steps": [],
         "path": None,
     }
     try:

@@ -1,22 +1,14 @@
-"""The Hamilton UI's project, brought about through its HTTP API."""
+"""Creates the Hamilton UI's project and lets users write to it."""
 
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import httpx
-import tenacity
 from pydantic import BaseModel, TypeAdapter
+
+from prefect_hamilton._hamilton_api import HamiltonApi, retry_server_errors
 
 PAGE = 100  # projects in an answer
 TIMEOUT = httpx.Timeout(10.0, connect=5.0)
-
-
-class HamiltonError(Exception):
-    """The project could not be ensured; the message names the cause and the way out."""
-
-
-class _ServerError(HamiltonError):
-    """The server answered 5xx."""
 
 
 class _Named(BaseModel):
@@ -40,14 +32,6 @@ class _Project(BaseModel):
 
 _PROJECTS = TypeAdapter(list[_Project])
 
-# Two first requests of a new user at once make the server answer 500 to one of them.
-_retry = tenacity.retry(
-    retry=tenacity.retry_if_exception_type(_ServerError),
-    stop=tenacity.stop_after_attempt(4),
-    wait=tenacity.wait_random_exponential(multiplier=0.2, max=2),
-    reraise=True,
-)
-
 
 def ensure_project(
     api_url: str,
@@ -62,32 +46,27 @@ def ensure_project(
 
     The server makes a user at its first request and ignores users of a project that it does not
     know, so each of `other_users` is made first. They may write to the project, too: they are added
-    to one that exists, and who may see it already still may. Names are not unique there: of several
+    to one that exists, whose other users keep their rights. Names are not unique there: of several
     projects the oldest counts.
 
     Raises HamiltonError: not reachable, wrong key, not a Hamilton UI.
     """
-    api_url = api_url.rstrip("/")
-    if urlsplit(api_url).scheme not in ("http", "https") or not urlsplit(api_url).hostname:
-        raise HamiltonError(f"the Hamilton UI's address must be an http(s) URL, not {api_url!r}")
-    headers = {"x-api-key": api_key} if api_key else {}
-    with httpx.Client(base_url=f"{api_url}/api/v1", headers=headers, timeout=TIMEOUT) as http:
+    with HamiltonApi(api_url, username, api_key, TIMEOUT) as api:
         for user in (username, *other_users):
-            _request(http, "GET", "/whoami", user)
+            # Two first requests of a new user at once make the server answer 500 to one of them.
+            retry_server_errors(api.request)("GET", "/whoami", user=user)
         mine = [
             project
-            for project in _projects(http, username)
+            for project in _projects(api)
             if project.name == name and project.role == "write"
         ]
         if mine:
             oldest = min(mine, key=lambda project: project.id)
-            _add_users(http, oldest, username, other_users)
+            _add_users(api, oldest, other_users)
             return oldest.id
-        created = _request(
-            http,
+        created = api.request(
             "POST",
             "/projects",
-            username,
             json={
                 "name": name,
                 "description": description,
@@ -100,22 +79,20 @@ def ensure_project(
                 },
             },
         )
-        return _Project.model_validate_json(created).id
+        return _Project.model_validate(created).id
 
 
-def _projects(http: httpx.Client, username: str) -> Iterator[_Project]:
+def _projects(api: HamiltonApi) -> Iterator[_Project]:
     """Yield all projects that the user may see; the server answers in pages."""
     seen = 0
-    while page := _PROJECTS.validate_json(
-        _request(http, "GET", f"/projects?limit={PAGE}&offset={seen}", username)
+    while page := _PROJECTS.validate_python(
+        api.request("GET", "/projects", params={"limit": PAGE, "offset": seen})
     ):
         yield from page
         seen += len(page)
 
 
-def _add_users(
-    http: httpx.Client, project: _Project, username: str, other_users: tuple[str, ...]
-) -> None:
+def _add_users(api: HamiltonApi, project: _Project, other_users: tuple[str, ...]) -> None:
     """Let the users write to the project; asks for nothing when they may already."""
     visibility = project.visibility
     writers = [user.email for user in visibility.users_writable]
@@ -130,25 +107,4 @@ def _add_users(
         "team_ids_writable": [team.id for team in visibility.teams_writable],
     }
     change = {"project": {"visibility": members}, "attributes": None}
-    _request(http, "PUT", f"/projects/{project.id}", username, json=change)
-
-
-@_retry
-def _request(http: httpx.Client, method: str, path: str, user: str, json: object = None) -> bytes:
-    url = str(http.base_url).removesuffix("/").removesuffix("/api/v1")
-    try:
-        response = http.request(method, path, json=json, headers={"x-api-user": user})
-    except httpx.TimeoutException as error:
-        raise HamiltonError(f"the Hamilton UI at {url} does not answer") from error
-    except httpx.HTTPError as error:
-        raise HamiltonError(f"the Hamilton UI at {url} cannot be reached: {error}") from error
-    if response.status_code == httpx.codes.UNAUTHORIZED:
-        raise HamiltonError(f"the Hamilton UI at {url} refuses the API key (HAMILTON_API_KEY)")
-    if response.is_server_error:
-        raise _ServerError(f"{url} answered {response.status_code} to {method} {path}")
-    is_json = response.headers.get("content-type", "").startswith("application/json")
-    if not response.is_success or not is_json:
-        raise HamiltonError(
-            f"{url} is no Hamilton UI: it answered {response.status_code} to {method} {path}"
-        )
-    return response.content
+    api.request("PUT", f"/projects/{project.id}", json=change)

@@ -94,7 +94,7 @@ def check_credential(repository: str) -> None:
     """Refuse an address that holds a credential, and say so where a token will not be used.
 
     Such an address would be stored with each deployment and printed. Where its credential begins
-    and ends cannot be told for sure, as people forget to percent-encode it.
+    and ends cannot be determined, as people forget to percent-encode it.
     """
     if holds_credential(repository):
         raise BootstrapError(

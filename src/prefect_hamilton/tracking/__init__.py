@@ -45,8 +45,9 @@ from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
+from prefect_hamilton._hamilton_api import HamiltonError
 from prefect_hamilton.artifacts import slug
-from prefect_hamilton.tracking.settings import FlowRunTracking, Settings, TrackingError
+from prefect_hamilton.tracking.settings import FlowRunTracking, Settings
 
 _quiet_lock = threading.Lock()
 _quiet_blocks = 0
@@ -101,7 +102,7 @@ def track(
 
     def give_up(error: Exception) -> None:
         if shared.give_up():
-            cause = str(error) if isinstance(error, TrackingError) else repr(error)
+            cause = str(error) if isinstance(error, HamiltonError) else repr(error)
             logger.warning(
                 "Hamilton UI tracking is off for the rest of this flow run: %s. "
                 "The flow goes on without it.",

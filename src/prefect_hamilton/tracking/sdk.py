@@ -1,6 +1,6 @@
 """The Hamilton SDK's tracker, made best-effort: bounded waits, no exception into the dataflow.
 
-A module of its own because importing the SDK takes seconds. `BestEffortTracker` guards the hooks of
+A separate module because importing the SDK takes seconds. `BestEffortTracker` guards the hooks of
 the SDK's `HamiltonTracker`; `Sender` is its `client_factory`: the API client that it talks to the
 server with. The SDK's own client has no time-outs, keeps the process alive until the
 server has answered, and sends the last nodes only after up to five seconds.
@@ -8,7 +8,6 @@ server has answered, and sends the last nodes only after up to five seconds.
 
 import contextlib
 import datetime
-import json
 import logging
 import queue
 import sys
@@ -19,14 +18,18 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import httpx
-import tenacity
 from hamilton_sdk.adapters import HamiltonTracker
 from hamilton_sdk.api import clients
 from hamilton_sdk.api.projecttypes import GitInfo
 from hamilton_sdk.tracking.utils import make_json_safe
 
-from prefect_hamilton.masking import mask
-from prefect_hamilton.tracking.settings import FlowRunTracking, Settings, TrackingError
+from prefect_hamilton._hamilton_api import (
+    HamiltonApi,
+    HamiltonError,
+    RefusedError,
+    retry_server_errors,
+)
+from prefect_hamilton.tracking.settings import FlowRunTracking, Settings
 from prefect_hamilton.tracking.summary import Shown, masked, without_message
 
 T = TypeVar("T")
@@ -45,15 +48,11 @@ if logging.getLogger("hamilton_sdk").level == logging.NOTSET:
     logging.getLogger("hamilton_sdk").setLevel(logging.CRITICAL)
 
 
-class _ServerError(TrackingError):
-    """The server answered 5xx; two clients that register the same thing at once get one."""
-
-
 class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no type hints
     """Client of the Hamilton UI's API, all of whose requests run in one daemon thread.
 
     The caller waits for an answer for as long as the flow run's patience lasts and gets a
-    TrackingError otherwise. A daemon thread, so that a server that never answers cannot keep the
+    HamiltonError otherwise. A daemon thread, so that a server that never answers cannot keep the
     process alive. Node updates are collected and sent every FLUSH_INTERVAL seconds and at the end
     of the run; those that could not be sent are kept and sent again.
     """
@@ -66,6 +65,7 @@ class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no ty
         self._requests: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = (
             queue.SimpleQueue()
         )
+        self._api = HamiltonApi(settings.api_url, settings.username, settings.api_key, TIMEOUT)
         threading.Thread(target=self._work, name="hamilton-tracking", daemon=True).start()
 
     def close(self) -> None:
@@ -128,12 +128,7 @@ class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no ty
 
         # The server looks before it inserts: of two runs that register the same new DAG at
         # once, one gets an error 500, and finds the other's when it looks again.
-        @tenacity.retry(
-            retry=tenacity.retry_if_exception_type(_ServerError),
-            stop=tenacity.stop_after_attempt(4),
-            wait=tenacity.wait_random_exponential(multiplier=0.1, max=1),
-            reraise=True,
-        )
+        @retry_server_errors
         def register() -> int:
             found = self._request("GET", "/dag_templates/exists/", params=key)
             if found is None:
@@ -191,15 +186,7 @@ class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no ty
     # In the thread.
 
     def _work(self) -> None:
-        headers = {
-            "x-api-user": self._settings.username,
-            "content-type": "application/json",
-        }
-        if self._settings.api_key:
-            headers["x-api-key"] = self._settings.api_key
-        with httpx.Client(
-            base_url=f"{self._settings.api_url}/api/v1", headers=headers, timeout=TIMEOUT
-        ) as self._http:
+        with self._api:
             while True:
                 try:
                     item = self._requests.get(timeout=FLUSH_INTERVAL)
@@ -218,7 +205,7 @@ class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no ty
 
     def _flush_meanwhile(self) -> None:
         # On failure the updates are kept; the end of the run decides whether tracking failed.
-        with contextlib.suppress(TrackingError):
+        with contextlib.suppress(HamiltonError):
             self._flush()
 
     def _flush(self) -> None:
@@ -241,31 +228,12 @@ class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no ty
             with self._updates_lock:
                 self._updates = batch + self._updates
 
-    def _request(self, method: str, path: str, **content: Any) -> Any:
-        url = mask(self._settings.api_url)
-        if "json" in content:
-            content["content"] = json.dumps(masked(content.pop("json")), allow_nan=False)
+    def _request(self, method: str, path: str, json: Any = None, **content: Any) -> Any:
+        body = None if json is None else masked(json)
         try:
-            response = self._http.request(method, path, **content)
-        except httpx.TimeoutException as error:
-            raise self._no_answer() from error
-        except httpx.HTTPError as error:
-            raise TrackingError(
-                f"cannot reach {url} ({error}); start the Hamilton UI or correct HAMILTON_API_URL"
-            ) from error
-        if response.status_code == httpx.codes.UNAUTHORIZED:
-            raise TrackingError(f"{url} refuses the API key; set HAMILTON_API_KEY to the server's")
-        if response.status_code in (httpx.codes.FORBIDDEN, httpx.codes.NOT_FOUND):
-            raise self._unknown_project()
-        if response.is_server_error:
-            raise _ServerError(f"{url} answered {response.status_code} to {method} {path}")
-        if not response.is_success:
-            raise TrackingError(f"{url} answered {response.status_code} to {method} {path}")
-        if not response.content:
-            return None
-        if not response.headers.get("content-type", "").startswith("application/json"):
-            raise TrackingError(f"{url} is no Hamilton UI; correct HAMILTON_API_URL")
-        return response.json()
+            return self._api.request(method, path, json=body, **content)
+        except RefusedError as error:
+            raise self._unknown_project() from error
 
     # In the caller's thread.
 
@@ -277,19 +245,14 @@ class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no ty
             return future.result(timeout=self._shared.patience)
         except TimeoutError as error:
             future.cancel()
-            raise self._no_answer() from error
+            raise self._api.no_answer() from error
         finally:
             self._shared.waited(time.monotonic() - started)
 
-    def _no_answer(self) -> TrackingError:
-        return TrackingError(
-            f"{mask(self._settings.api_url)} does not answer; is the Hamilton UI well?"
-        )
-
-    def _unknown_project(self) -> TrackingError:
+    def _unknown_project(self) -> HamiltonError:
         project, user = self._settings.project_id, self._settings.username
-        return TrackingError(
-            f"project {project} does not exist at {mask(self._settings.api_url)} or user {user!r} "
+        return HamiltonError(
+            f"project {project} does not exist at {self._api.shown} or user {user!r} "
             f"may not write to it; create it at {self._settings.ui_url}/dashboard/projects or "
             "correct HAMILTON_UI_PROJECT_ID"
         )

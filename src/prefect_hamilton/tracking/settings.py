@@ -5,9 +5,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import httpx
-
-from prefect_hamilton.masking import mask
+from prefect_hamilton._hamilton_api import HamiltonError, check_url
 
 DEFAULT_URL = "http://localhost:8241"
 
@@ -21,13 +19,9 @@ SUMMARY_TIME = 3.0
 """Seconds that one flow run may take to sum up inputs and results; later ones are not summed up."""
 
 
-class TrackingError(Exception):
-    """The Hamilton UI cannot be used; the message names the cause and the way out."""
-
-
 @dataclass(frozen=True)
 class Settings:
-    """Where and as whom to track. Raises TrackingError when the environment makes no sense."""
+    """Where and as whom to track. Raises HamiltonError when the environment makes no sense."""
 
     username: str
     project_id: int
@@ -44,14 +38,14 @@ class Settings:
             return None
         if not username or not project:
             missing = "HAMILTON_UI_PROJECT_ID" if username else "HAMILTON_UI_USERNAME"
-            raise TrackingError(f"{missing} is not set (both it and its counterpart are needed)")
+            raise HamiltonError(f"{missing} is not set (both it and its counterpart are needed)")
         if not project.isdecimal():
-            raise TrackingError(f"HAMILTON_UI_PROJECT_ID must be a number, not {project!r}")
+            raise HamiltonError(f"HAMILTON_UI_PROJECT_ID must be a number, not {project!r}")
         api_url = env.get("HAMILTON_API_URL") or DEFAULT_URL
         ui_url = env.get("HAMILTON_UI_URL") or DEFAULT_URL
-        _parse("HAMILTON_API_URL", api_url)
+        check_url("HAMILTON_API_URL", api_url)
         # Links are published: they hold no password.
-        public = _parse("HAMILTON_UI_URL", ui_url).copy_with(userinfo=b"")
+        public = check_url("HAMILTON_UI_URL", ui_url).copy_with(userinfo=b"")
         return cls(
             username=username,
             project_id=int(project),
@@ -59,16 +53,6 @@ class Settings:
             ui_url=str(public).rstrip("/"),
             api_key=env.get("HAMILTON_API_KEY") or None,
         )
-
-
-def _parse(name: str, url: str) -> httpx.URL:
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        parsed = httpx.URL()
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise TrackingError(f"{name} must be an http(s) URL, not {mask(url)!r}")
-    return parsed
 
 
 class FlowRunTracking:
