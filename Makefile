@@ -66,9 +66,9 @@ else
 	@.venv/bin/pytest -m cluster tests/images tests/cluster $(OPTIONS)
 endif
 
-test-faults: .venv/dev.stamp ## Test flow runs under load while pods are killed; options: tests/faults/conftest.py
-	@docker buildx bake --load prefect flows
-	@.venv/bin/pytest -n 0 -m cluster tests/faults $(OPTIONS)
+test-faults: .venv/dev.stamp ## Test flow runs under load while pods and processes are killed; LOCAL=1: local profile only; options: tests/faults/conftest.py
+	@$(if $(LOCAL),,docker buildx bake --load prefect flows)
+	@.venv/bin/pytest -n 0 -m '$(if $(LOCAL),faults,cluster or faults)' tests/faults $(OPTIONS)
 
 test-gitops: .venv/dev.stamp ## Test syncs from Git on a kind cluster with Argo CD and optionally Flux: KIND_CLUSTER=name
 	@.venv/bin/pytest -m cluster tests/gitops $(OPTIONS)

@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts import kind
 from tests.clusters import NAMESPACE, RELEASE, Cluster, eventually
-from tests.faults.load import FLOW_PODS, Load, component
+from tests.faults.load import FLOW_PODS, ClusterLoad, component
 
 PAUSE = [float(word) for word in os.environ.get("FAULTS_PAUSE", "6 12").split()]
 VICTIMS = ["server", "worker", "postgres", "git-server", "background-services", "valkey"]
@@ -39,7 +39,7 @@ def delete(cluster: Cluster, pod: str, *, force: bool) -> None:
 class Draws:
     """Deletes a pod drawn from a seed, then the next one after a pause, in a thread."""
 
-    load: Load
+    load: ClusterLoad
     seed: int
     say: Callable[[str], None]
     ended: threading.Event = field(default_factory=threading.Event)
@@ -93,77 +93,77 @@ class Fault:
     """A named fault: what breaks, for how long, and how it is undone."""
 
     name: str
-    breaks: Callable[[Load], Any]
+    breaks: Callable[[ClusterLoad], Any]
     seconds: float = 0
-    mends: Callable[[Load], Any] = lambda load: None
+    mends: Callable[[ClusterLoad], Any] = lambda load: None
     needs: str = ""
     """A component without which there is nothing to break."""
 
-    @contextmanager
-    def held(self, load: Load) -> Iterator[None]:
+    def happen(self, load: ClusterLoad) -> None:
+        """Break it, wait, mend it."""
         load.faults += 1
         self.breaks(load)
         try:
             time.sleep(self.seconds)
         finally:
             self.mends(load)
-        yield
+        load.measure_recovery()
 
 
-def kill(victim: str) -> Callable[[Load], None]:
+def kill(victim: str) -> Callable[[ClusterLoad], None]:
     """All pods of a component, at once."""
 
-    def breaks(load: Load) -> None:
+    def breaks(load: ClusterLoad) -> None:
         for pod in names(load.cluster, component(victim)):
             delete(load.cluster, pod, force=True)
 
     return breaks
 
 
-def kill_one(victim: str) -> Callable[[Load], None]:
-    def breaks(load: Load) -> None:
+def kill_one(victim: str) -> Callable[[ClusterLoad], None]:
+    def breaks(load: ClusterLoad) -> None:
         delete(load.cluster, names(load.cluster, component(victim))[0], force=True)
 
     return breaks
 
 
-def signal(victim: str, name: str) -> Callable[[Load], None]:
+def signal(victim: str, name: str) -> Callable[[ClusterLoad], None]:
     """Send a signal to each process in the pods of a component, but their first, which waits."""
 
-    def breaks(load: Load) -> None:
+    def breaks(load: ClusterLoad) -> None:
         for pod in names(load.cluster, component(victim)):
             load.cluster.kubectl("exec", pod, "--", "sh", "-c", f"kill -{name} -1", check=False)
 
     return breaks
 
 
-def scale(workload: str, replicas: int) -> Callable[[Load], None]:
-    def breaks(load: Load) -> None:
+def scale(workload: str, replicas: int) -> Callable[[ClusterLoad], None]:
+    def breaks(load: ClusterLoad) -> None:
         load.cluster.kubectl("scale", f"{workload}", f"--replicas={replicas}")
 
     return breaks
 
 
-def in_node(*command: str) -> Callable[[Load], None]:
-    def breaks(load: Load) -> None:
+def in_node(*command: str) -> Callable[[ClusterLoad], None]:
+    def breaks(load: ClusterLoad) -> None:
         kind.run("docker", "exec", f"{load.cluster.name}-control-plane", *command)
 
     return breaks
 
 
-def restart_node(load: Load) -> None:
+def restart_node(load: ClusterLoad) -> None:
     load.hit.update(names(load.cluster, FLOW_PODS))
     kind.run("docker", "restart", f"{load.cluster.name}-control-plane")
 
 
-def empty_valkey(load: Load) -> None:
+def empty_valkey(load: ClusterLoad) -> None:
     shell = 'REDISCLI_AUTH="$VALKEY_PASSWORD" valkey-cli FLUSHALL'
     for pod in names(load.cluster, component("valkey")):
         load.cluster.kubectl("exec", pod, "--", "sh", "-c", shell)
         delete(load.cluster, pod, force=True)
 
 
-def a_flow_pod(load: Load) -> str:
+def a_flow_pod(load: ClusterLoad) -> str:
     """A flow pod of `takes_long` that runs."""
     load.create("takes_long").result()
     deployment = load.deployments["takes_long"]
@@ -178,14 +178,14 @@ def a_flow_pod(load: Load) -> str:
     raise AssertionError("no flow pod runs")
 
 
-def delete_flow_pod(*, force: bool) -> Callable[[Load], None]:
-    def breaks(load: Load) -> None:
+def delete_flow_pod(*, force: bool) -> Callable[[ClusterLoad], None]:
+    def breaks(load: ClusterLoad) -> None:
         delete(load.cluster, a_flow_pod(load), force=force)
 
     return breaks
 
 
-def evict_flow_pod(load: Load) -> None:
+def evict_flow_pod(load: ClusterLoad) -> None:
     pod = a_flow_pod(load)
     eviction = (
         f'{{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {{"name": "{pod}", '
@@ -195,14 +195,14 @@ def evict_flow_pod(load: Load) -> None:
     kind.run("kubectl", "create", "--raw", path, "-f", "-", text=eviction)
 
 
-def run_out_of_memory(load: Load) -> None:
+def run_out_of_memory(load: ClusterLoad) -> None:
     load.create("eats_memory").result()
 
 
-def partition(verb: str) -> Callable[[Load], None]:
+def partition(verb: str) -> Callable[[ClusterLoad], None]:
     """The first worker's packets to the API are dropped in the node."""
 
-    def breaks(load: Load) -> None:
+    def breaks(load: ClusterLoad) -> None:
         (pod, *_) = load.cluster.get("pods", "-l", component("worker"))["items"]
         rule = ["FORWARD", "-s", pod["status"]["podIP"], "-p", "tcp", "--dport", "4200"]
         in_node("iptables", verb, *rule, "-j", "DROP")(load)
@@ -210,7 +210,18 @@ def partition(verb: str) -> Callable[[Load], None]:
     return breaks
 
 
-def exhaust_connections(load: Load) -> None:
+def rename_table(old: str, new: str) -> Callable[[ClusterLoad], None]:
+    """The API's statements then fail with an error that is no outage: it answers 500."""
+
+    def breaks(load: ClusterLoad) -> None:
+        sql = f"ALTER TABLE {old} RENAME TO {new}"
+        command = ["psql", "-U", "postgres", "-d", "prefect", "-c", sql]
+        load.cluster.kubectl("exec", f"{RELEASE}-postgres-0", "--", *command)
+
+    return breaks
+
+
+def exhaust_connections(load: ClusterLoad) -> None:
     """As many sessions as the server lets in; they end by themselves."""
     sessions = "for i in $(seq 110); do psql -U postgres -c 'SELECT pg_sleep(45)' & done; wait"
     pod = f"{RELEASE}-postgres-0"
@@ -228,6 +239,12 @@ FAULTS = [
     Fault("server killed", kill("server")),
     Fault("one API replica killed", kill_one("server"), needs="background-services"),
     Fault("API hangs 45 s", signal("server", "STOP"), 45, signal("server", "CONT")),
+    Fault(
+        "API answers 500 for 45 s",
+        rename_table("flow_run_state", "flow_run_state_away"),
+        45,
+        rename_table("flow_run_state_away", "flow_run_state"),
+    ),
     Fault("background services killed", kill("background-services"), needs="background-services"),
     Fault("Valkey killed", kill("valkey"), needs="valkey"),
     Fault("Valkey restarted empty", empty_valkey, needs="valkey"),

@@ -2,6 +2,7 @@
 
     make test-faults                                        # both installations, three seeds each
     make test-faults OPTIONS='-k test_load' FAULTS_RUNS=40 FAULTS_SEEDS='7'
+    make test-faults LOCAL=1                                # only the local profile: no Docker
     make test-faults OPTIONS='-k "test_a_named_fault and worker_stopped"'
 
 | Variable | Default | |
@@ -12,6 +13,8 @@
 | FAULTS_INTERVAL | 4 | seconds between the creation of two runs |
 | FAULTS_PAUSE | 6 12 | seconds from one drawn fault to the next, at least and at most |
 | FAULTS_SMALL | 10 | runs of the load under which one named fault is tried |
+| FAULTS_LOCAL_RUNS | 100 | runs of the load on the local profile |
+| FAULTS_STOP | 60 | seconds for which its server or worker is stopped |
 | FAULTS_SETTLE | 600 | seconds after the last fault within which every run must have ended |
 | FAULTS_CLUSTER | | a kind cluster that is there, to be used and kept; without it one is made |
 
@@ -27,7 +30,7 @@ import pytest
 
 from scripts import chart_images, kind
 from tests.clusters import NAMESPACE, RELEASE, Cluster
-from tests.faults.load import Load, Recorder
+from tests.faults.load import ClusterLoad, Recorder
 from tests.faults.verdict import Report, table
 from tests.services import ROOT, free_port
 
@@ -36,6 +39,8 @@ NAME = EXISTING or "prefect-hamilton-faults"
 PROFILES = os.environ.get("FAULTS_PROFILES", "default high-availability").split()
 SEEDS = [int(word) for word in os.environ.get("FAULTS_SEEDS", "1 2 3").split()]
 RUNS = int(os.environ.get("FAULTS_RUNS", "100"))
+LOCAL_RUNS = int(os.environ.get("FAULTS_LOCAL_RUNS", "100"))
+STOP = float(os.environ.get("FAULTS_STOP", "60"))
 SMALL = int(os.environ.get("FAULTS_SMALL", "10"))
 TOOLS = ("docker", "kind", "helm", "kubectl")
 VALUES = ROOT / "tests" / "faults" / "values"
@@ -111,9 +116,9 @@ def cluster(bare_cluster: tuple[Cluster, str], profile: str) -> Cluster:
 
 
 @pytest.fixture
-def load(cluster: Cluster, profile: str) -> Iterator[Load]:
+def load(cluster: Cluster) -> Iterator[ClusterLoad]:
     """The load's deployments; their schedule rests again afterwards."""
-    load = Load(cluster, profile)
+    load = ClusterLoad(cluster=cluster)
     load.register()
     try:
         yield load

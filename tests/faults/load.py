@@ -6,6 +6,7 @@ import os
 import random
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -118,17 +119,17 @@ def _object(version: str, what: str, name: str, namespace: str | None = "", **re
 
 
 @dataclass
-class Load:
+class Load(ABC):
     """Deployments of load_flows.py and the runs that were created of them."""
 
-    cluster: Cluster
-    profile: str
     deployments: dict[str, str] = field(default_factory=dict)
     creating: dict[Future[str], str] = field(default_factory=dict)
     """Runs that have been asked for, and their kinds."""
     hit: set[str] = field(default_factory=set)
     """Names of the flow pods that a fault killed."""
     faults: int = 0
+    canary: tuple[float, Future[str]] | None = None
+    """When the last fault was over, and a run that was asked for then."""
     began: float = field(default_factory=time.time)
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32))
 
@@ -136,15 +137,33 @@ class Load:
     def ask(self, method: str, path: str, **body: Any) -> Any:
         """Ask the API until it answers."""
         content = {"json": body} if body else {}
-        response = self.cluster.api.request(method, path, timeout=15, **content)
+        response = self.api().request(method, path, timeout=15, **content)
         response.raise_for_status()
         return response.json() if response.content else None
 
+    @abstractmethod
+    def api(self) -> httpx.Client:
+        """Return a client of the Prefect API."""
+
+    @abstractmethod
+    def where(self) -> dict[str, Any]:
+        """Return what a deployment says of where its flow runs and where its code comes from."""
+
+    @abstractmethod
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what executions have written."""
+
+    def active(self) -> list[str]:
+        """Return names of what still runs, but of the schedule."""
+        return []
+
+    def infrastructure(self, run_id: str) -> list[str]:
+        """Return what is left of a run's infrastructure, a line each."""
+        return []
+
     def register(self) -> None:
         """Create the deployments, limits, the automation and the schedule."""
-        # Nothing of an earlier load holds a slot.
-        self.cluster.kubectl("delete", "jobs", "-l", FLOW_PODS)
-        pull_steps = self.cluster.deployment(WALKTHROUGH)["pull_steps"]
+        where = self.where()
         for name in {*MIX, *OTHERS}:
             flow_id = self.ask("POST", "/flows/", name=name.replace("_", "-"))["id"]
             self.deployments[name] = self.ask(
@@ -152,10 +171,9 @@ class Load:
                 "/deployments/",
                 name="faults",
                 flow_id=flow_id,
-                work_pool_name="kubernetes",
                 entrypoint=f"tests/faults/load_flows.py:{name}",
-                pull_steps=pull_steps,
                 parameter_openapi_schema={"type": "object", "properties": {}},
+                **where,
             )["id"]
         self.ask("POST", "/concurrency_limits/", tag="faults", concurrency_limit=2)
         if not self.ask("POST", "/v2/concurrency_limits/filter"):
@@ -219,21 +237,29 @@ class Load:
             each(number)
             time.sleep(max(0.0, at - time.monotonic()))
 
+    def measure_recovery(self) -> None:
+        """Ask for the run whose end says that all is as before: a fault is over."""
+        self.canary = (time.time(), self.create("succeeds"))
+
     def settle(self, what: str) -> Report:
         """Wait until all have ended, or the time is over, and judge them."""
         ended = time.time()
-        canary = self.create("succeeds")
-        normal = 0.0
         while time.time() < ended + SETTLE:
             known = self.known(ended)
-            final = {run_id for run_id, run in known.items() if run["state_type"] in FINAL}
-            if not normal and canary.done() and canary.result() in final:
-                normal = time.time() - ended
             accepted = all(future.done() for future in self.creating)
-            if normal and accepted and len(final) == len(known) and not self.active_pods():
+            final = all(run["state_type"] in FINAL for run in known.values())
+            if accepted and final and not self.active():
                 break
             time.sleep(2)
-        return self.report(what, ended, normal or SETTLE)
+        return self.report(what, ended)
+
+    def recovery(self, known: dict[str, Any]) -> float:
+        """Seconds from the end of the fault to the end of the run that was asked for then."""
+        if self.canary is None:
+            return 0.0
+        since, future = self.canary
+        end = known.get(future.result(), {}).get("end_time") if future.done() else None
+        return datetime.fromisoformat(end).timestamp() - since if end else SETTLE
 
     def known(self, ended: float) -> dict[str, Any]:
         """The runs that the server knows of: those of this load, until it ended."""
@@ -258,29 +284,17 @@ class Load:
             )
         return {run["id"]: run for run in found}
 
-    @eventually
-    def active_pods(self) -> list[str]:
-        """Names of the flow pods of this load that have not ended, but those of the schedule."""
-        phases = "status.phase!=Succeeded,status.phase!=Failed"
-        pods = self.cluster.get("pods", "-l", FLOW_PODS, f"--field-selector={phases}")["items"]
-        return [
-            pod["metadata"]["name"]
-            for pod in pods
-            if pod["metadata"]["labels"].get("prefect.io/deployment-id")
-            != self.deployments["each_minute"]
-        ]
-
-    def report(self, what: str, ended: float, normal: float) -> Report:
+    def report(self, what: str, ended: float) -> Report:
         """Judge each run."""
         known = self.known(ended)
-        rows = Recorder(self.cluster).rows()
+        rows = self.rows()
         mine: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             mine[row["run"]].append(row)
         kinds = {deployment: kind for kind, deployment in self.deployments.items()}
         asked = {future.result(): name for future, name in self.creating.items()}
         asked |= {run["id"]: kinds[run["deployment_id"]] for run in known.values()}
-        report = Report(what, faults=self.faults, to_normal=normal)
+        report = Report(what, faults=self.faults, to_normal=self.recovery(known))
         report.longest_gap = longest_gap(rows, self.began, ended)
         for run_id, name in asked.items():
             states = self.states(run_id) if run_id in known else []
@@ -330,12 +344,48 @@ class Load:
             killed = " (killed)" if row["pod"] in self.hit else ""
             about = f"attempt {row['attempt']} {row['pod']}{killed}"
             lines.append(f"  row {at} {row['event']} {row.get('outcome', '')} {about}")
-        selector = f"prefect.io/flow-run-id={run_id}"
-        wide = self.cluster.kubectl("get", "jobs,pods", "-l", selector, "--no-headers", check=False)
-        lines += [f"  {line}" for line in wide.splitlines()]
+        lines += [f"  {line}" for line in self.infrastructure(run_id)]
         logs = self.ask("POST", "/logs/filter", logs={"flow_run_id": {"any_": [run_id]}}, limit=60)
         lines += [f"  log {line['timestamp'][11:19]} {line['message'][:300]}" for line in logs]
         return "\n".join(lines)
+
+
+@dataclass
+class ClusterLoad(Load):
+    """The load on a cluster, where each flow run is a pod."""
+
+    cluster: Cluster = field(kw_only=True)
+
+    def api(self) -> httpx.Client:
+        return self.cluster.api
+
+    def where(self) -> dict[str, Any]:
+        pull_steps = self.cluster.deployment(WALKTHROUGH)["pull_steps"]
+        return {"work_pool_name": "kubernetes", "pull_steps": pull_steps}
+
+    def register(self) -> None:
+        # Nothing of an earlier load holds a slot.
+        self.cluster.kubectl("delete", "jobs", "-l", FLOW_PODS)
+        super().register()
+
+    @eventually
+    def active(self) -> list[str]:
+        phases = "status.phase!=Succeeded,status.phase!=Failed"
+        pods = self.cluster.get("pods", "-l", FLOW_PODS, f"--field-selector={phases}")["items"]
+        return [
+            pod["metadata"]["name"]
+            for pod in pods
+            if pod["metadata"]["labels"].get("prefect.io/deployment-id")
+            != self.deployments["each_minute"]
+        ]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return Recorder(self.cluster).rows()
+
+    def infrastructure(self, run_id: str) -> list[str]:
+        selector = f"prefect.io/flow-run-id={run_id}"
+        wide = self.cluster.kubectl("get", "jobs,pods", "-l", selector, "--no-headers", check=False)
+        return wide.splitlines()
 
 
 def component(name: str) -> str:

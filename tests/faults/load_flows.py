@@ -14,7 +14,7 @@ import tenacity
 from prefect import flow, runtime, task
 from prefect.concurrency.sync import concurrency
 
-RECORDER = "http://recorder.faults:8080/rows"
+RECORDER = os.environ.get("FAULTS_RECORDER", "http://recorder.faults:8080/rows")
 
 
 @tenacity.retry(

@@ -46,7 +46,12 @@ class Recorder(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-if __name__ == "__main__":
-    Recorder.database = sqlite3.connect("/data/rows.sqlite", check_same_thread=False)
+def server(address: str, port: int, file: str) -> ThreadingHTTPServer:
+    """A server that keeps its rows in a file."""
+    Recorder.database = sqlite3.connect(file, check_same_thread=False)
     Recorder.database.execute(TABLE)
-    ThreadingHTTPServer(("0.0.0.0", 8080), Recorder).serve_forever()  # noqa: S104
+    return ThreadingHTTPServer((address, port), Recorder)
+
+
+if __name__ == "__main__":
+    server("0.0.0.0", 8080, "/data/rows.sqlite").serve_forever()  # noqa: S104

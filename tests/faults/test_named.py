@@ -7,7 +7,7 @@ import pytest
 
 from tests.faults.breaking import FAULTS, Fault, names
 from tests.faults.conftest import SMALL
-from tests.faults.load import Load, component
+from tests.faults.load import ClusterLoad, component
 from tests.faults.verdict import Report, table
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "_"))
 def test_a_named_fault(
-    load: Load, profile: str, fault: Fault, reports: list[Report], say: Callable[[str], None]
+    load: ClusterLoad, profile: str, fault: Fault, reports: list[Report], say: Callable[[str], None]
 ) -> None:
     if fault.needs and not names(load.cluster, component(fault.needs)):
         pytest.skip(f"{profile} has no {fault.needs}")
@@ -23,8 +23,7 @@ def test_a_named_fault(
 
     def work() -> None:
         try:
-            with fault.held(load):
-                pass
+            fault.happen(load)
         except BaseException as error:
             errors.append(error)
 
