@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+from collections.abc import Container
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -40,6 +41,9 @@ Flows = Annotated[
 APPLY = ["python", "-m", "prefect_hamilton.bootstrap", "apply"]
 STATE_FILE = "prefect-state.yaml"
 """Beside prefect.yaml: variables, limits and automations."""
+
+RECOVERY_SECONDS = 120
+"""How long a worker that was killed waits for the server before it starts again."""
 
 PAGE = 200
 """How many flow runs the server returns at once, at most."""
@@ -146,6 +150,24 @@ def logs(
     grep = f"grep --line-buffered -F {shlex.quote(f' {process}.1 ')}"
     keep = "cat" if follow else f"tail -n {lines}"
     os.execvp("sh", ["sh", "-c", f"{shlex.join(tail)} | {grep} | {keep}"])  # noqa: S606
+
+
+@app.command(hidden=True)
+def recover() -> None:
+    """Schedule again what a killed worker had taken up and not started; for the Procfile."""
+    state = local_profile.state_folder()
+    noted = local_profile.running(state)
+    if noted is None:
+        return
+    now = datetime.now(UTC)
+    try:
+        _await(lambda: _server(noted.profile), RECOVERY_SECONDS, state)
+        # Orphans end by themselves, or report how they crashed.
+        orphans = local_profile.executed_flow_runs(state)
+        count = restart_interrupted_runs(noted.profile, now, leave=orphans)
+    except (ProfileError, httpx.HTTPError) as error:
+        fail(ProfileError(f"Interrupted flow runs were not scheduled again ({error}): make up"))
+    console.print(f"{count} interrupted flow runs start again.")
 
 
 @app.command()
@@ -294,16 +316,17 @@ def changes(lines: list[str]) -> list[str]:
     return list(dict.fromkeys(worth))
 
 
-def restart_interrupted_runs(profile: Profile, before: datetime) -> int:
-    """Schedule again the pool's runs that were under way when the last profile ended.
+def restart_interrupted_runs(profile: Profile, before: datetime, leave: Container[str] = ()) -> int:
+    """Schedule again the pool's runs that were under way, but those to `leave`, at a moment.
 
-    Their processes are gone, and nothing else would ever change their state. Loads are idempotent,
-    so a second start neither loses nor doubles a row. A run that was being cancelled is cancelled.
+    That is when the last profile or its worker ended. Their processes are gone, and nothing else
+    would ever change their state. Loads are idempotent, so a second start neither loses nor doubles
+    a row. A run that was being cancelled is cancelled.
     """
     with profile.client() as http:
         count = 0
         for run in _runs_under_way(http):
-            if datetime.fromisoformat(run["state"]["timestamp"]) >= before:
+            if datetime.fromisoformat(run["state"]["timestamp"]) >= before or run["id"] in leave:
                 continue
             cancelled = run["state"]["type"] == "CANCELLING"
             state = (
@@ -312,7 +335,7 @@ def restart_interrupted_runs(profile: Profile, before: datetime) -> int:
                 else {
                     "type": "SCHEDULED",
                     "name": "AwaitingRetry",
-                    "message": "The local profile ended while this run was under way.",
+                    "message": "The local profile or its worker ended while it was under way.",
                     "state_details": {"scheduled_time": datetime.now(UTC).isoformat()},
                 }
             )
