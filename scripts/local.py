@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+from collections.abc import Container
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -40,6 +41,9 @@ Flows = Annotated[
 APPLY = ["python", "-m", "prefect_hamilton.bootstrap", "apply"]
 STATE_FILE = "prefect-state.yaml"
 """File beside prefect.yaml with variables, limits and automations."""
+
+RECOVERY_SECONDS = 120
+"""Time that a restarted worker waits for the server, in seconds."""
 
 PAGE = 200
 """Maximum number of flow runs that the server returns per request."""
@@ -154,6 +158,24 @@ def logs(
     grep = f"grep --line-buffered -F {shlex.quote(f' {process}.1 ')}"
     keep = "cat" if follow else f"tail -n {lines}"
     os.execvp("sh", ["sh", "-c", f"{shlex.join(tail)} | {grep} | {keep}"])  # noqa: S606
+
+
+@app.command(hidden=True)
+def recover() -> None:
+    """Reschedule runs that a killed worker had taken up and not started; for the Procfile."""
+    state = local_profile.state_folder()
+    noted = local_profile.running(state)
+    if noted is None:
+        return
+    now = datetime.now(UTC)
+    try:
+        _await(lambda: _server(noted.profile), RECOVERY_SECONDS, state)
+        # Orphans end by themselves, or report how they crashed.
+        orphans = local_profile.executed_flow_runs(state)
+        count = restart_interrupted_runs(noted.profile, now, leave=orphans)
+    except (ProfileError, httpx.HTTPError) as error:
+        fail(ProfileError(f"Interrupted flow runs were not rescheduled ({error}): run make up."))
+    console.print(f"{count} interrupted flow runs are rescheduled.")
 
 
 @app.command()
@@ -304,17 +326,17 @@ def changes(lines: list[str]) -> list[str]:
     return list(dict.fromkeys(worth))
 
 
-def restart_interrupted_runs(profile: Profile, before: datetime) -> int:
-    """Reschedule runs of the pool that were in progress when the previous profile stopped.
+def restart_interrupted_runs(profile: Profile, before: datetime, leave: Container[str] = ()) -> int:
+    """Reschedule runs of the pool that were in progress when the profile or its worker stopped.
 
-    Their processes no longer exist, and nothing else would change their state. Loads are
-    idempotent, so a second start neither loses nor duplicates rows. A run in state Cancelling is
-    cancelled.
+    The runs to `leave` still have processes. Of the others the processes no longer exist, and
+    nothing else would change their state. Loads are idempotent, so a second start neither loses
+    nor duplicates rows. A run in state Cancelling is cancelled.
     """
     with profile.client() as http:
         count = 0
         for run in _runs_under_way(http):
-            if datetime.fromisoformat(run["state"]["timestamp"]) >= before:
+            if datetime.fromisoformat(run["state"]["timestamp"]) >= before or run["id"] in leave:
                 continue
             cancelled = run["state"]["type"] == "CANCELLING"
             state = (
@@ -323,7 +345,8 @@ def restart_interrupted_runs(profile: Profile, before: datetime) -> int:
                 else {
                     "type": "SCHEDULED",
                     "name": "AwaitingRetry",
-                    "message": "The local profile stopped while this run was in progress.",
+                    "message": "The local profile or its worker stopped while this run was in "
+                    "progress.",
                     "state_details": {"scheduled_time": datetime.now(UTC).isoformat()},
                 }
             )

@@ -5,6 +5,7 @@ process, flow runs included, has the variable `MARKER` with the state folder as 
 uses it to find all processes, even if their parent was killed.
 """
 
+import contextlib
 import errno
 import os
 import secrets
@@ -272,6 +273,15 @@ def processes(state: Path) -> list[psutil.Process]:
                 found.append(process)
         except (psutil.Error, OSError):
             continue  # ended meanwhile, or another user's
+    return found
+
+
+def executed_flow_runs(state: Path) -> set[str]:
+    """Return the ids of the flow runs that processes of the profile execute, orphans too."""
+    found = set()
+    for process in processes(state):
+        with contextlib.suppress(psutil.Error, OSError):
+            found.add(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
     return found
 
 

@@ -134,7 +134,7 @@ class Load(ABC):
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(32))
 
     @patiently
-    def ask(self, method: str, path: str, **body: Any) -> Any:
+    def ask(self, method: str, path: str, /, **body: Any) -> Any:
         """Ask the API until it answers."""
         content = {"json": body} if body else {}
         response = self.api().request(method, path, timeout=15, **content)
@@ -176,7 +176,8 @@ class Load(ABC):
                 **where,
             )["id"]
         self.ask("POST", "/concurrency_limits/", tag="faults", concurrency_limit=2)
-        if not self.ask("POST", "/v2/concurrency_limits/filter"):
+        limits = self.ask("POST", "/v2/concurrency_limits/filter")
+        if "faults" not in {limit["name"] for limit in limits}:
             self.ask("POST", "/v2/concurrency_limits/", name="faults", limit=2)
         self.automate()
         self.schedule(active=True)
@@ -287,6 +288,8 @@ class Load(ABC):
     def report(self, what: str, ended: float) -> Report:
         """Judge each run."""
         known = self.known(ended)
+        histories = {run_id: self.states(run_id) for run_id in known}
+        # After the states: an execution that has ended by then has written all its rows.
         rows = self.rows()
         mine: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
@@ -297,7 +300,7 @@ class Load(ABC):
         report = Report(what, faults=self.faults, to_normal=self.recovery(known))
         report.longest_gap = longest_gap(rows, self.began, ended)
         for run_id, name in asked.items():
-            states = self.states(run_id) if run_id in known else []
+            states = histories.get(run_id, [])
             pairs = [(state["type"], state["name"]) for state in states]
             verdict = judge(Run(run_id, name, pairs), mine[run_id], self.hit)
             report.add(verdict)

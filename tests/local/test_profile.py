@@ -286,6 +286,16 @@ def test_a_killed_worker_crashes_its_run_and_is_restarted(
     assert profile.ended(again) == "Completed"
 
 
+def test_a_run_that_a_killed_worker_had_only_taken_up_starts_again(profile: LocalProfile) -> None:
+    deployment = profile.api.get(f"/deployments/name/{WALKTHROUGH}").json()
+    path = f"/deployments/{deployment['id']}/create_flow_run"
+    run = profile.api.post(path, json={"state": {"type": "PENDING"}}).raise_for_status().json()
+
+    profile.process("prefect worker start").kill()
+
+    assert profile.ended(run) == "Completed"
+
+
 def test_a_run_survives_the_death_of_the_server(profile: LocalProfile) -> None:
     run = profile.trigger(WALKTHROUGH, "server-killed")
     wait_until(lambda: profile.state_of(run) == "Running")
