@@ -120,7 +120,7 @@ def _require(model: type[BaseModel], instance: Any, defaults: dict[str, Any]) ->
 
 
 def _strip(node: Any) -> None:
-    """Remove titles and defaults, which values.yaml has; close mappings with named keys."""
+    """Remove what values.yaml has: titles, defaults, examples. Close mappings with named keys."""
     if isinstance(node, dict):
         for name, child in node.items():
             if name in {"properties", "$defs"}:
@@ -137,6 +137,7 @@ def _strip(node: Any) -> None:
             node.update(parts[0], type=[parts[0]["type"], "null"])
         node.pop("title", None)
         node.pop("default", None)
+        node.pop("examples", None)
     elif isinstance(node, list):
         for child in node:
             _strip(child)
@@ -166,6 +167,9 @@ def _entry(
     indent = "  " * depth
     if not isinstance(default, BaseModel):
         yield from _comment(field.description or "", depth)
+        for example in field.examples or []:
+            yield f"{indent}# Example:"
+            yield from _dump({alias: example}, f"{indent}#   ")
         yield from _dump({alias: _plain(default)}, indent)
         return
     model = type(default)
@@ -229,6 +233,20 @@ def _documented(
             continue
         value = json.dumps(_plain(default)) if default not in (None, "", {}, []) else ""
         yield path, value, " ".join((field.description or "").split())
+
+
+def examples() -> list[tuple[str, Any]]:
+    """Return the examples in values.yaml: path of the value, and what it may be."""
+    return list(_examples(ChartValues, ChartValues(), ""))
+
+
+def _examples(model: type[BaseModel], instance: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for alias, field, default in _fields(model, instance):
+        path = f"{prefix}{alias}"
+        if isinstance(default, BaseModel):
+            yield from _examples(type(default), default, f"{path}.")
+        elif not _is_inherited(model, alias):
+            yield from ((path, example) for example in field.examples or [])
 
 
 def _is_inherited(model: type[BaseModel], alias: str) -> bool:

@@ -49,6 +49,15 @@ def test_every_value_is_documented() -> None:
         assert f"| `{path}` |" in table
 
 
+@pytest.mark.parametrize(("path", "example"), generate.examples())
+def test_an_example_in_values_yaml_renders(path: str, example: Any) -> None:
+    """`secretRef` and others name objects that a cluster would have."""
+    values = example
+    for key in reversed(path.split(".")):
+        values = {key: values}
+    assert render(values).objects
+
+
 def test_migration_guide_names_existing_values() -> None:
     known = {path for path, _, _ in generate.documented()}
     known |= {path.rsplit(".", n)[0] for path in known for n in range(1, path.count(".") + 1)}

@@ -27,13 +27,23 @@ class ChartValues(Values):
     global_: Global = Field(default_factory=Global, alias="global")
     flows: Flows = Field(default_factory=Flows)
     git_server: GitServer = Field(default_factory=GitServer)
-    workers: dict[
-        Annotated[str, StringConstraints(pattern=r"^[^/%\s]+$")], Annotated[Pool, Partial()]
-    ] = Field(
+    workers: dict[PoolName, Annotated[Pool, Partial()]] = Field(
         default_factory=dict,
         description="Work pools by name, each with the settings that differ from `worker` and"
         " `flows`. Only the pools listed here are created. If empty, one pool "
         "named `kubernetes` is created.",
+        examples=[
+            {
+                "kubernetes": {},
+                "gpu": {
+                    "concurrencyLimit": 4,
+                    "flows": {
+                        "image": {"repository": "team/gpu-flows", "tag": "1.4.0"},
+                        "nodeSelector": {"accelerator": "gpu"},
+                    },
+                },
+            }
+        ],
     )
     worker: Worker = Field(default_factory=Worker)
     auth: Auth = Field(default_factory=Auth)
@@ -55,6 +65,16 @@ class ChartValues(Values):
     extra_objects: list[KubernetesObject | str] = Field(
         default_factory=list,
         description="Additional objects: mappings, or strings that are rendered as templates.",
+        examples=[
+            [
+                {
+                    "apiVersion": "v1",
+                    "kind": "ConfigMap",
+                    "metadata": {"name": "my-config"},
+                    "data": {"key": "value"},
+                }
+            ]
+        ],
     )
     name_override: DnsLabel = Field(
         default="", description="Overrides the chart's name in names of objects."

@@ -110,6 +110,9 @@ class Resources(Values):
     )
 
 
+TOLERATION = {"key": "dedicated", "operator": "Equal", "value": "flows", "effect": "NoSchedule"}
+
+
 class PodSettings(Values):
     """Settings of the pods of a component."""
 
@@ -118,19 +121,44 @@ class PodSettings(Values):
         description="Environment variables by name: a value, or `secretKeyRef`, "
         "`configMapKeyRef`, `fieldRef` or `resourceFieldRef`. They override "
         "variables that the chart sets; null removes one.",
+        examples=[
+            {
+                "HTTPS_PROXY": "http://proxy.example.org:3128",
+                "TOKEN": {"secretKeyRef": {"name": "my-secret", "key": "token"}},
+            }
+        ],
     )
     env_from: list[kubernetes.EnvFromSource] = Field(
         default_factory=list,
         description="Secrets and ConfigMaps whose keys become environment variables.",
+        examples=[[{"secretRef": {"name": "my-secret"}}]],
     )
     volumes: list[kubernetes.Volume] = Field(
-        default_factory=list, description="Volumes to add to the pods."
+        default_factory=list,
+        description="Volumes to add to the pods.",
+        examples=[[{"name": "ca", "configMap": {"name": "my-ca"}}]],
     )
     volume_mounts: list[kubernetes.VolumeMount] = Field(
-        default_factory=list, description="Volume mounts of the main container."
+        default_factory=list,
+        description="Volume mounts of the main container.",
+        examples=[[{"name": "ca", "mountPath": "/etc/ssl/ca", "readOnly": True}]],
     )
     init_containers: list[kubernetes.Container] = Field(
-        default_factory=list, description="Init containers to add to the pods."
+        default_factory=list,
+        description="Init containers to add to the pods.",
+        examples=[
+            [
+                {
+                    "name": "prepare",
+                    "image": "registry.example.org/tools:1",
+                    "command": ["prepare"],
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "capabilities": {"drop": ["ALL"]},
+                    },
+                }
+            ]
+        ],
     )
     sidecars: list[kubernetes.Container] = Field(
         default_factory=list, description="Containers to run beside the main container."
@@ -142,18 +170,53 @@ class PodSettings(Values):
         default_factory=dict, description="Annotations to add to the pods."
     )
     node_selector: dict[str, str] = Field(
-        default_factory=dict, description="Labels that a node must have."
+        default_factory=dict,
+        description="Labels that a node must have.",
+        examples=[{"kubernetes.io/arch": "amd64"}],
     )
-    affinity: kubernetes.Affinity = Field(default_factory=dict, description="Affinity of the pods.")
+    affinity: kubernetes.Affinity = Field(
+        default_factory=dict,
+        description="Rules that prefer or require nodes for the pods, or pods to be near.",
+        examples=[
+            {
+                "nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": {
+                        "nodeSelectorTerms": [
+                            {
+                                "matchExpressions": [
+                                    {"key": "zone", "operator": "In", "values": ["a", "b"]}
+                                ]
+                            }
+                        ]
+                    }
+                }
+            }
+        ],
+    )
     tolerations: list[kubernetes.Toleration] = Field(
-        default_factory=list, description="Tolerations of the pods."
+        default_factory=list,
+        description="Taints of nodes that the pods tolerate.",
+        examples=[[TOLERATION]],
     )
     topology_spread_constraints: list[kubernetes.TopologySpreadConstraint] = Field(
         default_factory=list,
         description="Topology spread constraints of the pods. By default, several replicas "
         "are spread over nodes where that is possible.",
+        examples=[
+            [
+                {
+                    "maxSkew": 1,
+                    "topologyKey": "topology.kubernetes.io/zone",
+                    "whenUnsatisfiable": "ScheduleAnyway",
+                }
+            ]
+        ],
     )
-    priority_class_name: ObjectName = Field(default="", description="PriorityClass of the pods.")
+    priority_class_name: ObjectName = Field(
+        default="",
+        description="PriorityClass of the pods. With one that is higher than that of the flow "
+        "pods, a server or database that restarts finds room on a node full of flow pods.",
+    )
     pod_security_context: kubernetes.PodSecurityContext = Field(
         default_factory=dict,
         description="Merged into the pods' security context, which passes Pod Security "
@@ -164,7 +227,9 @@ class PodSettings(Values):
         default_factory=dict, description="Merged into the containers' security context."
     )
     dns_config: kubernetes.PodDnsConfig = Field(
-        default_factory=dict, description="DNS configuration of the pods."
+        default_factory=dict,
+        description="DNS configuration of the pods.",
+        examples=[{"options": [{"name": "ndots", "value": "2"}]}],
     )
 
 
@@ -182,6 +247,7 @@ class Global(PodSettings):
     image_pull_secrets: list[DnsLabel] = Field(
         default_factory=list,
         description="Names of the Secrets with the credentials to pull images.",
+        examples=[["registry-credential"]],
     )
     labels: dict[str, str] = Field(
         default_factory=dict, description="Labels to add to every object."

@@ -85,7 +85,9 @@ class Postgres(PodSettings):
     storage: StatefulStorage = Field(default_factory=lambda: StatefulStorage(size="8Gi"))
     resources: Resources = Field(default_factory=lambda: resources("50m", "128Mi", "512Mi"))
     parameters: dict[str, str] = Field(
-        default_factory=dict, description="Server parameters by name (`max_connections: '200'`)."
+        default_factory=dict,
+        description="Server parameters of the bundled PostgreSQL by name.",
+        examples=[{"max_connections": "200"}],
     )
 
 

@@ -31,7 +31,9 @@ class Gateway(Values):
 
     enabled: bool = Field(default=False, description="Create the HTTPRoutes.")
     parent_refs: list[kubernetes.ParentReference] = Field(
-        default_factory=list, description="Gateways to which the HTTPRoutes attach."
+        default_factory=list,
+        description="Gateways to which the HTTPRoutes attach.",
+        examples=[[{"name": "public", "namespace": "gateways", "sectionName": "https"}]],
     )
     annotations: dict[str, str] = Field(
         default_factory=dict, description="Annotations of the HTTPRoutes."

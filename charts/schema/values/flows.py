@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints
 from charts.schema import kubernetes
 from charts.schema.values.common import (
     GIT_URL,
+    TOLERATION,
     DnsLabel,
     Env,
     Image,
@@ -57,16 +58,27 @@ class FlowSettings(Values):
         default_factory=dict,
         description="Environment variables by name: a value, or `secretKeyRef`, "
         "`configMapKeyRef`, `fieldRef` or `resourceFieldRef`.",
+        examples=[
+            {
+                "LOG_LEVEL": "DEBUG",
+                "API_TOKEN": {"secretKeyRef": {"name": "my-secret", "key": "token"}},
+            }
+        ],
     )
     env_from: list[kubernetes.EnvFromSource] = Field(
         default_factory=list,
         description="Secrets and ConfigMaps whose keys become environment variables.",
+        examples=[[{"secretRef": {"name": "my-secret"}}]],
     )
     volumes: list[kubernetes.Volume] = Field(
-        default_factory=list, description="Volumes of flow pods."
+        default_factory=list,
+        description="Volumes of flow pods.",
+        examples=[[{"name": "cache", "persistentVolumeClaim": {"claimName": "uv-cache"}}]],
     )
     volume_mounts: list[kubernetes.VolumeMount] = Field(
-        default_factory=list, description="Volume mounts of flow containers."
+        default_factory=list,
+        description="Volume mounts of flow containers.",
+        examples=[[{"name": "cache", "mountPath": "/uv-cache"}]],
     )
     pod_labels: dict[str, str] = Field(default_factory=dict, description="Labels of flow pods.")
     pod_annotations: dict[str, str] = Field(
@@ -76,10 +88,13 @@ class FlowSettings(Values):
         default_factory=dict, description="Labels that a node must have."
     )
     affinity: kubernetes.Affinity = Field(
-        default_factory=dict, description="Affinity of flow pods."
+        default_factory=dict,
+        description="Rules that prefer or require nodes for flow pods, as in `global.affinity`.",
     )
     tolerations: list[kubernetes.Toleration] = Field(
-        default_factory=list, description="Tolerations of the pods."
+        default_factory=list,
+        description="Taints of nodes that flow pods tolerate.",
+        examples=[[TOLERATION]],
     )
     priority_class_name: ObjectName = Field(default="", description="PriorityClass of flow pods.")
     pod_security_context: kubernetes.PodSecurityContext = Field(

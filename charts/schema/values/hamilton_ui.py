@@ -89,6 +89,7 @@ class HamiltonUi(Component):
         default_factory=list,
         description="Additional users who can view and change the project. Each logs in with "
         "a name from this list (for example an e-mail address) and the API key.",
+        examples=[["ada@example.org"]],
     )
     existing_secret: DnsLabel = Field(
         default="",

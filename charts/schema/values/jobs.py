@@ -6,26 +6,54 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from charts.schema.values.common import KubernetesObject, PodSettings, Resources, Seconds, resources
 
+BLOCKS = [{"name": "api-token", "type": "secret", "values": {"value": {"from_env": "API_TOKEN"}}}]
+
+AUTOMATIONS = [
+    {
+        "name": "rerun-crashed-etl",
+        "trigger": {
+            "type": "event",
+            "posture": "Reactive",
+            "expect": ["prefect.flow-run.Crashed"],
+            "threshold": 1,
+        },
+        "run_deployment": "Enterprise Data Pipeline/production-etl-k8s",
+    }
+]
+
 
 class State(BaseModel):
-    """Additional objects of the Prefect server, in the format of the image's desired-state.yaml."""
+    """Additional objects of the Prefect server.
+
+    The keys are those of a `prefect-state.yaml`, so that a part of such a file can be moved here.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     variables: list[KubernetesObject] = Field(
-        default_factory=list, description="Prefect variables."
+        default_factory=list,
+        description="Prefect variables.",
+        examples=[[{"name": "max_rejected_ratio", "value": 0.2}]],
     )
     blocks: list[KubernetesObject] = Field(
-        default_factory=list, description="Prefect blocks. Their secrets come from `bootstrap.env`."
+        default_factory=list,
+        description="Prefect blocks. Their secrets come from `bootstrap.env`.",
+        examples=[BLOCKS],
     )
     global_concurrency_limits: list[KubernetesObject] = Field(
-        default_factory=list, description="Global concurrency limits."
+        default_factory=list,
+        description="Global concurrency limits.",
+        examples=[[{"name": "warehouse-writes", "limit": 1}]],
     )
     tag_concurrency_limits: list[KubernetesObject] = Field(
-        default_factory=list, description="Concurrency limits of task tags."
+        default_factory=list,
+        description="Concurrency limits of task tags.",
+        examples=[[{"tag": "model-training", "limit": 2}]],
     )
     automations: list[KubernetesObject] = Field(
-        default_factory=list, description="Automations that run a deployment on an event."
+        default_factory=list,
+        description="Automations that run a deployment on an event.",
+        examples=[AUTOMATIONS],
     )
 
 

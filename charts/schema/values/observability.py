@@ -34,5 +34,16 @@ class PrometheusRule(Values):
         default_factory=dict, description="Labels by which Prometheus selects the object."
     )
     rules: list[kubernetes.PrometheusRule] = Field(
-        default_factory=list, description="Additional rules of the same group."
+        default_factory=list,
+        description="Rules to add to the release's group of alerts.",
+        examples=[
+            [
+                {
+                    "alert": "ManyFlowRunsRunning",
+                    "expr": 'sum(kube_job_status_active{namespace="prefect"}) > 50',
+                    "for": "10m",
+                    "labels": {"severity": "warning"},
+                }
+            ]
+        ],
     )

@@ -16,23 +16,35 @@ class NetworkPolicy(Values):
         default_factory=list,
         description="Peers that may connect to the Prefect UI and the Hamilton UI, in "
         "addition to the release's pods. If empty, everyone may.",
+        examples=[
+            [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}]
+        ],
     )
     extra_egress: dict[str, list[kubernetes.NetworkPolicyEgressRule]] = Field(
         default_factory=dict,
         description="Additional egress rules by component, for example `server` for the "
         "webhook of an automation, or `bootstrap` for a Git server in the cluster"
         " whose pods listen on another port than its Service.",
+        examples=[{"bootstrap": [{"ports": [{"port": 8443, "protocol": "TCP"}]}]}],
     )
     flows_egress: list[kubernetes.NetworkPolicyEgressRule] | None = Field(
         default=None,
         description="Egress rules of flow pods, in addition to those for Prefect, the "
         "Hamilton UI and the warehouse. If null, flow pods may connect to any "
         "address.",
+        examples=[
+            [
+                {
+                    "to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}],
+                    "ports": [{"port": 443, "protocol": "TCP"}],
+                }
+            ]
+        ],
     )
 
 
 class Rbac(Values):
-    """RBAC objects."""
+    """Roles and RoleBindings."""
 
     create: bool = Field(
         default=True,
