@@ -24,6 +24,12 @@ from tests.chart.charts import (
 from tests.chart.conftest import PROFILES, profile_values
 
 
+@pytest.mark.parametrize("name", PROFILES)
+def test_each_example_is_explained_and_listed(name: str) -> None:
+    assert (CHART / "examples" / name / "README.md").read_text().startswith("# ")
+    assert f"(examples/{name}/)" in (CHART / "README.md").read_text()
+
+
 def test_the_default_values_are_a_complete_installation(default: Release) -> None:
     workloads = {
         name.removeprefix("demo-prefect-hamilton-")
