@@ -48,7 +48,9 @@ class LocalLoad(Load):
 
     def where(self) -> dict[str, Any]:
         variables = {"env": {"FAULTS_RECORDER": self.recorder_url}}
-        return {"work_pool_name": WORK_POOL, "path": str(ROOT), "job_variables": variables}
+        # With a path alone, Prefect would copy the whole checkout for each run.
+        there = {"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}
+        return {"work_pool_name": WORK_POOL, "pull_steps": [there], "job_variables": variables}
 
     def rows(self) -> list[dict[str, Any]]:
         """Rows, in which each execution is a pod of its own; those that were killed are hit."""
