@@ -77,7 +77,7 @@ generate: .venv/run.stamp ## Generate values.yaml, its schema, the table of valu
 	@.venv/bin/python -m charts.schema.generate $(OPTIONS)
 	@$(RUN) render $(OPTIONS)
 
-render: .venv/run.stamp ## Render kustomize/base from the chart; only check: OPTIONS=--check; a base of your own: VALUES=file OUTPUT=folder
+render: .venv/run.stamp ## Render kustomize/base from the chart; only check: OPTIONS=--check; your base: VALUES=file OUTPUT=folder
 	@$(RUN) render $(if $(VALUES),--values '$(VALUES)') $(if $(OUTPUT),--output '$(OUTPUT)') $(OPTIONS)
 
 screenshots: .venv/dev.stamp ## Write docs/images/ from a running demo (make demo KEEP=1); needs Chromium

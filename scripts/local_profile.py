@@ -125,7 +125,7 @@ class Profile(BaseModel, frozen=True):
             "PREFECT_SERVER_API_AUTH_STRING": auth_string,
             "PREFECT_API_AUTH_STRING": auth_string,
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{self.ui_url},http://localhost:{self.port}",
-            # A command that misses the server says so, instead of starting one of its own.
+            # A command that does not find the server fails instead of starting another one.
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
             # A deployment whose schedules were taken out of prefect.yaml loses them.
             "PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY": "true",

@@ -158,7 +158,7 @@ def invalid_records(
 
 @check_output(schema=UNIQUE_RECORD, importance="warn")
 def valid_records(typed_records_raw: pd.DataFrame, invalid_records: pd.DataFrame) -> pd.DataFrame:
-    """Keep the records that break no rule of their own; the same metric and time may come twice."""
+    """Keep the records that pass every rule; the same metric and time may occur twice."""
     broken = typed_records_raw["record_number"].isin(invalid_records["record_number"])
     return _without(typed_records_raw[["record_number", "time", "metric", "value"]], broken)
 

@@ -48,7 +48,7 @@ class BlockExecutor(TaskExecutor):
         self._started = ExitStack()
 
     def init(self) -> None:
-        """Start a task runner of one's own."""
+        """Start a separate task runner."""
         if self._given is not None:
             self._started.enter_context(self._given)
 

@@ -20,7 +20,7 @@ def flow_run_id() -> UUID:
 
 
 if __name__ == "__main__":
-    # A pod may be told to end while Prefect is still being imported. The signal then waits until
+    # A pod may receive SIGTERM while Prefect is still being imported. The signal then waits until
     # somebody handles it, so that the run is rescheduled.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 

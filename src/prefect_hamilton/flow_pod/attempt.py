@@ -53,7 +53,7 @@ async def take_up(client: PrefectClient, flow_run_id: UUID, *, is_only_pod: bool
 def earned_state(states: Sequence[State[Any]]) -> State[Any] | None:
     """Return the final state that stands, if the run has ended and was not scheduled again.
 
-    A crash of the latest attempt does not count: whoever watches the pods may have seen the end of
+    A crash of the latest attempt does not count: an observer of the pods may have seen the end of
     an earlier one, or Kubernetes may retry the pod.
     """
     began = beginning(states) or 0
@@ -67,7 +67,7 @@ def earned_state(states: Sequence[State[Any]]) -> State[Any] | None:
 async def claim(client: PrefectClient, flow_run_id: UUID, began: State[Any]) -> bool:
     """Whether this pod is the first to take up the attempt that began with the state.
 
-    The server keeps one input of a name for a flow run, whoever comes first.
+    The server keeps one input per name and flow run: the first one.
     """
     key, pod = f"{CLAIM}{began.id}", f"{socket.gethostname()}-{os.getpid()}-{uuid4()}"
     try:

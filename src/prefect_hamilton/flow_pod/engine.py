@@ -100,7 +100,7 @@ def leave_traces(steps: Sequence[dict[str, Any]]) -> bool:
 
 @contextmanager
 def _without_tracebacks_of_git_clone() -> Iterator[None]:
-    """Keep Prefect from logging a traceback of what is told in a sentence."""
+    """Keep Prefect from logging a traceback of an error that is reported in a sentence."""
     logger = logging.getLogger(_prefect.PULL_STEP_LOGGER)
 
     def is_wanted(record: logging.LogRecord) -> bool:

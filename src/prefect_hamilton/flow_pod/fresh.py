@@ -1,4 +1,4 @@
-"""The engine in an interpreter of its own: a pull step may have changed what it imports."""
+"""The engine in a new interpreter: a pull step may have changed the packages that it imports."""
 
 import os
 import sys

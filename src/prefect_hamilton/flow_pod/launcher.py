@@ -1,8 +1,8 @@
 """The supervisor: forks the engine and answers for the flow run until it ends.
 
 Follows `execute` in `prefect/cli/flow_run.py` of Prefect 3.9.1, which Prefect's client lacks. It
-differs where a pod does better: a pod that is told to end before it has reached the API ends, with
-its run rescheduled where that can be done within some seconds.
+differs where a pod does better: a pod that receives SIGTERM before it has reached the API ends, and
+its run is rescheduled if that can be done within some seconds.
 """
 
 import asyncio
@@ -136,7 +136,7 @@ def fork_engine(config_path: Path) -> EngineProcess:
         os.close(waiting)
         return EngineProcess(pid, go)
     os.close(go)
-    # A process group of its own: the end of the pod reaches the supervisor first, which tells the
+    # A separate process group: the signal reaches the supervisor first, which then informs the
     # engine what is meant before it signals the group.
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
@@ -146,7 +146,7 @@ def fork_engine(config_path: Path) -> EngineProcess:
 async def reschedule(client: PrefectClient, flow_run_id: UUID) -> bool:
     """Propose `AwaitingRetry`, unless the run has ended otherwise than by a crash.
 
-    A run that was marked Crashed is rescheduled: whoever watches the pods may have seen its end
+    A run that was marked Crashed is rescheduled: an observer of the pods may have seen its end
     before this did. Returns False if the API could not be asked.
     """
     with anyio.move_on_after(ANSWER_SECONDS):

@@ -1,4 +1,4 @@
-"""Why a deployment's pull steps failed, in one sentence for whoever reads the flow run."""
+"""Why a deployment's pull steps failed, in one sentence for readers of the flow run."""
 
 import re
 import subprocess

@@ -1,1 +1,1 @@
-"""The Hamilton UI as a service: settings of its own on top of the package's, and its commands."""
+"""The Hamilton UI as a service: settings on top of those of its package, and its commands."""

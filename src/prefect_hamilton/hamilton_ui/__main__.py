@@ -60,7 +60,10 @@ def prune(
     ] = 90,
     stale_hours: Annotated[
         float,
-        typer.Option(min=0, help="End runs that were not heard of for so many hours; 0 ends none."),
+        typer.Option(
+            min=0,
+            help="Mark runs as failed after this number of hours without an update; 0 marks none.",
+        ),
     ] = 24,
     wait_seconds: WaitSeconds = 60,
 ) -> None:

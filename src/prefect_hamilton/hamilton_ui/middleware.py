@@ -5,7 +5,7 @@ from collections.abc import Callable
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
 # Django's admin has nobody to log in and nothing to show; the API's description loads its page from
-# a third party, and is open to who has no key.
+# a third party, and is open to anyone without a key.
 CLOSED = ("/admin", "/api/docs", "/api/openapi.json")
 
 

@@ -1,4 +1,4 @@
-"""The Hamilton UI's page without its calls to third parties.
+"""The Hamilton UI without its calls to third parties.
 
 The page that the package ships loads Google Analytics, a feedback widget and Google's fonts, and
 has no switch for them. `prepare` takes them out; `content_security_policy` sees to it that a

@@ -95,7 +95,7 @@ async def _probe_engine(database: PrefectDBInterface) -> AsyncEngine:
     """Return an engine with one connection that requests do not wait for, nor it for them."""
     if database.dialect.name != "postgresql":
         return await database.engine()
-    # Engines are kept by URL and time limit: the limit makes this one of its own.
+    # Engines are kept by URL and time limit: the limit makes this a separate one.
     return await AsyncPostgresConfiguration(
         connection_url=database.database_config.connection_url,
         timeout=PROBE_SECONDS,

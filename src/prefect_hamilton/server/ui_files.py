@@ -28,7 +28,7 @@ POLICY = "; ".join(
         "img-src 'self' data: blob:",
         "font-src 'self' data:",
         "worker-src 'self' blob:",
-        f"connect-src 'self' data: blob: {LOOPBACK}",  # the API may have a port of its own
+        f"connect-src 'self' data: blob: {LOOPBACK}",  # the API may have a separate port
         "object-src 'none'",
         "base-uri 'self'",
         "form-action 'self'",

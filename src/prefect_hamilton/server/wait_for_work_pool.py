@@ -16,7 +16,7 @@ WAIT_SECONDS = 1800
 
 
 def wait(api: httpx.Client, pool: str, *, seconds: float = WAIT_SECONDS) -> str:
-    """Return "" when the pool is there, or after so many seconds why it is not.
+    """Return "" when the pool exists, or the reason after the given number of seconds.
 
     Prints the reason to wait each time that it changes.
     """

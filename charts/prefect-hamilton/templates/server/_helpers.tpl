@@ -6,7 +6,7 @@
 {{- include "prefect-hamilton.settings" (dict "root" . "own" .Values.server) }}
 {{- end }}
 
-{{/* Whether the background services have a Deployment of their own. */}}
+{{/* Whether the background services have a separate Deployment. */}}
 {{- define "prefect-hamilton.server.isSplit" -}}
 {{- if or (gt (int .Values.server.replicas) 1) .Values.server.autoscaling.enabled .Values.backgroundServices.separate }}true{{ end }}
 {{- end }}
