@@ -91,9 +91,10 @@ def template_text(
     namespace: str = "flows",
     options: tuple[str, ...] = (),
     program: str = "helm",
+    chart: Path = CHART,
 ) -> str:
     """Return what `helm template` prints. Raises RenderError."""
-    command = [program, "template", name, str(CHART), "--namespace", namespace, *options]
+    command = [program, "template", name, str(chart), "--namespace", namespace, *options]
     done = subprocess.run(
         [*command, "--values", "-"],
         # What is a text in JSON is one for every reader of YAML.

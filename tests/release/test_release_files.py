@@ -105,7 +105,13 @@ def test_all_files_have_the_same_version() -> None:
     bake = re.search(r'"VERSION" \{ default = "(.+)" \}', (ROOT / "docker-bake.hcl").read_text())
     assert bake
     versions = re.findall(r"^## \[(\d.*)\]", CHANGELOG, re.MULTILINE)
-    assert {chart["version"], chart["appVersion"], project["version"], bake[1]} == {versions[0]}
+    assert {chart["version"], project["version"], bake[1]} == {versions[0]}
+
+
+def test_the_app_version_of_the_chart_is_the_version_of_prefect() -> None:
+    chart = yaml.safe_load((ROOT / "charts" / "prefect-hamilton" / "Chart.yaml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert f"prefect=={chart['appVersion']}" in project["dependency-groups"]["prefect"]
 
 
 def test_the_changelog_follows_keep_a_changelog() -> None:

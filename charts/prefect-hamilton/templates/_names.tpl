@@ -10,6 +10,11 @@
 {{- .Values.fullnameOverride | default $own | trunc 40 | trimSuffix "-" }}
 {{- end }}
 
+{{/* Version of this project: of the images and the objects. Flux appends `+` and a digest to the chart's version. */}}
+{{- define "prefect-hamilton.version" -}}
+{{- .Chart.Version | splitList "+" | first }}
+{{- end }}
+
 {{- define "prefect-hamilton.selectorLabels" -}}
 app.kubernetes.io/name: {{ include "prefect-hamilton.name" .root | toYaml }}
 app.kubernetes.io/instance: {{ .root.Release.Name | toYaml }}
@@ -24,7 +29,7 @@ namespace: {{ .namespace | default .root.Release.Namespace | toYaml }}
 labels:
   {{- include "prefect-hamilton.selectorLabels" . | nindent 2 }}
   app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-  app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+  app.kubernetes.io/version: {{ include "prefect-hamilton.version" .root | quote }}
   helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
   {{- with merge (dict) (.labels | default dict) (.root.Values.global.labels | default dict) }}
   {{- toYaml . | nindent 2 }}

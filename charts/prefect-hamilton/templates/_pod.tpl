@@ -35,7 +35,7 @@ annotations:
 {{- if .image.digest }}
 {{- printf "%s@%s" $repository .image.digest }}
 {{- else }}
-{{- printf "%s:%s" $repository (.image.tag | default .root.Chart.AppVersion) }}
+{{- printf "%s:%s" $repository (.image.tag | default (include "prefect-hamilton.version" .root)) }}
 {{- end }}
 {{- end }}
 

@@ -72,7 +72,7 @@ class Image(Values):
     repository: Repository = Field(description="Repository, without the registry.")
     tag: str = Field(
         default="",
-        description="Tag. Defaults to the chart's appVersion.",
+        description="Tag. Defaults to the version of the chart.",
         pattern=TAG,
     )
     digest: str = Field(
