@@ -240,6 +240,11 @@ def test_failed_runs_are_reported_in_a_pool_of_the_release_by_the_release_s_imag
     assert env(job["containers"][0])[image.from_env] == "prefect-hamilton/flows:0.1.0"
 
 
+def test_workers_of_an_external_server_leave_its_report_alone(tmp_path: Path) -> None:
+    release = render(profile_values("worker-only"))
+    assert bootstrap_state(release, tmp_path).deployments == []
+
+
 def test_an_entry_of_the_values_replaces_the_default_of_the_same_name(tmp_path: Path) -> None:
     automation = {"name": "report-failed-runs", "trigger": {}, "run_deployment": "a/b"}
     values = {"value": {"from_env": "MY_WAREHOUSE"}}

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.cluster.conftest import KUBECONFIG, NAME, Cluster
+from tests.environments import uv
 from tests.template.conftest import commit, git, make
 
 pytestmark = [
@@ -23,6 +24,7 @@ DEPLOYMENT = "daily-revenue/daily-revenue-k8s"
 def team(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
     """A repository made from the template, which the cluster has in place of this project's."""
     folder = make(tmp_path / "my-flows")
+    uv("lock", "--quiet", "--project", str(folder))
     git("init", "--quiet", "--initial-branch=main", folder=folder)
     commit(folder, "Start")
     cluster.kind("push", "--flows", str(folder))

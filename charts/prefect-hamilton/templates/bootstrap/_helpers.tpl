@@ -19,6 +19,7 @@ work_pools:
     {{- end }}
     base_job_template: base-job-template-{{ include "prefect-hamilton.worker.slug" $pool }}.yaml
   {{- end }}
+{{- if $.Values.server.enabled }}
 # A flow of the library, so that failed runs of every flows repository are reported.
 deployments:
   - name: on-failure-k8s
@@ -27,6 +28,7 @@ deployments:
     tags: [alert]
     job_variables:
       image: {from_env: FLOWS_IMAGE}
+{{- end }}
 {{- end }}
 {{- $blocks := $state.blocks | default list }}
 {{- $named := list }}
