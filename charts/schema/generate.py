@@ -214,39 +214,27 @@ def values_table() -> str:
 
 def documented() -> Iterator[tuple[str, str, str]]:
     """Every value: its path, default as JSON and sentence."""
-    yield from _documented(ChartValues, ChartValues(), "")
-
-
-def _documented(
-    model: type[BaseModel], instance: Any, prefix: str
-) -> Iterator[tuple[str, str, str]]:
-    for alias, field, default in _fields(model, instance):
-        path = f"{prefix}{alias}"
-        if isinstance(default, BaseModel):
-            yield from _documented(type(default), default, f"{path}.")
-            continue
-        if (
-            model is not Global
-            and alias in _aliases(PodSettings)
-            and issubclass(model, PodSettings)
-        ):
-            continue
+    for path, field, default in _leaves(ChartValues, ChartValues()):
         value = json.dumps(_plain(default)) if default not in (None, "", {}, []) else ""
         yield path, value, " ".join((field.description or "").split())
 
 
 def examples() -> list[tuple[str, Any]]:
     """Return the examples in values.yaml: path of the value, and what it may be."""
-    return list(_examples(ChartValues, ChartValues(), ""))
+    leaves = _leaves(ChartValues, ChartValues())
+    return [(path, example) for path, field, _ in leaves for example in field.examples or []]
 
 
-def _examples(model: type[BaseModel], instance: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+def _leaves(
+    model: type[BaseModel], instance: Any, prefix: str = ""
+) -> Iterator[tuple[str, FieldInfo, Any]]:
+    """Yield path, field and default of each value that is not a section."""
     for alias, field, default in _fields(model, instance):
         path = f"{prefix}{alias}"
         if isinstance(default, BaseModel):
-            yield from _examples(type(default), default, f"{path}.")
+            yield from _leaves(type(default), default, f"{path}.")
         elif not _is_inherited(model, alias):
-            yield from ((path, example) for example in field.examples or [])
+            yield path, field, default
 
 
 def _is_inherited(model: type[BaseModel], alias: str) -> bool:
