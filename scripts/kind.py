@@ -244,8 +244,8 @@ def build_image(repository: Path) -> tuple[str, str]:
         digest = run("docker", "build", "--quiet", ".", cwd=repository)
     except KindError as error:
         raise KindError(
-            f"{error}\nCorrect the Dockerfile, or pass --no-build (make … OPTIONS=--no-build) to "
-            f"run the flows in {LEAN_IMAGE}."
+            f"{error} Correct the Dockerfile (`uv lock` creates a missing uv.lock), or pass "
+            f"--no-build (make … OPTIONS=--no-build) to run the flows in {LEAN_IMAGE}."
         ) from error
     tag = digest.removeprefix("sha256:")[:12]
     run("docker", "tag", digest, f"{image}:{tag}")

@@ -99,6 +99,15 @@ Env = dict[
 ]
 
 
+EnvFrom = Annotated[
+    list[kubernetes.EnvFromSource],
+    Field(
+        description="Secrets and ConfigMaps whose keys become environment variables.",
+        examples=[[{"secretRef": {"name": "my-secret"}}]],
+    ),
+]
+
+
 class Resources(Values):
     """Requests and limits of a container."""
 
@@ -128,11 +137,7 @@ class PodSettings(Values):
             }
         ],
     )
-    env_from: list[kubernetes.EnvFromSource] = Field(
-        default_factory=list,
-        description="Secrets and ConfigMaps whose keys become environment variables.",
-        examples=[[{"secretRef": {"name": "my-secret"}}]],
-    )
+    env_from: EnvFrom = Field(default_factory=list)
     volumes: list[kubernetes.Volume] = Field(
         default_factory=list,
         description="Volumes to add to the pods.",

@@ -12,6 +12,7 @@ from charts.schema.values.common import (
     TOLERATION,
     DnsLabel,
     Env,
+    EnvFrom,
     Image,
     ObjectName,
     PodSettings,
@@ -65,11 +66,7 @@ class FlowSettings(Values):
             }
         ],
     )
-    env_from: list[kubernetes.EnvFromSource] = Field(
-        default_factory=list,
-        description="Secrets and ConfigMaps whose keys become environment variables.",
-        examples=[[{"secretRef": {"name": "my-secret"}}]],
-    )
+    env_from: EnvFrom = Field(default_factory=list)
     volumes: list[kubernetes.Volume] = Field(
         default_factory=list,
         description="Volumes of flow pods.",
