@@ -13,6 +13,8 @@ from tests.chart.charts import Object, RenderError, render
 from tests.chart.conftest import PROFILES, profile_values
 
 SCHEMA = values_schema()
+# Read once: a strategy must draw the same whenever it is asked again.
+BASES: list[Object] = [{}, *map(profile_values, PROFILES)]
 EXAMPLE = profile_values("everything")
 POOLS = ("kubernetes", "GPU_pool")
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=20)
@@ -64,11 +66,11 @@ LEAVES = dict(leaves(SCHEMA))
 
 
 def examples(path: tuple[str, ...]) -> list[Any]:
-    """Return what everything.yaml has there: its parts can exclude each other."""
+    """Return a copy of what everything.yaml has there: its parts can exclude each other."""
     node: Any = EXAMPLE
     for key in ("global", path[-1]) if path[-1] in EXAMPLE["global"] else path:
         node = node.get(key, {}) if isinstance(node, dict) else {}
-    return [node] if node else []
+    return [copy.deepcopy(node)] if node else []
 
 
 def any_value(path: tuple[str, ...], node: Object) -> st.SearchStrategy[Any]:
@@ -119,7 +121,7 @@ def any_value(path: tuple[str, ...], node: Object) -> st.SearchStrategy[Any]:
 @st.composite
 def some_values(draw: st.DrawFn) -> Object:
     """Draw a values file that sets a few values, beside those of an example."""
-    values = copy.deepcopy(draw(st.sampled_from([{}, *map(profile_values, PROFILES)])))
+    values = copy.deepcopy(draw(st.sampled_from(BASES)))
     for path in draw(st.lists(st.sampled_from(sorted(LEAVES)), min_size=1, max_size=8)):
         node = values
         for key in path[:-1]:
