@@ -6,6 +6,7 @@ sender saw; this project's server refuses the proposal when the run has moved on
 server does not know the header and decides by its own rules.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID, uuid4
@@ -16,6 +17,9 @@ from prefect.client.schemas.objects import State
 from prefect.states import to_state_create
 
 EXPECTED_STATE_HEADER = "Prefect-Hamilton-Expected-State"
+
+NO_ANSWER = os.EX_UNAVAILABLE
+"""Exit code of a pod that ended before its flow started because the Prefect API did not answer."""
 
 
 def beginning(states: Sequence[State[Any]]) -> int | None:

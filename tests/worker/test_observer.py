@@ -10,6 +10,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect_kubernetes import observer as prefect_observer
 
+from prefect_hamilton.states import NO_ANSWER
 from prefect_hamilton.worker import observer
 from prefect_hamilton.worker.unstarted import NOT_STARTED
 from tests.worker.conftest import Pool
@@ -111,6 +112,11 @@ def lost_with_its_node(kubernetes: KubernetesApi, job: str) -> None:
     kubernetes.add_pod(job, 255, "Unknown")
 
 
+def unanswered(kubernetes: KubernetesApi, job: str) -> None:
+    """The Prefect API was away for longer than the pod waits."""
+    kubernetes.add_pod(job, NO_ANSWER)
+
+
 def gone(kubernetes: KubernetesApi, job: str) -> None:
     """Deleted by force."""
 
@@ -120,6 +126,7 @@ TAKEN = {
     evicted: "Evicted, The node was low on memory",
     drained: "EvictionByEvictionAPI, Eviction API: evicting",
     lost_with_its_node: "container 'prefect-job' ended with exit code 255 (Unknown)",
+    unanswered: "the Prefect API did not answer the pod",
     gone: "the pod is gone",
 }
 

@@ -19,6 +19,7 @@ from prefect.client.orchestration import get_client
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from prefect_hamilton.flow_pod import _prefect, outages, pull_errors
+from prefect_hamilton.states import NO_ANSWER
 
 LEAVE_NO_TRACE = (
     "prefect.deployments.steps.git_clone",
@@ -169,7 +170,9 @@ def run(config_path: Path, go: int) -> int:
         return 0
     if failure is not None:
         # Not 0 tells the supervisor to mark the run as crashed.
-        return 0 if anyio.run(report, config.flow_run_id, failure) else 1
+        if anyio.run(report, config.flow_run_id, failure):
+            return 0
+        return NO_ANSWER if outages.explain(failure) else 1
     channel: dict[str, str] = json.loads(said)
     default = [_prefect.get_sys_executable(), "-m", "prefect.engine"]
     # Another command is the workspace's own interpreter or environment.

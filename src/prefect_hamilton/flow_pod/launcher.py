@@ -25,7 +25,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort, Pause
 from prefect.logging import get_logger
-from prefect.states import AwaitingRetry, Crashed
+from prefect.states import AwaitingRetry
 from tenacity import AsyncRetrying, retry_if_result, wait_fixed
 
 from prefect_hamilton.flow_pod import attempt, engine, outages
@@ -45,6 +45,7 @@ from prefect_hamilton.flow_pod._prefect import (
     propose_state,
     write_private_model,
 )
+from prefect_hamilton.states import NO_ANSWER
 
 logger = get_logger("flow_pod")
 
@@ -364,10 +365,9 @@ async def take_up(flow_run_id: UUID, termination: Termination) -> FlowRun | int:
         except Exception as error:
             if (sentence := outages.explain(error)) is None:
                 raise
+            # No state: the worker, which learns of the end by Kubernetes, schedules the run again.
             logger.error("The flow is not run: %s", sentence)
-            with anyio.move_on_after(ANSWER_SECONDS), contextlib.suppress(Abort, Pause, Exception):
-                await propose_state(client, Crashed(message=sentence), flow_run_id=flow_run_id)
-            return 1
+            return NO_ANSWER
     return flow_run
 
 

@@ -1,7 +1,8 @@
 """What becomes of a flow run whose pod ended before its flow started.
 
 Nothing of the flow has run, so the run waits for another pod where its own was taken from it:
-deleted, evicted, lost with its node. A container that failed by itself would fail again.
+deleted, evicted, lost with its node; or where the Prefect API did not answer it. A container that
+failed by itself would fail again.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,8 @@ from typing import Any
 from kubernetes_asyncio.client import ApiClient, CoreV1Api, V1ContainerStatus, V1Job, V1Pod
 from prefect.client.schemas.objects import State
 from prefect.states import AwaitingRetry, Crashed
+
+from prefect_hamilton.states import NO_ANSWER
 
 NOT_STARTED = "Its pod ended before the flow started"
 """How the message of each such state begins. They are counted by it."""
@@ -66,7 +69,7 @@ def _own_end(container: V1ContainerStatus) -> str | None:
     end = container.state and container.state.terminated
     if not end or not end.exit_code:
         return None
-    if end.reason != "OOMKilled" and end.exit_code in KILLED:
+    if end.reason != "OOMKilled" and end.exit_code in {*KILLED, NO_ANSWER}:
         return None
     return _words(container)
 
@@ -95,6 +98,8 @@ def _taken_by(pod: V1Pod) -> str | None:
 
 def _words(container: V1ContainerStatus) -> str:
     end = container.state.terminated
+    if end.exit_code == NO_ANSWER:
+        return "the Prefect API did not answer the pod"
     message = f", {end.message.strip().splitlines()[-1].strip('.')}" if end.message else ""
     code = f"container {container.name!r} ended with exit code {end.exit_code}"
     return f"{code} ({end.reason}){message}" if end.reason else f"{code}{message}"
