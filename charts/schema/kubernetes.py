@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
-SCHEMAS = Path(__file__).parent.parent.parent / "tests" / "chart" / "kubernetes"
+SCHEMAS = Path(__file__).parent / "kubernetes-api"
 VERSION = "1.37"
 """The newest version whose schemas are here: it knows every field of the older ones."""
 MARK = "x-kubernetes"

@@ -12,9 +12,10 @@ from typing import Any
 import jsonschema
 import yaml
 
+from charts.schema.kubernetes import SCHEMAS
+
 ROOT = Path(__file__).parent.parent.parent
 CHART = ROOT / "charts" / "prefect-hamilton"
-SCHEMAS = Path(__file__).parent / "kubernetes"
 VERSIONS = ("1.30", "1.37")
 
 Object = dict[str, Any]
