@@ -79,7 +79,7 @@ def strict(schema: Any) -> Any:
         return schema
     if schema.get("x-kubernetes-int-or-string"):
         return GENEROUS["io.k8s.apimachinery.pkg.util.intstr.IntOrString"]
-    kept = {}
+    kept: dict[str, Any] = {}
     for key, value in schema.items():
         if key in ("description", "format", "default") or key.startswith("x-"):
             continue
