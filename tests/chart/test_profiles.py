@@ -1,5 +1,6 @@
 """What the chart renders for the default values and for each example in examples/."""
 
+import json
 import os
 import re
 import shutil
@@ -272,6 +273,18 @@ def test_selectors_match_their_pods_and_no_others(profiles: dict[str, Release]) 
         for obj in [*release.of("Deployment"), *release.of("StatefulSet")]:
             selector = obj["spec"]["selector"]["matchLabels"].items()
             assert [n for n, own in pods if selector <= own.items()] == [obj["metadata"]["name"]]
+
+
+def test_json_logs_reach_every_program(default: Release, profiles: dict[str, Release]) -> None:
+    variable = "PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER"
+    with_json = {
+        labels(obj)[COMPONENT]
+        for obj in profiles["everything"].of("Deployment")
+        if variable in json.dumps(obj)
+    }
+    assert with_json == {"server", "background-services", "worker"}
+    assert variable in json.dumps(profiles["everything"].get("ConfigMap", "-bootstrap"))
+    assert variable not in default.text
 
 
 def test_alerts_name_what_the_release_renders(profiles: dict[str, Release]) -> None:

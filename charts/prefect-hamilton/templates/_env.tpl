@@ -64,6 +64,15 @@ PREFECT_UI_URL: {{ . | toYaml }}
 {{- end }}
 {{- end }}
 
+{{/* Environment of a program of the chart's own image that logs. */}}
+{{- define "prefect-hamilton.logs.env" -}}
+{{- if eq .Values.logs.format "json" -}}
+PREFECT_LOGGING_FORMATTERS_JSON_CLASS: prefect_hamilton.logs.JsonFormatter
+PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER: json
+PREFECT_LOGGING_HANDLERS_DEBUG_FORMATTER: json
+{{- end }}
+{{- end }}
+
 {{/* The Secret with the API's credential, and its key. */}}
 {{- define "prefect-hamilton.auth.secretName" -}}
 {{- .Values.auth.existingSecret | default (printf "%s-auth" (include "prefect-hamilton.fullname" .)) }}

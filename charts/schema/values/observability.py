@@ -1,11 +1,23 @@
-"""Objects of the Prometheus Operator."""
+"""Logs, and objects of the Prometheus Operator."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field
 
 from charts.schema import kubernetes
 from charts.schema.values.common import Values
+
+
+class Logs(Values):
+    """Log lines of all pods."""
+
+    format: Literal["text", "json"] = Field(
+        default="text",
+        description="`text` for people, or `json` for a log collector: one JSON object per line."
+        " Hamilton UI always writes JSON, PostgreSQL and Valkey always write text.",
+    )
 
 
 class ServiceMonitor(Values):

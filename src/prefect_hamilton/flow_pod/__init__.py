@@ -4,3 +4,6 @@
 imports Prefect again: most of the time between a pod's start and the flow's first line. Here the
 supervisor imports Prefect once and forks the engine. What it supervises, and how, is Prefect's own.
 """
+
+JSON_FORMATTER = "PREFECT_LOGGING_FORMATTERS_JSON_CLASS"
+"""Variable that overrides the class of Prefect's formatter `json`."""

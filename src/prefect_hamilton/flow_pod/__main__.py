@@ -6,6 +6,8 @@ import signal
 import sys
 from uuid import UUID
 
+from prefect_hamilton.flow_pod import JSON_FORMATTER
+
 
 def flow_run_id() -> UUID:
     """Return the flow run to execute; exit 2 and say how to name one if there is none."""
@@ -23,6 +25,9 @@ if __name__ == "__main__":
     # A pod may receive SIGTERM while Prefect is still being imported. The signal then waits until
     # somebody handles it, so that the run is rescheduled.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    if os.environ.get("PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER") == "json":
+        os.environ.setdefault(JSON_FORMATTER, "prefect_hamilton.logs.JsonFormatter")
 
     # What Prefect's modules make stays: no search for garbage meanwhile, and none among it later,
     # which would also copy the pages that the fork shares.

@@ -18,7 +18,7 @@ import anyio
 from prefect.client.orchestration import get_client
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from prefect_hamilton.flow_pod import _prefect, outages, pull_errors
+from prefect_hamilton.flow_pod import JSON_FORMATTER, _prefect, outages, pull_errors
 from prefect_hamilton.states import NO_ANSWER
 
 LEAVE_NO_TRACE = (
@@ -177,6 +177,8 @@ def run(config_path: Path, go: int) -> int:
     default = [_prefect.get_sys_executable(), "-m", "prefect.engine"]
     # Another command is the workspace's own interpreter or environment.
     if prepared.command[:3] != default:
+        # It may not have this package: Prefect's own formatter then writes JSON.
+        prepared.environment.pop(JSON_FORMATTER, None)
         _become(
             prepared.command,
             prepared.folder,

@@ -49,15 +49,7 @@ CSRF_COOKIE_SECURE = HTTPS
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {
-        "json": {
-            "()": "pythonjsonlogger.json.JsonFormatter",
-            "fmt": "{levelname}{name}{message}",
-            "style": "{",
-            "timestamp": True,
-            "rename_fields": {"levelname": "level", "name": "logger"},
-        }
-    },
+    "formatters": {"json": {"()": "prefect_hamilton.logs.JsonFormatter"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "json"}},
     # A request for another host is answered 400; no need of a traceback, too.
     "loggers": {

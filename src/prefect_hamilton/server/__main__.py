@@ -23,6 +23,8 @@ def main() -> None:
         timeout_keep_alive=server.api.keepalive_timeout,
         ws_ping_interval=server.api.websocket_ping_interval,
         ws_ping_timeout=server.api.websocket_ping_timeout,
+        # Uvicorn's loggers are in Prefect's configuration, with the same format.
+        log_config=None,
         log_level=server.logging_level.lower(),
     )
 

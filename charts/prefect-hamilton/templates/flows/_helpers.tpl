@@ -69,6 +69,9 @@ HAMILTON_API_KEY:
 {{- if and (eq .Values.flows.gitCredential.type "ssh") .Values.flows.gitCredential.existingSecret }}
 GIT_SSH_COMMAND: {{ include "prefect-hamilton.flows.sshCommand" . }}
 {{- end }}
+{{- if eq .Values.logs.format "json" }}
+PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER: json
+{{- end }}
 PREFECT_HOME: /tmp/prefect
 {{- end }}
 

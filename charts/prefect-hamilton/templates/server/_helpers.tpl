@@ -48,6 +48,9 @@ PREFECT_SERVER_DATABASE_SQLALCHEMY_CONNECT_ARGS_TLS_CA_FILE: /postgres-ca/ca.crt
 {{ include "prefect-hamilton.server.databaseEnv" . }}
 PREFECT_SERVER_ANALYTICS_ENABLED: false
 PREFECT_SERVER_LOGGING_LEVEL: {{ .Values.server.logLevel | toYaml }}
+{{- with include "prefect-hamilton.logs.env" . }}
+{{ . }}
+{{- end }}
 {{- if eq .Values.auth.type "basic" }}
 PREFECT_SERVER_API_AUTH_STRING:
   {{- include "prefect-hamilton.auth.reference" . | nindent 2 }}

@@ -37,6 +37,9 @@ pools do not give the same part.
 {{ include "prefect-hamilton.api.env" .root }}
 PREFECT_HOME: /tmp/prefect
 PREFECT_LOGGING_LEVEL: {{ .settings.logLevel | toYaml }}
+{{- with include "prefect-hamilton.logs.env" .root }}
+{{ . }}
+{{- end }}
 PREFECT_WORKER_QUERY_SECONDS: {{ .settings.pollSeconds | toYaml }}
 PREFECT_WORKER_PREFETCH_SECONDS: {{ .settings.prefetchSeconds | toYaml }}
 PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES:
