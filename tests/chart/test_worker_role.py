@@ -8,7 +8,9 @@ import importlib.util
 import re
 from pathlib import Path
 
-from tests.chart.charts import Object, Release, env, pod_template
+import pytest
+
+from tests.chart.charts import Object, Release, env, pod_template, render
 
 # Each rule of the Role, and the calls of prefect-kubernetes 0.8.0 that fail without it.
 NEEDED: dict[tuple[str, str, str], set[str]] = {
@@ -69,6 +71,19 @@ def rules(role: Object) -> set[tuple[str, str, str]]:
 
 def test_the_role_has_exactly_the_rights_that_are_used(default: Release) -> None:
     assert rules(default.get("Role", "worker")) == set(NEEDED)
+
+
+@pytest.mark.parametrize("place", ["server", "global"])
+def test_clients_fetch_csrf_tokens_only_where_the_server_wants_them(place: str) -> None:
+    def fetches(values: dict[str, object]) -> str:
+        worker = pod_template(render(values).get("Deployment", "-worker-kubernetes"))
+        assert worker is not None
+        (container,) = worker["spec"]["containers"]
+        return str(env(container)["PREFECT_CLIENT_CSRF_SUPPORT_ENABLED"])
+
+    assert fetches({}) == "false"
+    wanted = {place: {"env": {"PREFECT_SERVER_CSRF_PROTECTION_ENABLED": True}}}
+    assert fetches(wanted) == "true"
 
 
 def test_the_table_lists_every_call_of_the_installed_version() -> None:

@@ -1,5 +1,7 @@
 """The release over time: upgrades, growth, removal. The last test removes it all."""
 
+import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 BOOTSTRAP = "app.kubernetes.io/component=bootstrap"
 SERVER = "app.kubernetes.io/component=server"
+WORKER = "app.kubernetes.io/component=worker"
+# What `prefect worker start` prints.
+WORKER_STARTS = r"^(Worker '.+' started!|Discovered type .+ for work pool .+\.)$"
 
 
 def upgrade(cluster: Cluster, *options: str) -> None:
@@ -90,12 +95,32 @@ def test_an_upgrade_rolls_changed_pods_and_keeps_a_run_alive(cluster: Cluster) -
     before = cluster.uids()
     run_id = cluster.start(cluster.probe("waits"))
     cluster.wait_for_state(run_id, "Running")
-    upgrade(cluster, "--set", "worker.logLevel=DEBUG", "--set", "server.retention.eventsDays=6")
+    changed = ["worker.logLevel=DEBUG", "server.retention.eventsDays=6", "logs.format=json"]
+    upgrade(cluster, *(word for each in changed for word in ("--set", each)))
     wait_for_rollout(cluster)
     after = cluster.uids()
     assert {name for name in before if after.get(name) != before[name]} == {"server", "worker"}
     cluster.let_go(run_id)
     assert cluster.wait_for_state(run_id, "Completed")["run_count"] == 1
+
+
+def test_lines_of_server_worker_and_flow_pods_are_json(cluster: Cluster) -> None:
+    """The upgrade of the test before has changed the format."""
+    wait_for_bootstrap(cluster)
+    run_id = cluster.start(cluster.probe("waits"))
+    cluster.wait_for_state(run_id, "Running")
+    of_run = f"prefect.io/flow-run-id={run_id}"
+    for selector in (SERVER, WORKER, of_run):
+        lines = cluster.kubectl("logs", "-l", selector, "--tail=-1").splitlines()
+        text = [line for line in lines if not line.startswith("{")]
+        assert len(lines) > len(text)
+        assert not [line for line in text if not re.search(WORKER_STARTS, line)], text
+        messages = [json.loads(line) for line in lines if line not in text]
+        assert all(each["message"] and each["logger"] for each in messages)
+        if selector == of_run:
+            assert {each["flow_run_id"] for each in messages} == {run_id}
+    cluster.let_go(run_id)
+    cluster.wait_for_state(run_id, "Completed")
 
 
 @needs_kind

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -15,7 +16,7 @@ import pytest
 import tenacity
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from prefect_hamilton.worker import attempts
+from prefect_hamilton.worker import attempts, wake
 from prefect_hamilton.worker import worker as worker_module
 from prefect_hamilton.worker.worker import Worker
 from tests import services
@@ -27,11 +28,20 @@ pytestmark = [pytest.mark.services, pytest.mark.anyio]
 
 
 @asynccontextmanager
-async def working(pool: Pool, api_url: str | None = None) -> AsyncIterator[Worker]:
-    """A worker of the pool, which polls when the test calls it."""
+async def hearing(pool: Pool, api_url: str | None = None) -> AsyncIterator[Worker]:
+    """A worker of the pool, which looks for flow runs when it hears of one."""
     url = f"{api_url or pool.server.url}/api"
     with temporary_settings({PREFECT_API_URL: url}):
         async with Worker(work_pool_name=pool.name, create_pool_if_not_found=False) as worker:
+            yield worker
+
+
+@asynccontextmanager
+async def working(pool: Pool, api_url: str | None = None) -> AsyncIterator[Worker]:
+    """A worker without a stream of events, which polls when the test calls it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wake, "get_events_subscriber", Mock(side_effect=ConnectionError))
+        async with hearing(pool, api_url) as worker:
             yield worker
 
 

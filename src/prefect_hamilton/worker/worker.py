@@ -1,7 +1,6 @@
 """The worker of type `kubernetes` that the image runs in the place of Prefect's."""
 
 import sys
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -24,6 +23,7 @@ from prefect_kubernetes.worker import (
 from prefect_hamilton.states import propose, restore
 from prefect_hamilton.worker import attempts, kubernetes
 from prefect_hamilton.worker.sweep import LOCATION_LABEL, Sweep
+from prefect_hamilton.worker.wake import Wake
 
 ANSWER_SECONDS = 15
 """How long the API may take to answer a proposal, before the client asks again."""
@@ -44,16 +44,24 @@ class Worker(KubernetesWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._attempts: dict[UUID, UUID] = {}
+        self._looking = anyio.Lock()
 
     async def setup(self) -> None:
-        """Prepare the worker, and let it look once a minute for runs without a Job."""
+        """Prepare the worker: it also listens to events, and sweeps once a minute."""
         await super().setup()
         sweep = Sweep(self.client, self._work_pool_name, self._logger)
-        scope = anyio.CancelScope()
-        # Cancelled when the worker ends.
-        self._scheduled_task_scopes.add(scope)
+        wake = Wake(self._work_pool_name, self.get_and_submit_flow_runs, self._logger)
         assert self._runs_task_group is not None  # noqa: S101  # as in Prefect
-        self._runs_task_group.start_soon(partial(sweep.run_forever, scope))
+        for run_forever in (sweep.run_forever, wake.run_forever):
+            scope = anyio.CancelScope()
+            # Cancelled when the worker ends.
+            self._scheduled_task_scopes.add(scope)
+            self._runs_task_group.start_soon(run_forever, scope)
+
+    async def get_and_submit_flow_runs(self) -> Any:
+        """Poll; one at a time, since a poll submits what it finds."""
+        async with self._looking:
+            return await super().get_and_submit_flow_runs()
 
     async def _submit_run(self, flow_run: FlowRun) -> None:
         try:

@@ -11,6 +11,12 @@
 {{- if or (gt (int .Values.server.replicas) 1) .Values.server.autoscaling.enabled .Values.backgroundServices.separate }}true{{ end }}
 {{- end }}
 
+{{/* Whether the server's environment turns its protection against CSRF on. */}}
+{{- define "prefect-hamilton.server.wantsCsrfTokens" -}}
+{{- $env := (include "prefect-hamilton.server.settings" . | fromYaml).env | default dict }}
+{{- if $env.PREFECT_SERVER_CSRF_PROTECTION_ENABLED }}true{{ end }}
+{{- end }}
+
 {{- define "prefect-hamilton.server.url" -}}
 {{- include "prefect-hamilton.publicUrl" (dict "root" . "component" .Values.server) }}
 {{- end }}

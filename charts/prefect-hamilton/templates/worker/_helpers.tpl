@@ -40,6 +40,11 @@ PREFECT_LOGGING_LEVEL: {{ .settings.logLevel | toYaml }}
 {{- with include "prefect-hamilton.logs.env" .root }}
 {{ . }}
 {{- end }}
+{{- if .root.Values.server.enabled }}
+{{- /* The worker hands both on to flow pods: without them, a flow run sends a quarter fewer requests. */}}
+PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: {{ include "prefect-hamilton.server.wantsCsrfTokens" .root | eq "true" }}
+PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: false
+{{- end }}
 PREFECT_WORKER_QUERY_SECONDS: {{ .settings.pollSeconds | toYaml }}
 PREFECT_WORKER_PREFETCH_SECONDS: {{ .settings.prefetchSeconds | toYaml }}
 PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES:
