@@ -6,12 +6,14 @@ from typing import Any
 
 import prefect.blocks.notifications  # noqa: F401  # registers its blocks
 import pytest
+import yaml
+from markdown_it import MarkdownIt
 from prefect.blocks.abstract import NotificationBlock
 from prefect.blocks.core import Block
 from prefect.blocks.webhook import Webhook
 from prefect.utilities.dispatch import get_registry_for_type
 
-from tests.chart.charts import CHART, COMPONENT, Object, Release, labels, pod_template, render
+from tests.chart.charts import CHART, COMPONENT, Object, Release, env, labels, pod_template, render
 from tests.chart.test_worker_role import rules
 
 
@@ -140,6 +142,16 @@ def test_notifications_leave_from_the_pod_that_sends_them() -> None:
     assert notifications(render(several)) == {"background-services"}
     values["bootstrap"]["enabled"] = False
     assert notifications(render(values)) == set()
+
+
+def test_the_slack_message_of_the_docs_has_its_secret_and_its_way_out() -> None:
+    tokens = MarkdownIt().parse((CHART.parent.parent / "docs" / "alerts.md").read_text())
+    text = next(t.content for t in tokens if t.type == "fence" and t.info == "yaml")
+    assert len(text.splitlines()) <= 15
+    release = render(yaml.safe_load(text))
+    assert notifications(release) == {"server"}
+    (container,) = release.job("bootstrap")["spec"]["template"]["spec"]["containers"]
+    assert env(container)["SLACK_URL"] == {"secretKeyRef": {"name": "slack", "key": "url"}}
 
 
 def test_the_egress_of_notifications_can_be_named_or_closed() -> None:

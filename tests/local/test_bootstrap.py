@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import queue
+import re
 import stat
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 from prefect.events.schemas.automations import AutomationCore
 
 from prefect_hamilton.bootstrap import desired_state
@@ -25,6 +27,8 @@ from prefect_hamilton.bootstrap.errors import BootstrapError
 from tests import services
 
 pytestmark = pytest.mark.services
+
+PAGE = services.ROOT / "docs" / "alerts.md"
 
 STATE: dict[str, Any] = {
     "work_pools": [
@@ -611,6 +615,25 @@ def test_the_order_of_automation_events_is_no_difference() -> None:
     assert _comparable(automation("a", "b")) != _comparable(automation("a", "c"))
 
 
+def documented_alerts() -> list[Any]:
+    """Return the YAML blocks of the page on alerts."""
+    tokens = MarkdownIt().parse(PAGE.read_text())
+    return [yaml.safe_load(t.content) for t in tokens if t.type == "fence" and t.info == "yaml"]
+
+
+def test_blocks_and_triggers_of_the_docs_are_valid(tmp_path: Path) -> None:
+    values, (block,), *_ = documented_alerts()
+    state = values["bootstrap"]["state"]
+    state["blocks"].append(block)
+    rows = re.findall(r"^\| [^|]+ \| (`[a-z_]+: .*`)", PAGE.read_text(), re.MULTILINE)
+    assert len(rows) == 5
+    for number, row in enumerate(rows):
+        trigger = yaml.safe_load("{" + ", ".join(re.findall("`(.*?)`", row)) + "}")
+        automation = state["automations"][0] | {"name": f"{number}", "trigger": trigger}
+        state["automations"].append(automation)
+    desired_state.load([write(tmp_path / "state.yaml", state)])
+
+
 @contextmanager
 def receiver() -> Iterator[tuple[str, "queue.Queue[tuple[str, str, Any]]"]]:
     """Yield a web server's address, and the token, path and JSON of each POST to it."""
@@ -638,14 +661,10 @@ def receiver() -> Iterator[tuple[str, "queue.Queue[tuple[str, str, Any]]"]]:
 
 
 def test_a_failed_run_sends_a_notification_and_calls_a_webhook(tmp_path: Path) -> None:
+    """With the automation of docs/alerts.md."""
+    (documented,) = documented_alerts()[0]["bootstrap"]["state"]["automations"]
+    (notify,) = documented["actions"]
     headers = {"X-Token": "{{token}}", "X-Place": {"from_env": "PLACE", "default": "here"}}
-    on_failure = {
-        "type": "event",
-        "posture": "Reactive",
-        "expect": ["prefect.flow-run.Failed"],
-        "match": {"prefect.resource.id": "prefect.flow-run.*"},
-        "for_each": ["prefect.resource.id"],
-    }
     state = {
         "blocks": [
             {
@@ -671,15 +690,10 @@ def test_a_failed_run_sends_a_notification_and_calls_a_webhook(tmp_path: Path) -
         ],
         "automations": [
             {
-                "name": "tell-the-team",
-                "trigger": on_failure,
+                "name": documented["name"],
+                "trigger": documented["trigger"],
                 "actions": [
-                    {
-                        "type": "send-notification",
-                        "block_document": "custom-webhook/team",
-                        "subject": "{{ flow.name }} failed",
-                        "body": "{{ flow_run.state.message }}",
-                    },
+                    notify | {"block_document": "custom-webhook/team"},
                     {
                         "type": "call-webhook",
                         "block_document": "webhook/pager",
@@ -690,9 +704,12 @@ def test_a_failed_run_sends_a_notification_and_calls_a_webhook(tmp_path: Path) -
         ],
     }
     file = write(tmp_path / "state.yaml", state)
+    ui = "https://prefect.example.org"
     with (
         receiver() as (url, posts),
-        services.prefect_server(tmp_path / "server", background_services=True) as server,
+        services.prefect_server(
+            tmp_path / "server", background_services=True, PREFECT_UI_URL=ui
+        ) as server,
     ):
         api = f"{server.url}/api"
         env = {
@@ -715,9 +732,10 @@ def test_a_failed_run_sends_a_notification_and_calls_a_webhook(tmp_path: Path) -
             failed = {"type": "FAILED", "message": "No rows."}
             post(f"flow_runs/{run['id']}/set_state", state=failed)
         received = [posts.get(timeout=60), posts.get(timeout=60)]
+        body = f"quick-fox: No rows.\n{ui}/runs/flow-run/{run['id']}"
         assert sorted(received, key=lambda each: each[1]) == [
             ("s3cret", "/pager", {"run": "quick-fox"}),
-            ("s3cret", "/team", {"text": "Billing failed", "parts": [{"body": "No rows."}]}),
+            ("s3cret", "/team", {"text": "Billing Failed", "parts": [{"body": body}]}),
         ]
         assert set(outcomes(apply(file, api, **env | {"TEAM_TOKEN": "new"})).values()) == {
             "updated",
