@@ -2,8 +2,9 @@
 
 Each measurement becomes a Prefect event, `flows.task.measured`, that automations can react to. When
 `OTEL_EXPORTER_OTLP_ENDPOINT` is set it also goes there by OTLP over HTTP; nothing is imported or
-sent for OpenTelemetry otherwise. A collector that is down, or a setting of OpenTelemetry that makes
-no sense, costs a warning, never the run.
+sent for OpenTelemetry otherwise. Every process sends what is new (delta temporality) as the same
+series, without an instance, so that the numbers of all runs add up. A collector that is down, or a
+setting of OpenTelemetry that makes no sense, costs a warning, never the run.
 """
 
 import os
@@ -94,14 +95,22 @@ class _Collector:
 
     def __init__(self) -> None:
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-        from opentelemetry.sdk.metrics import MeterProvider
-        from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.metrics import Counter, Histogram, MeterProvider
+        from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
+        from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, Resource
 
         self._exporter = OTLPMetricExporter(timeout=EXPORT_TIMEOUT)
         # Read when a task ends, not by the clock: what a short run does not send then may never go.
-        self._reader = InMemoryMetricReader()
-        resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "flows")})
+        self._reader = InMemoryMetricReader(
+            preferred_temporality=dict.fromkeys((Counter, Histogram), AggregationTemporality.DELTA)
+        )
+        service = {"service.name": os.environ.get("OTEL_SERVICE_NAME", "flows")}
+        found = Resource.create(service)
+        # An id of this process would make a new series of each run.
+        attributes = {
+            name: value for name, value in found.attributes.items() if name != SERVICE_INSTANCE_ID
+        }
+        resource = Resource(attributes, found.schema_url)
         provider = MeterProvider(metric_readers=[self._reader], resource=resource)
         meter = provider.get_meter("flows")
         self._rows = {
@@ -112,7 +121,7 @@ class _Collector:
         self._given_up = False
 
     def send(self, metrics: TaskMetrics, flow: str) -> bool:
-        """Send all numbers of this process so far; False, once, when they did not arrive."""
+        """Send the numbers; False, once, when they did not arrive."""
         if self._given_up:
             return True
         attributes = {"flow": flow, "task": metrics.task}

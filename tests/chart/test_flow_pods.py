@@ -15,8 +15,9 @@ from prefect_hamilton.bootstrap.desired_state import (
     FILE,
     DesiredState,
     FromEnvironment,
+    WorkPool,
     load,
-    resolve_nested,
+    resolve,
 )
 from tests.chart.charts import Object, Release, check, env, render
 from tests.chart.conftest import PROFILES, profile_values
@@ -32,7 +33,9 @@ def template(release: Release, pool: str = "kubernetes") -> Object:
         name: job["metadata"]["namespace"] if value == NAMESPACE else value
         for name, value in env(job["spec"]["template"]["spec"]["containers"][0]).items()
     }
-    return dict(resolve_nested(yaml.safe_load(data[f"base-job-template-{pool}.yaml"]), variables))
+    content = yaml.safe_load(data[f"base-job-template-{pool}.yaml"])
+    read = WorkPool(name=pool, type="kubernetes", base_job_template=content)
+    return dict(resolve(read.base_job_template, variables))
 
 
 def flow_job(base_job_template: Object, variables: Object | None = None) -> Object:

@@ -295,6 +295,7 @@ def test_alerts_name_what_the_release_renders(profiles: dict[str, Release]) -> N
         "PrefectServerDown",
         "PrefectComponentUnavailable",
         "PrefectJobFailed",
+        "PrefectRetentionFailing",
         "Mine",
     }
     # A ServiceMonitor's job is the name of its Service.
@@ -304,6 +305,8 @@ def test_alerts_name_what_the_release_renders(profiles: dict[str, Release]) -> N
     )
     (deployments,) = re.findall(r'deployment=~"(.+?)"', rules["PrefectComponentUnavailable"])
     (jobs,) = re.findall(r'job_name=~"(.+?)"', rules["PrefectJobFailed"])
+    cron_jobs = re.findall(r'cronjob="(.+?)"', rules["PrefectRetentionFailing"])
+    assert set(cron_jobs) == {obj["metadata"]["name"] for obj in release.of("CronJob")}
     for kind, pattern in (("Deployment", deployments), ("Job", jobs)):
         for obj in release.of(kind):
             assert re.fullmatch(pattern, obj["metadata"]["name"])

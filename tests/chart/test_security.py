@@ -4,9 +4,16 @@ import re
 import subprocess
 from typing import Any
 
+import prefect.blocks.notifications  # noqa: F401  # registers its blocks
 import pytest
+import yaml
+from markdown_it import MarkdownIt
+from prefect.blocks.abstract import NotificationBlock
+from prefect.blocks.core import Block
+from prefect.blocks.webhook import Webhook
+from prefect.utilities.dispatch import get_registry_for_type
 
-from tests.chart.charts import CHART, COMPONENT, Object, Release, labels, pod_template, render
+from tests.chart.charts import CHART, COMPONENT, Object, Release, env, labels, pod_template, render
 from tests.chart.test_worker_role import rules
 
 
@@ -114,6 +121,61 @@ def test_flow_egress_is_open_by_default(default: Release) -> None:
         "postgres",
     }
     assert {} not in closed
+
+
+ANY_HTTPS = {"ports": [{"port": 443, "protocol": "TCP"}]}
+
+
+def notifications(release: Release) -> set[str]:
+    """Return the components whose policies open the port of notifications to any address."""
+    return {name for name, spec in policies(release).items() if ANY_HTTPS in spec.get("egress", [])}
+
+
+def test_notifications_leave_from_the_pod_that_sends_them() -> None:
+    url = {"from_env": "URL"}
+    slack: Object = {"name": "alerts", "type": "slack-webhook", "values": {"url": url}}
+    other: Object = {"name": "password", "type": "secret", "values": {"value": url}}
+    assert notifications(render({"bootstrap": {"state": {"blocks": [other]}}})) == set()
+    values: Object = {"bootstrap": {"state": {"blocks": [other, slack]}}}
+    assert notifications(render(values)) == {"server"}
+    several = values | {"server": {"replicas": 2}, "valkey": {"enabled": True}}
+    assert notifications(render(several)) == {"background-services"}
+    values["bootstrap"]["enabled"] = False
+    assert notifications(render(values)) == set()
+
+
+def test_the_slack_message_of_the_docs_has_its_secret_and_its_way_out() -> None:
+    tokens = MarkdownIt().parse((CHART.parent.parent / "docs" / "alerts.md").read_text())
+    text = next(t.content for t in tokens if t.type == "fence" and t.info == "yaml")
+    assert len(text.splitlines()) <= 15
+    release = render(yaml.safe_load(text))
+    assert notifications(release) == {"server"}
+    (container,) = release.job("bootstrap")["spec"]["template"]["spec"]["containers"]
+    assert env(container)["SLACK_URL"] == {"secretKeyRef": {"name": "slack", "key": "url"}}
+
+
+def test_the_egress_of_notifications_can_be_named_or_closed() -> None:
+    blocks = [{"name": "alerts", "type": "slack-webhook", "values": {"url": {"from_env": "URL"}}}]
+    values: Object = {"bootstrap": {"state": {"blocks": blocks}}}
+    proxy = {"to": [{"ipBlock": {"cidr": "192.0.2.1/32"}}], "ports": [{"port": 3128}]}
+    for egress in ([proxy], []):
+        found = policies(render(values | {"networkPolicy": {"notificationsEgress": egress}}))
+        assert ANY_HTTPS not in found["server"]["egress"]
+        assert (proxy in found["server"]["egress"]) == bool(egress)
+        assert proxy not in found["worker"]["egress"]
+
+
+def test_every_block_that_sends_something_opens_the_egress() -> None:
+    senders = [
+        block
+        for block in (get_registry_for_type(Block) or {}).values()
+        if issubclass(block, (NotificationBlock, Webhook))
+    ]
+    assert len(senders) > 5
+    for block in senders:
+        blocks = [{"name": "x", "type": block.get_block_type_slug(), "values": {}}]
+        release = render({"bootstrap": {"state": {"blocks": blocks}}})
+        assert notifications(release) == {"server"}, block
 
 
 def test_access_to_the_uis_can_be_restricted() -> None:

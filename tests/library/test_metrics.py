@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_DELTA
 from prefect import flow, task
 from prefect.events.clients import AssertingEventsClient
 from prefect.events.worker import EventsWorker
@@ -85,6 +86,44 @@ def test_metrics_reach_a_configured_collector(
         item.key: item.value.string_value for item in points["flows.task.seconds"].attributes
     }
     assert attributes == {"flow": "measured flow", "task": "measured"}
+
+
+def test_what_several_runs_send_adds_up(
+    web_server: WebServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process sends what is new, as the same series as the others: deltas can be summed."""
+    received: list[ExportMetricsServiceRequest] = []
+
+    def collect(body: bytes) -> Answer:
+        received.append(ExportMetricsServiceRequest.FromString(body))
+        return 200, {"Content-Type": "application/x-protobuf"}, b""
+
+    web_server.answers["/v1/metrics"] = collect
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", web_server.url)
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")
+    for _ in range(2):
+        measured_flow()
+        measured_flow()
+        metrics_module._collector.cache_clear()  # as in another process
+    resources = set()
+    rows, runs = 0, 0
+    for request in received:
+        (found,) = request.resource_metrics
+        resources.add(
+            tuple(sorted((a.key, a.value.string_value) for a in found.resource.attributes))
+        )
+        for metric in found.scope_metrics[0].metrics:
+            data = getattr(metric, metric.WhichOneof("data"))
+            assert data.aggregation_temporality == AGGREGATION_TEMPORALITY_DELTA
+            (point,) = data.data_points
+            if metric.name == "flows.task.rows_read":
+                assert data.is_monotonic
+                rows += point.as_int
+            elif metric.name == "flows.task.seconds":
+                runs += point.count
+    assert (rows, runs) == (40, 4)
+    (resource,) = resources
+    assert ("deployment.environment", "test") in resource
 
 
 def test_no_metrics_are_sent_by_default(web_server: WebServer) -> None:

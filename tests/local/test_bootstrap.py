@@ -2,18 +2,23 @@
 
 import datetime
 import http.server
+import json
 import os
+import queue
+import re
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 from prefect.events.schemas.automations import AutomationCore
 
 from prefect_hamilton.bootstrap import desired_state
@@ -22,6 +27,8 @@ from prefect_hamilton.bootstrap.errors import BootstrapError
 from tests import services
 
 pytestmark = pytest.mark.services
+
+PAGE = services.ROOT / "docs" / "alerts.md"
 
 STATE: dict[str, Any] = {
     "work_pools": [
@@ -59,6 +66,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Servic
     with services.prefect_server(tmp_path_factory.mktemp("server")) as service:
         yield service
 
+
+EVENT = {"type": "event", "posture": "Reactive", "expect": ["x"], "threshold": 1}
+SEQUENCE = {"type": "sequence", "within": 60, "triggers": [EVENT, EVENT | {"expect": ["y"]}]}
+NOTIFY = {"type": "send-notification", "block_document": "slack-webhook/alerts", "body": "Failed."}
 
 APPLY = [sys.executable, "-m", "prefect_hamilton.bootstrap", "apply"]
 
@@ -381,9 +392,86 @@ def test_a_required_password_is_reported(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ({"work_pool": []}, "work_pool: Extra inputs are not permitted"),
+        *(
+            (
+                {"blocks": [{"name": "x", "type": type_, "values": values}]},
+                f"blocks.0.values.{place}: a secret's value must come from the environment",
+            )
+            for type_, values, place in (
+                ("secret", {"value": "hunter2"}, "value"),
+                ("secret", {"value": {"password": "hunter2"}}, "value.password"),
+                ("slack-webhook", {"url": "https://hooks.example.org/hunter2"}, "url"),
+                ("webhook", {"headers": {"Authorization": "hunter2"}}, "headers.Authorization"),
+                ("custom-webhook", {"secrets": {"token": "hunter2"}}, "secrets.token"),
+                ("redis-database", {"password": "hunter2"}, "password"),
+            )
+        ),
         (
-            {"blocks": [{"name": "x", "type": "secret", "values": {"value": "hunter2"}}]},
-            "a secret's value must come from the environment",
+            {"blocks": [{"name": "x", "type": "slack-webhok", "values": {}}]},
+            "blocks.0.type: slack-webhok is not a block type of a package that is installed here",
+        ),
+        (
+            {"blocks": [{"name": "x", "type": "slack-webhook", "values": {"urll": "hunter2"}}]},
+            "blocks.0.values.urll: a slack-webhook block has only notify_type, url",
+        ),
+        (
+            {
+                "blocks": [
+                    {
+                        "name": "x",
+                        "type": "custom-webhook",
+                        "values": {"json_data": {"a": [{"from_env": "A", "defalt": "hunter2"}]}},
+                    }
+                ]
+            },
+            "blocks.0.values.json_data.a.0.defalt: Extra inputs are not permitted",
+        ),
+        *(
+            (
+                {"automations": [{"name": "x", "trigger": EVENT} | content]},
+                f"automations.0{message}",
+            )
+            for content, message in (
+                ({}, ": an automation has either actions or run_deployment"),
+                (
+                    {"actions": [{"type": "do-nothing"}], "run_deployment": "a/b"},
+                    ": an automation has either actions or run_deployment",
+                ),
+                ({"actions": [NOTIFY], "actons": []}, ".actons: Extra inputs"),
+                ({"actions": [NOTIFY | {"bodi": ""}]}, ".actions.0.bodi: is not one of type, bl"),
+                (
+                    {"actions_on_resolve": [{"type": "do-nothing"}, NOTIFY | {"body": None}]},
+                    ".actions_on_resolve.1.body: Input should be a valid string",
+                ),
+                (
+                    {"actions": [{"type": "send-notfication"}]},
+                    ".actions.0.type: send-notfication is not one of call-webhook, ",
+                ),
+                (
+                    {"actions": [NOTIFY | {"block_document": "alerts"}]},
+                    ".actions.0.block_document: is written as type/name",
+                ),
+                (
+                    {"actions": [{"type": "pause-work-queue", "work_queue": "default"}]},
+                    ".actions.0.work_queue: is written as work pool/name",
+                ),
+                (
+                    {"actions": [{"type": "resume-deployment"}]},
+                    ".actions.0: deployment_id is required",
+                ),
+                (
+                    {"actions": [NOTIFY], "trigger": EVENT | {"expects": ["x"]}},
+                    ".trigger.expects: is not one of type, match,",
+                ),
+                (
+                    {"actions": [NOTIFY], "trigger": EVENT | {"within": -1}},
+                    ".trigger.within: Input should be greater than or equal to 0 seconds",
+                ),
+                (
+                    {"actions": [NOTIFY], "trigger": SEQUENCE | {"triggers": [{"whithin": 1}]}},
+                    ".trigger.triggers.0.whithin: is not one of ",
+                ),
+            )
         ),
         ({"tag_concurrency_limits": [{"tag": "x", "limit": -1}]}, "tag_concurrency_limits.0.limit"),
         ([], "Input should be a valid dictionary"),
@@ -525,3 +613,262 @@ def test_the_order_of_automation_events_is_no_difference() -> None:
         reverse = _comparable(automation(*reversed(events)))
         assert _comparable(automation(*events)) == reverse
     assert _comparable(automation("a", "b")) != _comparable(automation("a", "c"))
+
+
+def documented_alerts() -> list[Any]:
+    """Return the YAML blocks of the page on alerts."""
+    tokens = MarkdownIt().parse(PAGE.read_text())
+    return [yaml.safe_load(t.content) for t in tokens if t.type == "fence" and t.info == "yaml"]
+
+
+def test_blocks_and_triggers_of_the_docs_are_valid(tmp_path: Path) -> None:
+    values, (block,), *_ = documented_alerts()
+    state = values["bootstrap"]["state"]
+    state["blocks"].append(block)
+    rows = re.findall(r"^\| [^|]+ \| (`[a-z_]+: .*`)", PAGE.read_text(), re.MULTILINE)
+    assert len(rows) == 5
+    for number, row in enumerate(rows):
+        trigger = yaml.safe_load("{" + ", ".join(re.findall("`(.*?)`", row)) + "}")
+        automation = state["automations"][0] | {"name": f"{number}", "trigger": trigger}
+        state["automations"].append(automation)
+    desired_state.load([write(tmp_path / "state.yaml", state)])
+
+
+@contextmanager
+def receiver() -> Iterator[tuple[str, "queue.Queue[tuple[str, str, Any]]"]]:
+    """Yield a web server's address, and the token, path and JSON of each POST to it."""
+    posts: queue.Queue[tuple[str, str, Any]] = queue.Queue()
+
+    class Receiver(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:  # the name that http.server calls
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            posts.put((self.headers["X-Token"], self.path, json.loads(body)))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", posts
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_failed_run_sends_a_notification_and_calls_a_webhook(tmp_path: Path) -> None:
+    """With the automation of docs/alerts.md."""
+    (documented,) = documented_alerts()[0]["bootstrap"]["state"]["automations"]
+    (notify,) = documented["actions"]
+    headers = {"X-Token": "{{token}}", "X-Place": {"from_env": "PLACE", "default": "here"}}
+    state = {
+        "blocks": [
+            {
+                "name": "team",
+                "type": "custom-webhook",
+                "values": {
+                    "name": "team",
+                    "url": {"from_env": "RECEIVER", "default": "http://nowhere"},
+                    "headers": headers,
+                    "json_data": {"text": "{{subject}}", "parts": [{"body": "{{body}}"}]},
+                    "timeout": {"from_env": "RECEIVER_SECONDS"},
+                    "secrets": {"token": {"from_env": "TEAM_TOKEN"}},
+                },
+            },
+            {
+                "name": "pager",
+                "type": "webhook",
+                "values": {
+                    "url": {"from_env": "PAGER"},
+                    "headers": {"X-Token": {"from_env": "TEAM_TOKEN"}},
+                },
+            },
+        ],
+        "automations": [
+            {
+                "name": documented["name"],
+                "trigger": documented["trigger"],
+                "actions": [
+                    notify | {"block_document": "custom-webhook/team"},
+                    {
+                        "type": "call-webhook",
+                        "block_document": "webhook/pager",
+                        "payload": '{"run": "{{ flow_run.name }}"}',
+                    },
+                ],
+            }
+        ],
+    }
+    file = write(tmp_path / "state.yaml", state)
+    ui = "https://prefect.example.org"
+    with (
+        receiver() as (url, posts),
+        services.prefect_server(
+            tmp_path / "server", background_services=True, PREFECT_UI_URL=ui
+        ) as server,
+    ):
+        api = f"{server.url}/api"
+        env = {
+            "RECEIVER": f"{url}/team",
+            "RECEIVER_SECONDS": "5",
+            "PAGER": f"{url}/pager",
+            "TEAM_TOKEN": "s3cret",
+        }
+        for outcome in ("created", "unchanged"):
+            done = apply(file, api, **env)
+            assert set(outcomes(done).values()) == {outcome}
+            assert "s3cret" not in done.stdout + done.stderr
+        with httpx.Client(base_url=f"{api}/") as http_client:
+
+            def post(path: str, **body: object) -> dict[str, Any]:
+                return dict(http_client.post(path, json=body).raise_for_status().json())
+
+            flow = post("flows/", name="Billing")
+            run = post("flow_runs/", flow_id=flow["id"], name="quick-fox")
+            failed = {"type": "FAILED", "message": "No rows."}
+            post(f"flow_runs/{run['id']}/set_state", state=failed)
+        received = [posts.get(timeout=60), posts.get(timeout=60)]
+        body = f"quick-fox: No rows.\n{ui}/runs/flow-run/{run['id']}"
+        assert sorted(received, key=lambda each: each[1]) == [
+            ("s3cret", "/pager", {"run": "quick-fox"}),
+            ("s3cret", "/team", {"text": "Billing Failed", "parts": [{"body": body}]}),
+        ]
+        assert set(outcomes(apply(file, api, **env | {"TEAM_TOKEN": "new"})).values()) == {
+            "updated",
+            "unchanged",
+        }
+
+
+EVERY_ACTION = [
+    NOTIFY | {"block_document": "slack-webhook/alerts", "subject": "S"},
+    {"type": "call-webhook", "block_document": "webhook/hook", "payload": "{}"},
+    {
+        "type": "run-deployment",
+        "deployment": "Failed Run Report/on-failure",
+        "parameters": {"flow_run_id": "{{ flow_run.id }}", "nested": {"a": [1]}},
+        "job_variables": {"env": {"A": "b"}},
+        "schedule_after": 60,
+    },
+    *(
+        {"type": f"{verb}-{kind.replace('_', '-')}", kind: name}
+        for verb in ("pause", "resume")
+        for kind, name in (
+            ("deployment", "Failed Run Report/on-failure"),
+            ("work_pool", "reports"),
+            ("work_queue", "reports/default"),
+            ("automation", "report-reports"),
+        )
+    ),
+    {"type": "pause-deployment", "source": "inferred"},
+    {"type": "change-flow-run-state", "state": "CRASHED", "message": "Lost.", "force": True},
+    *({"type": f"{verb}-flow-run"} for verb in ("cancel", "suspend", "resume", "delete")),
+    {"type": "do-nothing"},
+]
+EVERY_TRIGGER = [
+    EVENT,
+    {
+        "type": "event",
+        "posture": "Proactive",
+        "after": ["prefect.flow-run.Pending"],
+        "expect": ["prefect.flow-run.*"],
+        "match_related": [{"prefect.resource.role": "flow", "prefect.resource.name": ["a", "!b"]}],
+        "for_each": ["prefect.resource.id"],
+        "within": 600,
+    },
+    SEQUENCE,
+    {"type": "compound", "require": "all", "within": 60, "triggers": [EVENT, SEQUENCE]},
+    {"type": "compound", "require": 1, "triggers": [EVENT]},
+]
+
+
+def test_every_action_and_trigger_is_applied_by_names_and_twice_changes_nothing(
+    server: services.Service, tmp_path: Path
+) -> None:
+    api = f"{server.url}/api"
+    blocks = [
+        {"name": name, "type": type_, "values": {"url": {"from_env": "URL"}}}
+        for name, type_ in (("alerts", "slack-webhook"), ("hook", "webhook"))
+    ]
+    automations = [
+        {"name": f"automation-{number}", "trigger": trigger, "actions": EVERY_ACTION}
+        for number, trigger in enumerate(EVERY_TRIGGER)
+    ]
+    automations[0] |= {
+        "description": "All of it.",
+        "tags": ["alert"],
+        "enabled": False,
+        "actions_on_trigger": [NOTIFY],
+        "actions_on_resolve": [{"type": "do-nothing"}],
+    }
+    file = write(
+        tmp_path / "state.yaml",
+        REPORTS | {"blocks": blocks, "automations": REPORTS["automations"] + automations},
+    )
+    env = {"URL": "https://example.org/hook", "FLOWS_IMAGE": "flows:1"}
+
+    def stored() -> dict[str, dict[str, Any]]:
+        found = httpx.post(f"{api}/automations/filter", json={}).json()
+        return {each["name"]: each for each in found if each["name"].startswith("automation-")}
+
+    assert apply(file, api, **env).returncode == 0
+    before = stored()
+    assert len(before) == len(EVERY_TRIGGER)
+    assert set(outcomes(apply(file, api, **env)).values()) == {"unchanged"}
+    assert stored() == before
+
+    first = before["automation-0"]
+    assert not first["enabled"]
+    assert first["tags"] == ["alert"]
+    ids = {
+        "deployment": f"{api}/deployments/name/Failed Run Report/on-failure",
+        "block_document": f"{api}/block_types/slug/slack-webhook/block_documents/name/alerts",
+        "work_pool": f"{api}/work_pools/reports",
+        "work_queue": f"{api}/work_pools/reports/queues/default",
+    }
+    for kind, url in ids.items():
+        action = next(each for each in first["actions"] if each.get(f"{kind}_id"))
+        assert action[f"{kind}_id"] == httpx.get(url).json()["id"]
+
+    # What the file does not name is left to people.
+    path = f"{api}/automations/{before['automation-1']['id']}"
+    httpx.patch(path, json={"enabled": False}).raise_for_status()
+    assert set(outcomes(apply(file, api, **env)).values()) == {"unchanged"}
+    assert not stored()["automation-1"]["enabled"]
+
+
+def test_an_automation_waits_for_what_it_refers_to(
+    server: services.Service, tmp_path: Path
+) -> None:
+    absent = {
+        "block_document": ("send-notification", "slack-webhook/absent"),
+        "deployment": ("pause-deployment", "absent/absent"),
+        "work_pool": ("pause-work-pool", "absent"),
+        "work_queue": ("pause-work-queue", "absent/absent"),
+        "automation": ("pause-automation", "absent"),
+    }
+    automations = [
+        {
+            "name": f"waits-{kind}",
+            "trigger": EVENT,
+            "actions": [{"type": type_, kind: name} | ({"body": "x"} if "send" in type_ else {})],
+        }
+        for kind, (type_, name) in absent.items()
+    ]
+    done = apply(write(tmp_path / "s.yaml", {"automations": automations}), f"{server.url}/api")
+    assert set(outcomes(done).values()) == {"waiting"}
+    assert "block slack-webhook/absent is not registered yet" in done.stdout
+
+
+def test_a_placeholder_that_a_custom_webhook_lacks_is_one_sentence(
+    server: services.Service, tmp_path: Path
+) -> None:
+    values = {"name": "x", "url": "http://example.org", "json_data": {"text": "{{token}}"}}
+    block = {"name": "x", "type": "custom-webhook", "values": values}
+    done = apply(write(tmp_path / "s.yaml", {"blocks": [block]}), f"{server.url}/api")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Block x: json_data/" in done.stderr

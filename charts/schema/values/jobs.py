@@ -6,18 +6,25 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from charts.schema.values.common import KubernetesObject, PodSettings, Resources, Seconds, resources
 
-BLOCKS = [{"name": "api-token", "type": "secret", "values": {"value": {"from_env": "API_TOKEN"}}}]
+BLOCKS = [{"name": "alerts", "type": "slack-webhook", "values": {"url": {"from_env": "SLACK_URL"}}}]
 
 AUTOMATIONS = [
     {
-        "name": "rerun-crashed-etl",
+        "name": "slack-on-failure",
         "trigger": {
             "type": "event",
             "posture": "Reactive",
-            "expect": ["prefect.flow-run.Crashed"],
-            "threshold": 1,
+            "expect": ["prefect.flow-run.Failed"],
+            "for_each": ["prefect.resource.id"],
         },
-        "run_deployment": "Enterprise Data Pipeline/production-etl-k8s",
+        "actions": [
+            {
+                "type": "send-notification",
+                "block_document": "slack-webhook/alerts",
+                "subject": "{{ flow.name }} failed",
+                "body": "{{ flow_run.state.message }}",
+            }
+        ],
     }
 ]
 
@@ -37,7 +44,7 @@ class State(BaseModel):
     )
     blocks: list[KubernetesObject] = Field(
         default_factory=list,
-        description="Prefect blocks. Their secrets come from `bootstrap.env`.",
+        description="Prefect blocks of any type. Their secrets come from `bootstrap.env`.",
         examples=[BLOCKS],
     )
     global_concurrency_limits: list[KubernetesObject] = Field(
@@ -52,7 +59,7 @@ class State(BaseModel):
     )
     automations: list[KubernetesObject] = Field(
         default_factory=list,
-        description="Automations that run a deployment on an event.",
+        description="Automations in Prefect's words, with names instead of ids.",
         examples=[AUTOMATIONS],
     )
 

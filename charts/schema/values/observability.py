@@ -39,8 +39,9 @@ class PrometheusRule(Values):
 
     enabled: bool = Field(
         default=False,
-        description="Create alerts for a server that is down, a component without a ready pod"
-        " and a failed Job.",
+        description="Create alerts for a server that is down, a component without a ready pod,"
+        " a failed Job and a retention that does not succeed. Except for a server with a"
+        " ServiceMonitor, they need kube-state-metrics.",
     )
     labels: dict[str, str] = Field(
         default_factory=dict, description="Labels by which Prometheus selects the object."

@@ -22,10 +22,23 @@ class NetworkPolicy(Values):
     )
     extra_egress: dict[str, list[kubernetes.NetworkPolicyEgressRule]] = Field(
         default_factory=dict,
-        description="Additional egress rules by component, for example `server` for the "
-        "webhook of an automation, or `bootstrap` for a Git server in the cluster"
-        " whose pods listen on another port than its Service.",
+        description="Additional egress rules by component, for example `bootstrap` for a Git "
+        "server in the cluster whose pods listen on another port than its Service.",
         examples=[{"bootstrap": [{"ports": [{"port": 8443, "protocol": "TCP"}]}]}],
+    )
+    notifications_egress: list[kubernetes.NetworkPolicyEgressRule] | None = Field(
+        default=None,
+        description="Egress rules for notifications and webhooks of automations, which the "
+        "background services send, or the server if it runs them. If null, port 443 of any "
+        "address is open if `bootstrap.state.blocks` has a notification or webhook block.",
+        examples=[
+            [
+                {
+                    "to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}],
+                    "ports": [{"port": 8443, "protocol": "TCP"}],
+                }
+            ]
+        ],
     )
     flows_egress: list[kubernetes.NetworkPolicyEgressRule] | None = Field(
         default=None,

@@ -11,11 +11,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
+from uuid import UUID
 
 import anyio
 import httpx
-from prefect.blocks.core import Block as PrefectBlock
-from prefect.blocks.system import Secret
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import (
     DeploymentUpdate,
@@ -28,7 +27,6 @@ from prefect.client.schemas.actions import (
 )
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import MissingFlowError, ObjectNotFound
-from prefect.filesystems import LocalFileSystem
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.settings import get_current_settings
 from prefect.utilities.callables import parameter_schema
@@ -37,7 +35,7 @@ from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from prefect_hamilton._hamilton_api import HamiltonError
-from prefect_hamilton.bootstrap import hamilton
+from prefect_hamilton.bootstrap import hamilton, prefect_schemas
 from prefect_hamilton.bootstrap.desired_state import (
     Automation,
     Block,
@@ -50,7 +48,7 @@ from prefect_hamilton.bootstrap.desired_state import (
     Variable,
     WorkPool,
     resolve,
-    resolve_nested,
+    unset,
 )
 from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.bootstrap.record import NoRecord
@@ -73,13 +71,6 @@ class Change:
         """Return the change as a line of a report."""
         note = f" ({self.note})" if self.note else ""
         return f"{self.outcome:<9}  {self.kind:<24}  {self.name}{note}"
-
-
-BLOCK_TYPES: dict[str, type[PrefectBlock]] = {
-    "secret": Secret,
-    "local-file-system": LocalFileSystem,
-}
-"""The block types that a desired state may hold, by slug."""
 
 
 class _NotYetThereError(Exception):
@@ -247,7 +238,9 @@ async def _hamilton_project(
 def base_job_template(pool: WorkPool, tracking: Mapping[str, str]) -> dict[str, Any]:
     """Return the file's template or the worker type's own, with the pool's overrides."""
     if pool.base_job_template is not None:
-        template: dict[str, Any] = resolve_nested(pool.base_job_template)
+        for name in unset(pool.base_job_template):
+            raise BootstrapError(f"{name} is not set: a base job template names it.")
+        template: dict[str, Any] = resolve(pool.base_job_template)
     else:
         worker = BaseWorker.get_worker_class_from_type(pool.type)
         if worker is None:
@@ -331,28 +324,28 @@ async def _variable(client: PrefectClient, variable: Variable, record: NoRecord)
 
 async def _block(client: PrefectClient, block: Block, record: NoRecord) -> Change:
     kind = f"{block.type} block"
-    data = resolve(block.values)
-    if missing := [
-        value.from_env
-        for name, value in block.values.items()
-        if isinstance(value, FromEnvironment) and name not in data
-    ]:
+    if missing := list(unset(block.values)):
         if block.optional:
             return Change("left out", kind, block.name, f"{', '.join(missing)} is not set")
         raise BootstrapError(
             f"{missing[0]} is not set: the {kind} {block.name} takes its value from it."
         )
+    block_class = prefect_schemas.block_class(block.type)
+    values = resolve(block.values)
     try:
-        desired = BLOCK_TYPES[block.type](**data)
-    except KeyError:
-        raise BootstrapError(
-            f"Block {block.name}: the type {block.type} is not one of {', '.join(BLOCK_TYPES)}."
-        ) from None
+        wanted = block_class(**values)
     except ValidationError as error:
         # Not the whole error: it quotes the value, which may be a secret.
-        first = error.errors(include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BootstrapError(f"Block {block.name}: {place}: {first['msg']}.") from None
+        first = prefect_schemas.first_error(error, values)
+        raise BootstrapError(f"Block {block.name}: {first}.") from None
+    except KeyError as error:  # of a custom webhook
+        raise BootstrapError(
+            f"Block {block.name}: {error.args[0]} is neither subject, body, name nor one of its "
+            "secrets."
+        ) from None
+    # As the server keeps them: text from the environment may be a number there.
+    stored = wanted.model_dump(mode="json", by_alias=True, context={"include_secrets": True})
+    desired = {name: stored[name] for name in values}
     key = f"{kind} {block.name}"
     defaults = [
         name
@@ -364,13 +357,14 @@ async def _block(client: PrefectClient, block: Block, record: NoRecord) -> Chang
             block.name, block_type_slug=block.type, include_secrets=True
         )
     except ObjectNotFound:
-        await desired.save(block.name, client=client)
-        record.created(key, data, defaults)
+        await wanted.save(block.name, client=client)
+        record.created(key, desired, defaults)
         return Change("created", kind, block.name)
-    outcome, merged = _decide(record, key, data, document.data, defaults)
+    outcome, merged = _decide(record, key, desired, document.data, defaults)
     if outcome == "updated":
-        fields = {name: merged[name] for name in merged if name in type(desired).model_fields}
-        await type(desired)(**fields).save(block.name, overwrite=True, client=client)
+        known = block_class.model_json_schema()["properties"]
+        fields = {name: merged[name] for name in merged if name in known}
+        await block_class(**fields).save(block.name, overwrite=True, client=client)
     return Change(outcome, kind, block.name)
 
 
@@ -455,39 +449,23 @@ async def _deployment(client: PrefectClient, deployment: Deployment, record: NoR
 async def _automation(client: PrefectClient, automation: Automation, record: NoRecord) -> Change:
     kind = "automation"
     key = f"{kind} {automation.name}"
-    try:
-        deployment = await client.read_deployment_by_name(automation.run_deployment)
-    except ObjectNotFound:
-        note = f"deployment {automation.run_deployment} is not registered yet"
-        return Change("waiting", kind, automation.name, note)
-    try:
-        desired = AutomationCore.model_validate(
-            {
-                "name": automation.name,
-                "description": automation.description,
-                "trigger": automation.trigger,
-                "actions": [
-                    {
-                        "type": "run-deployment",
-                        "source": "selected",
-                        "deployment_id": deployment.id,
-                        "parameters": automation.parameters,
-                    }
-                ],
-            }
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BootstrapError(f"Automation {automation.name}: {place}: {first['msg']}.") from error
-    fields = {"description", "trigger", "actions"}
+    content = automation.in_prefects_words()
+    ids = {}
+    for reference in prefect_schemas.referred(content):
+        found = await _find(client, *reference)
+        if found is None:
+            what, name = reference[0].removesuffix("_document").replace("_", " "), reference[1]
+            note = f"{what} {name} is not registered yet"
+            return Change("waiting", kind, automation.name, note)
+        ids[reference] = found
+    desired = prefect_schemas.automation_core(content, ids)
+    fields = automation.reconciled()
     wanted = {name: value for name, value in _comparable(desired).items() if name in fields}
     named = await client.read_automations_by_name(automation.name)
     if not named:
         await client.create_automation(desired)
         record.created(key, wanted)
         return Change("created", kind, automation.name)
-    # Whether it is enabled is left to people, as is a pool's pause.
     existing = _comparable(named[0])
     outcome, merged = _decide(record, key, wanted, {name: existing[name] for name in fields})
     if outcome == "updated":
@@ -495,6 +473,26 @@ async def _automation(client: PrefectClient, automation: Automation, record: NoR
             named[0].id, AutomationCore.model_validate(existing | merged)
         )
     return Change(outcome, kind, automation.name)
+
+
+async def _find(client: PrefectClient, kind: str, name: str) -> UUID | None:
+    """Return the id of what an action refers to; None where there is none."""
+    parent, _, own = name.rpartition("/")
+    try:
+        match kind:
+            case "deployment":
+                return (await client.read_deployment_by_name(name)).id
+            case "block_document":
+                return (await client.read_block_document_by_name(own, parent)).id
+            case "work_pool":
+                return (await client.read_work_pool(name)).id
+            case "work_queue":
+                return (await client.read_work_queue_by_name(own, parent)).id
+            case _:
+                named = await client.read_automations_by_name(name)
+                return named[0].id if named else None
+    except ObjectNotFound:
+        return None
 
 
 def _comparable(automation: AutomationCore) -> dict[str, Any]:

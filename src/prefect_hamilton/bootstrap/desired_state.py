@@ -8,7 +8,7 @@ Within a file, two entries of one name are an error, and so is a key that is the
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Annotated, Any, Self
@@ -18,6 +18,7 @@ from prefect.types import StrictVariableValue
 from prefect.types.names import BlockDocumentName, NonEmptyishName, VariableName
 from prefect.types.names import Name as PrefectName
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -29,6 +30,7 @@ from pydantic import (
     model_validator,
 )
 
+from prefect_hamilton.bootstrap import prefect_schemas
 from prefect_hamilton.bootstrap.errors import BootstrapError
 
 FILE = Path(__file__).with_name("desired-state.yaml")
@@ -67,7 +69,26 @@ class FromEnvironment(_Closed):
             return None
 
 
-Value = str | int | float | bool | FromEnvironment
+def _with_references(node: Any) -> Any:
+    """Return the node with each `{from_env: NAME}` in it, at any depth, as FromEnvironment."""
+    if isinstance(node, dict) and "from_env" in node:
+        try:
+            return FromEnvironment.model_validate(node)
+        except ValidationError as error:
+            raise prefect_schemas.first_error(error, node) from None
+    if not isinstance(node, (dict, list)):
+        return node
+    read = node.copy()
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        try:
+            read[key] = _with_references(value)
+        except prefect_schemas.SchemaError as error:
+            raise error.below(key) from None
+    return read
+
+
+Scalar = str | int | float | bool | FromEnvironment
+Values = Annotated[dict[str, Any], AfterValidator(_with_references)]
 
 
 class WorkPool(_Closed):
@@ -83,9 +104,9 @@ class WorkPool(_Closed):
     type: Name
     description: str | None = None
     concurrency_limit: NonNegativeInt | None = None
-    base_job_template: dict[str, Any] | None = None
+    base_job_template: Values | None = None
     defaults: dict[str, Any] = {}
-    env: dict[str, Value] = {}
+    env: dict[str, Scalar] = {}
     hamilton_tracking: bool = False
 
 
@@ -98,22 +119,20 @@ class Variable(_Closed):
 
 
 class Block(_Closed):
-    """A block document; `type` is the block type's slug. Secrets come from the environment only.
+    """A block document; `type` is the block type's slug, `values` are in the words of that type.
 
-    An `optional` block whose environment variables are not set is left out.
+    Secrets come from the environment only. An `optional` block whose environment variables are not
+    set is left out.
     """
 
     name: BlockDocumentName
     type: Name
-    values: dict[str, Value]
+    values: Values
     optional: bool = False
 
     @model_validator(mode="after")
-    def _no_secret_in_the_file(self) -> Self:
-        if self.type == "secret" and not all(
-            isinstance(value, FromEnvironment) for value in self.values.values()
-        ):
-            raise ValueError("a secret's value must come from the environment: use from_env")
+    def _fits_the_type(self) -> Self:
+        prefect_schemas.check_values(self.type, self.values, FromEnvironment)
         return self
 
 
@@ -143,20 +162,54 @@ class Deployment(_Closed):
     entrypoint: Annotated[str, Field(pattern=r"^\w+(\.\w+)+$")]
     work_pool: NonEmptyishName
     tags: list[str] = []
-    job_variables: dict[str, Value] = {}
+    job_variables: Values = {}
 
 
 class Automation(_Closed):
-    """An automation that runs a deployment (`flow name/deployment name`) on an event.
+    """An automation in Prefect's own words, but with names instead of ids (`prefect_schemas`).
 
-    `trigger` is an event trigger in Prefect's own words; `parameters` may hold Jinja templates.
+    Instead of `actions` it may have `run_deployment` and `parameters`, which may hold Jinja
+    templates. What is left out of the other fields is left to people.
     """
 
     name: Name
     description: str = ""
+    enabled: bool = True
+    tags: list[str] = []
     trigger: dict[str, Any]
-    run_deployment: Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")]
+    actions: list[Any] = []
+    actions_on_trigger: list[Any] = []
+    actions_on_resolve: list[Any] = []
+    run_deployment: Annotated[str, Field(pattern=r"^[^/]+/[^/]+$")] | None = None
     parameters: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _fits_prefect(self) -> Self:
+        if (self.run_deployment is None) == (not self._has_actions()):
+            raise ValueError("an automation has either actions or run_deployment")
+        prefect_schemas.automation_core(self.in_prefects_words())
+        return self
+
+    def _has_actions(self) -> bool:
+        return bool(self.actions or self.actions_on_trigger or self.actions_on_resolve)
+
+    def in_prefects_words(self) -> dict[str, Any]:
+        """Return what Prefect's AutomationCore takes, with names in the place of ids."""
+        content = self.model_dump(exclude={"run_deployment", "parameters"})
+        if self.run_deployment is not None:
+            content["actions"] = [
+                {
+                    "type": "run-deployment",
+                    "deployment": self.run_deployment,
+                    "parameters": self.parameters,
+                }
+            ]
+        return content
+
+    def reconciled(self) -> set[str]:
+        """Return the fields of Prefect's AutomationCore that are not left to people."""
+        given = self.model_fields_set - {"name", "run_deployment", "parameters"}
+        return given | {"description", "trigger", "actions"}
 
 
 class HamiltonProject(_Closed):
@@ -214,29 +267,33 @@ def load(paths: Sequence[Path]) -> DesiredState:
     return DesiredState(**joined)
 
 
-def resolve(
-    values: Mapping[str, Value], environment: Mapping[str, str] = os.environ
-) -> dict[str, Any]:
-    """Return the values, those from the environment put in; leaves out what is not set there."""
-    resolved = {
-        key: value.resolve(environment) if isinstance(value, FromEnvironment) else value
-        for key, value in values.items()
-    }
-    return {key: value for key, value in resolved.items() if value is not None}
+def resolve(node: Any, environment: Mapping[str, str] = os.environ) -> Any:
+    """Return the node, values from the environment put in; leaves out the keys of unset ones."""
+    match node:
+        case FromEnvironment():
+            return node.resolve(environment)
+        case list():
+            return [resolve(item, environment) for item in node]
+        case dict():
+            return {
+                key: resolve(value, environment)
+                for key, value in node.items()
+                if not (isinstance(value, FromEnvironment) and value.resolve(environment) is None)
+            }
+        case _:
+            return node
 
 
-def resolve_nested(node: Any, environment: Mapping[str, str] = os.environ) -> Any:
-    """Return the node with each `{from_env: NAME}` in it replaced. Raises BootstrapError."""
-    if isinstance(node, list):
-        return [resolve_nested(item, environment) for item in node]
-    if not isinstance(node, dict):
-        return node
-    if "from_env" not in node:
-        return {key: resolve_nested(value, environment) for key, value in node.items()}
-    value = FromEnvironment.model_validate(node).resolve(environment)
-    if value is None:
-        raise BootstrapError(f"{node['from_env']} is not set: a base job template names it.")
-    return value
+def unset(node: Any, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
+    """Yield the names of the environment's variables that the node needs and that are not set."""
+    match node:
+        case FromEnvironment() if node.resolve(environment) is None:
+            yield node.from_env
+        case list():
+            for item in node:
+                yield from unset(item, environment)
+        case dict():
+            yield from unset(list(node.values()), environment)
 
 
 def _key(entry: Any) -> tuple[str, ...]:
@@ -260,18 +317,11 @@ def _load_one(path: Path) -> DesiredState:
     try:
         state = DesiredState.model_validate(content)
     except ValidationError as error:
-        raise BootstrapError(f"{path}: {_first(error)}.") from error
+        first = prefect_schemas.first_error(error, content)
+        raise BootstrapError(f"{path}: {first}.") from error
     for field in state.model_fields_set:
         _refuse_two_of_one_name(path, field, getattr(state, field))
     return state
-
-
-def _first(error: ValidationError) -> str:
-    """Return what is wrong first; a mistyped key before the one that is missing for that."""
-    errors = error.errors(include_input=False, include_context=False)
-    unknown = (each for each in errors if each["type"] == "extra_forbidden")
-    first = next(unknown, errors[0])
-    return f"{'.'.join(str(part) for part in first['loc']) or 'the file'}: {first['msg']}"
 
 
 def _refuse_two_of_one_name(path: Path, field: str, entries: Any) -> None:

@@ -114,6 +114,36 @@
 {{- end }}
 {{- end }}
 
+{{/*
+Where notifications and webhooks of automations go. Takes root and component; the pods of one
+component send them.
+*/}}
+{{- define "prefect-hamilton.network.notifications" -}}
+{{- $values := .root.Values -}}
+{{- $isSeparate := eq "true" (include "prefect-hamilton.background-services.isSeparate" .root) -}}
+{{- $sender := ternary "background-services" "server" $isSeparate -}}
+{{- if eq .component $sender -}}
+{{- if not (kindIs "invalid" $values.networkPolicy.notificationsEgress) -}}
+{{- with $values.networkPolicy.notificationsEgress -}}
+# networkPolicy.notificationsEgress
+{{ toYaml . }}
+{{- end }}
+{{- else if $values.bootstrap.enabled -}}
+{{- $types := list -}}
+{{- range $values.bootstrap.state.blocks -}}
+{{- if regexMatch "webhook$|^twilio-sms$|^sendgrid-email$" (toString .type) -}}
+{{- $types = append $types .type -}}
+{{- end -}}
+{{- end -}}
+{{- with $types | uniq -}}
+# For the blocks of bootstrap.state ({{ join ", " . }}); restrict it with networkPolicy.notificationsEgress.
+- ports:
+    - {port: 443, protocol: TCP}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Rules of networkPolicy.extraEgress for a component's pods. Takes root and component. */}}
 {{- define "prefect-hamilton.network.extraEgress" -}}
 {{- with get (.root.Values.networkPolicy.extraEgress | default dict) .component -}}
