@@ -14,6 +14,8 @@ import httpx
 import pytest
 import tenacity
 
+from tests.services import ROOT
+
 pytestmark = pytest.mark.cluster
 
 HARDENED = [
@@ -205,6 +207,21 @@ def test_team_packages_do_not_change_the_packages_of_the_image() -> None:
     listed = run("example-flows", "ls", "/opt/venv/lib/python3.13/site-packages")
     assert "duckdb" in listed.split()
     assert "pandas" not in listed.split()
+
+
+def test_install_locked_refuses_prefect_and_names_the_way_out() -> None:
+    mounts = [f"--volume={ROOT / name}:/build/{name}:ro" for name in ("pyproject.toml", "uv.lock")]
+    command = ["install-locked", "--no-default-groups", "--group=prefect"]
+    done = subprocess.run(
+        ["docker", "run", "--rm", *mounts, image("flows-build"), *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "move prefect to a development group" in done.stderr
+    assert "--prune prefect" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_git_uses_ssh_as_a_user_without_a_name() -> None:
