@@ -9,6 +9,8 @@ site=$(echo /opt/venv/lib/python3.*/site-packages)
 uv export --quiet --frozen --no-default-groups --no-emit-project --output-file requirements.txt "$@"
 VIRTUAL_ENV=/opt/venv uv pip install --quiet --no-config --no-deps --require-hashes --requirements requirements.txt \
   ${target:+--target "$target"}
+# Symbols for debuggers: 14 MB of `flows`.
+find "${target:-$site}" -type f -name '*.so' ! -path '*.libs/*' -exec strip --strip-unneeded {} +
 ./slim.sh "${target:-$site}"
 # The package of this project is in a separate layer.
 echo /opt/prefect-hamilton > "$site/prefect-hamilton.pth"

@@ -8,6 +8,8 @@ find "$site" -type d -name tests -prune -exec rm -rf {} +
 rm -rf "$site/pyarrow/include" "$site/pyarrow/src" "$site/numpy/_core/include"
 # Arrow's network server: 32 MB that are not needed to read and write files.
 rm -f "$site"/pyarrow/libarrow_flight.so* "$site"/pyarrow/_flight*.so "$site"/pyarrow/flight.py
+# Projects that the command line of Hamilton's SDK creates.
+rm -rf "$site/hamilton_sdk/cli/templates"
 find "$site" -type f \( -name '*.map' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.pyi' -o -name '*.c' -o -name '*.cpp' \
   -o -name '*.h' -o -name '*.hpp' \) -delete
 

@@ -14,6 +14,8 @@ import httpx
 import pytest
 import tenacity
 
+from tests.services import ROOT
+
 pytestmark = pytest.mark.cluster
 
 HARDENED = [
@@ -145,11 +147,81 @@ def test_flows_draw_a_dataflow_without_a_home_or_a_display() -> None:
     assert run("flows", "python", "-c", program).strip() == r"b'\x89PNG'"
 
 
+def test_graphviz_and_git_have_the_libraries_that_they_need() -> None:
+    """Packages of Debian are cut down in the images."""
+    broken = "ldd /usr/bin/dot /usr/lib/*/graphviz/*.so* /usr/bin/git /usr/lib/git-core/git-*"
+    missing = f"{broken} 2>&1 | grep -F 'not found'; true"
+    assert run("flows", "sh", "-c", missing) == ""
+    assert run("flows", "sh", "-c", "find /usr/lib/git-core -xtype l") == ""
+    # With which a team adds packages of Debian to its image.
+    docker("run", "--rm", "--entrypoint", "", "--user=0", image("flows"), "apt-get", "check")
+
+
+@pytest.mark.parametrize("layout", ["dot", "neato", "fdp", "sfdp", "circo", "twopi"])
+def test_graphviz_draws_with_every_layout(layout: str) -> None:
+    graph = "echo 'digraph { a -> b [label=x] }'"
+    drawn = run("flows", "sh", "-c", f"{graph} | dot -K{layout} -Tsvg 2>&1")
+    assert drawn.startswith("<?xml")
+    sizes = [
+        run("flows", "sh", "-c", f"{graph} | dot -K{layout} -T{kind} | wc -c")
+        for kind in ("png", "pdf")
+    ]
+    assert all(int(size) > 1000 for size in sizes)
+
+
+def test_git_clones_a_repository_with_a_submodule() -> None:
+    script = """
+    exec 2>&1
+    cd /tmp
+    export HOME=/tmp
+    git config --global user.email team@localhost
+    git config --global user.name team
+    git config --global protocol.file.allow always
+    git init --quiet --initial-branch main part
+    git -C part commit --quiet --allow-empty --message part
+    git init --quiet --initial-branch main whole
+    git -C whole submodule --quiet add file:///tmp/part
+    git -C whole commit --quiet --message whole
+    git clone --quiet --depth 1 --recurse-submodules file:///tmp/whole clone
+    git -C clone/part log --format=%s
+    """
+    assert run("flows", "sh", "-e", "-c", script).strip() == "part"
+
+
+def test_every_extension_module_can_be_imported() -> None:
+    """They are stripped of their symbols when the image is built."""
+    program = (
+        "import importlib, pathlib\n"
+        "base = pathlib.Path('/opt/base')\n"
+        "found = [p for p in base.rglob('*.so') if '.libs' not in str(p)]\n"
+        "for path in found:\n"
+        "    module = path.relative_to(base).with_name(path.name.partition('.')[0])\n"
+        "    importlib.import_module('.'.join(module.parts))\n"
+        "print(len(found))"
+    )
+    assert int(run("flows", "python", "-W", "ignore", "-c", program)) > 50
+
+
 def test_team_packages_do_not_change_the_packages_of_the_image() -> None:
     """`example-flows` is made with `install-locked`, as the docs tell a team to."""
     listed = run("example-flows", "ls", "/opt/venv/lib/python3.13/site-packages")
     assert "duckdb" in listed.split()
     assert "pandas" not in listed.split()
+
+
+def test_install_locked_refuses_prefect_and_names_the_way_out() -> None:
+    mounts = [f"--volume={ROOT / name}:/build/{name}:ro" for name in ("pyproject.toml", "uv.lock")]
+    command = ["install-locked", "--no-default-groups", "--group=prefect"]
+    done = subprocess.run(
+        ["docker", "run", "--rm", *mounts, image("flows-build"), *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "move prefect to a development group" in done.stderr
+    assert "--prune prefect" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_git_uses_ssh_as_a_user_without_a_name() -> None:
