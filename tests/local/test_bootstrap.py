@@ -871,4 +871,4 @@ def test_a_placeholder_that_a_custom_webhook_lacks_is_one_sentence(
     done = apply(write(tmp_path / "s.yaml", {"blocks": [block]}), f"{server.url}/api")
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
-    assert "Block x: json_data/" in done.stderr
+    assert "Block x: json_data: a {{placeholder}} is neither subject" in done.stderr

@@ -338,10 +338,11 @@ async def _block(client: PrefectClient, block: Block, record: NoRecord) -> Chang
         # Not the whole error: it quotes the value, which may be a secret.
         first = prefect_schemas.first_error(error, values)
         raise BootstrapError(f"Block {block.name}: {first}.") from None
-    except KeyError as error:  # of a custom webhook
+    except KeyError as error:  # of a custom webhook: the field, a slash, Prefect's placeholder
+        field = str(error.args[0]).partition("/")[0]
         raise BootstrapError(
-            f"Block {block.name}: {error.args[0]} is neither subject, body, name nor one of its "
-            "secrets."
+            f"Block {block.name}: {field}: a {{{{placeholder}}}} is neither subject, body, name "
+            "nor one of the block's secrets."
         ) from None
     # As the server keeps them: text from the environment may be a number there.
     stored = wanted.model_dump(mode="json", by_alias=True, context={"include_secrets": True})
