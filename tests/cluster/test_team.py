@@ -356,7 +356,8 @@ def test_an_image_with_prefect_alone_runs_a_flow(cluster: Cluster, tmp_path: Pat
     shutil.copytree(ROOT / "tests/cluster/look-alike", tmp_path, dirs_exist_ok=True)
     # Of the packages of the server and the worker, Prefect alone.
     prefect = ("--only-group=prefect", "--prune=prefect-kubernetes", "--prune=prefect-redis")
-    requirements = ("--no-hashes", "--output-file", str(tmp_path / "requirements.txt"))
+    # Without the header, which names the file, Docker keeps the layer for the next time.
+    requirements = ("--no-hashes", "--no-header", f"--output-file={tmp_path}/requirements.txt")
     uv("export", "--quiet", "--frozen", *prefect, *requirements)
     kind.run("docker", "build", "--quiet", "--tag", "look-alike:test", str(tmp_path))
     kind.load_images(NAME, ["look-alike:test"])
