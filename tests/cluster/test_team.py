@@ -212,16 +212,22 @@ def team(
         ],
     )
     kind.load_images(NAME, ["prefect-hamilton/flows-build:0.1.0"])
+    (before,) = json.loads(cluster.helm("history", RELEASE, "--max=1", "--output=json"))
     try:
         cluster.kubectl("create", "configmap", "packages", f"--from-file={wheel}")
         apply(cluster, folder, claim, *index)
-        mount_cache(cluster, folder, [{"name": CACHE, "mountPath": "/uv-cache"}])
+        mount_cache(cluster, folder)
         cluster.kind("push", "--flows", str(repository))
         wait_for_pod(cluster, "packages", "condition=Ready")
         yield
     finally:
-        mount_cache(cluster, folder, [])
-        cluster.kind("push")
+        # As `kind push` does, without loading the images, which the cluster has.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KUBECONFIG", cluster.environment["KUBECONFIG"])
+            commit_of_ours, _ = kind.snapshot()
+            kind.publish(cluster.context, commit_of_ours, timeout=300)
+            cluster.helm("rollback", RELEASE, str(before["revision"]))
+            kind.wait_for_bootstrap(cluster.context, timeout=300)
         # The claim is in use until the pods of the runs are gone.
         label = f"prefect.io/flow-name in (failed-run-report,{','.join(FLOW_NAMES)})"
         cluster.kubectl("delete", "jobs", "--selector", label)
@@ -232,11 +238,14 @@ def team(
             cluster.api.delete(f"/flows/{flow['id']}").raise_for_status()
 
 
-def mount_cache(cluster: Cluster, folder: Path, mounts: list[dict[str, Any]]) -> None:
-    """Upgrade the release so that flow pods mount the claim, or nothing."""
-    volumes = [{"name": m["name"], "persistentVolumeClaim": {"claimName": CACHE}} for m in mounts]
+def mount_cache(cluster: Cluster, folder: Path) -> None:
+    """Upgrade the release so that flow pods mount the claim."""
+    flows = {
+        "volumes": [{"name": CACHE, "persistentVolumeClaim": {"claimName": CACHE}}],
+        "volumeMounts": [{"name": CACHE, "mountPath": "/uv-cache"}],
+    }
     values = folder / "volumes.json"
-    values.write_text(json.dumps({"flows": {"volumes": volumes, "volumeMounts": mounts}}))
+    values.write_text(json.dumps({"flows": flows}))
     options = ("--reset-then-reuse-values", "--values", str(values))
     cluster.helm("upgrade", RELEASE, CHART, *options)
 
@@ -347,7 +356,8 @@ def test_an_image_with_prefect_alone_runs_a_flow(cluster: Cluster, tmp_path: Pat
     shutil.copytree(ROOT / "tests/cluster/look-alike", tmp_path, dirs_exist_ok=True)
     # Of the packages of the server and the worker, Prefect alone.
     prefect = ("--only-group=prefect", "--prune=prefect-kubernetes", "--prune=prefect-redis")
-    requirements = ("--no-hashes", "--output-file", str(tmp_path / "requirements.txt"))
+    # Without the header, which names the file, Docker keeps the layer for the next time.
+    requirements = ("--no-hashes", "--no-header", f"--output-file={tmp_path}/requirements.txt")
     uv("export", "--quiet", "--frozen", *prefect, *requirements)
     kind.run("docker", "build", "--quiet", "--tag", "look-alike:test", str(tmp_path))
     kind.load_images(NAME, ["look-alike:test"])
