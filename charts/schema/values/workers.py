@@ -26,7 +26,10 @@ class WorkerSettings(PodSettings):
     image: Image = Field(default_factory=lambda: Image(repository="prefect-hamilton/prefect"))
     replicas: int = Field(default=1, ge=0, description="Number of worker pods per work pool.")
     poll_seconds: float = Field(
-        default=1, gt=0, description="Number of seconds between two polls for scheduled flow runs."
+        default=1,
+        gt=0,
+        description="Number of seconds between two polls for scheduled flow runs. Events make a"
+        " worker poll at once.",
     )
     prefetch_seconds: int = Field(
         default=10,
