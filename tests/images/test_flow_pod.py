@@ -16,6 +16,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import StateType
 from prefect.states import Cancelling, Crashed
 
+from prefect_hamilton.flow_pod import launcher
 from tests.deployments.git_server import git
 from tests.images.pods import (
     FLOWS,
@@ -58,6 +59,18 @@ def at_each_start(folder: Path, code: str) -> str:
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(code)
     return f"{PACKAGE}:{folder}"
+
+
+def test_an_engine_that_ended_early_is_waited_for() -> None:
+    """A pull step can end it before the supervisor lets it run the flow."""
+    waiting, go = os.pipe()
+    os.close(waiting)
+    pid = os.posix_spawn("/bin/sh", ["sh", "-c", "exit 7"], os.environ)
+
+    engine = launcher.EngineProcess(pid, go)
+    engine.let_go({})
+
+    assert engine.wait() == 7
 
 
 def test_one_python_start_imports_prefect(pods: Pods, tmp_path: Path) -> None:

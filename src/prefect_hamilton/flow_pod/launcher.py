@@ -69,7 +69,11 @@ class EngineProcess:
 
     def let_go(self, channel: dict[str, str]) -> None:
         """Tell the engine to run the flow, and the variables of its control channel."""
-        with os.fdopen(self._go, "w", encoding="utf-8") as words:
+        # A pull step may have ended the engine already, which `wait` then tells.
+        with (
+            contextlib.suppress(BrokenPipeError),
+            os.fdopen(self._go, "w", encoding="utf-8") as words,
+        ):
             json.dump(channel, words)
 
     def kill(self) -> None:
