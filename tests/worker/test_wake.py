@@ -1,10 +1,15 @@
 """A worker takes a flow run up when it hears of it, without waiting for its next poll."""
 
+import asyncio
+import logging
+from unittest.mock import AsyncMock
 from urllib.parse import urlsplit
 
 import pytest
+from prefect.events.clients import get_events_subscriber
 
 from prefect_hamilton.worker import wake
+from prefect_hamilton.worker.wake import Wake
 from tests.server.tcp_proxy import proxy
 from tests.worker.conftest import Pool
 from tests.worker.kubernetes_api import KubernetesApi
@@ -38,18 +43,18 @@ async def test_a_burst_is_submitted_once_each(pool: Pool, kubernetes: Kubernetes
     assert sorted(of_runs) == sorted(runs)
 
 
-async def test_runs_of_another_pool_are_not_looked_for(
-    pool: Pool, kubernetes: KubernetesApi
-) -> None:
+async def test_only_runs_of_its_pool_are_heard(pool: Pool) -> None:
     other = Pool(pool.server)
-    async with hearing(pool) as worker, hearing(other):
-        # Its first look is for what waited before the stream.
-        began = worker._last_polled_time
-        await until(lambda: worker._last_polled_time != began)
-        before = worker._last_polled_time
-        other.new_run()
-        await until(lambda: len(kubernetes.jobs) == 1)
-        assert worker._last_polled_time == before
+    of_pool = Wake(pool.name, AsyncMock(), logging.getLogger())._filter
+    runs: set[str] = set()
+    async with get_events_subscriber(of_pool) as events:
+        heard = asyncio.ensure_future(anext(events))
+        # The server subscribes some time after it has received the filter.
+        while not heard.done():
+            other.new_run()
+            runs.add(f"prefect.flow-run.{pool.new_run()}")
+            await asyncio.wait([heard], timeout=0.5)
+    assert heard.result().resource.id in runs
 
 
 async def test_a_stream_that_breaks_is_opened_again(
