@@ -59,9 +59,11 @@ def test_each_task_run_emits_its_metrics(
     assert flow_run_id in [related.id for related in event.related]
 
 
-def test_metrics_reach_a_configured_collector(
+@pytest.fixture
+def received(
     web_server: WebServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> list[ExportMetricsServiceRequest]:
+    """What the configured collector has received so far."""
     received: list[ExportMetricsServiceRequest] = []
 
     def collect(body: bytes) -> Answer:
@@ -70,6 +72,10 @@ def test_metrics_reach_a_configured_collector(
 
     web_server.answers["/v1/metrics"] = collect
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", web_server.url)
+    return received
+
+
+def test_metrics_reach_a_configured_collector(received: list[ExportMetricsServiceRequest]) -> None:
     measured_flow()
     (request,) = received
     points: dict[str, Any] = {
@@ -89,17 +95,9 @@ def test_metrics_reach_a_configured_collector(
 
 
 def test_what_several_runs_send_adds_up(
-    web_server: WebServer, monkeypatch: pytest.MonkeyPatch
+    received: list[ExportMetricsServiceRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each process sends what is new, as the same series as the others: deltas can be summed."""
-    received: list[ExportMetricsServiceRequest] = []
-
-    def collect(body: bytes) -> Answer:
-        received.append(ExportMetricsServiceRequest.FromString(body))
-        return 200, {"Content-Type": "application/x-protobuf"}, b""
-
-    web_server.answers["/v1/metrics"] = collect
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", web_server.url)
     monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")
     for _ in range(2):
         measured_flow()
