@@ -278,6 +278,26 @@ def test_a_clone_is_retried_after_a_brief_git_server_failure(
     assert run.state.is_completed(), run
 
 
+def test_a_clone_waits_for_a_git_server_longer_than_prefect_does(
+    prefect_api: str,
+    git_server: GitServer,
+    flow_repository: Path,
+    tmp_path: Path,
+    clone_from_pod_environment: None,
+) -> None:
+    url = git_server.publish(flow_repository, "restarted")
+    prefect_tries, waits = 3, 4
+    git_server.answer_next(*(prefect_tries * waits * [503]))
+
+    run = run_as_a_pod_does(prefect_api, tmp_path, git_server, FLOWS_REPOSITORY=url)
+
+    assert git_server.answers.read_text() == "", "fewer requests than failures"
+    assert run.state.is_completed(), run
+    announced = [line for line in run.log if "Trying again, for 120 s in all" in line]
+    assert len(announced) == waits
+    assert "the Git server does not answer" in announced[0] and "503" in announced[0]
+
+
 def test_a_git_server_that_stays_unavailable_is_reported(
     prefect_api: str,
     git_server: GitServer,
@@ -288,7 +308,13 @@ def test_a_git_server_that_stays_unavailable_is_reported(
     url = git_server.publish(flow_repository, "away")
     git_server.answer_next(*(9 * [503]))
 
-    run = run_as_a_pod_does(prefect_api, tmp_path, git_server, FLOWS_REPOSITORY=url)
+    run = run_as_a_pod_does(
+        prefect_api,
+        tmp_path,
+        git_server,
+        FLOWS_REPOSITORY=url,
+        PREFECT_HAMILTON_GIT_OUTAGE_SECONDS="0",
+    )
 
     git_server.answer_next()
     assert run.state.is_crashed(), run

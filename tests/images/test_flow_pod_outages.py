@@ -284,15 +284,19 @@ def test_sigterm_ends_a_pod_whose_flow_cannot_report(
     assert pods.state(run).type == StateType.RUNNING
 
 
-def test_an_invalid_number_of_seconds_is_reported_in_one_sentence(pods: Pods) -> None:
+@pytest.mark.parametrize(
+    "variable", ["PREFECT_HAMILTON_API_OUTAGE_SECONDS", "PREFECT_HAMILTON_GIT_OUTAGE_SECONDS"]
+)
+def test_an_invalid_number_of_seconds_is_reported_in_one_sentence(
+    variable: str, pods: Pods
+) -> None:
     run = pods.taken_up()
 
-    code, output = pods.execute(run, PREFECT_HAMILTON_API_OUTAGE_SECONDS="10m")
+    code, output = pods.execute(run, **{variable: "10m"})
 
     assert code == 2
-    assert output == (
-        "flow_pod: '10m' is not a number of seconds; correct PREFECT_HAMILTON_API_OUTAGE_SECONDS\n"
-    )
+    assert output == f"flow_pod: '10m' is not a number of seconds; correct {variable}\n"
+    assert pods.state(run).type == StateType.PENDING
 
 
 def earned(pods: Pods, end: str, **env: str) -> tuple[FlowRun, State[object]]:

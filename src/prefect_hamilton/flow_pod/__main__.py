@@ -38,5 +38,6 @@ if __name__ == "__main__":
 
     gc.freeze()
     gc.enable()
+    outages.git_seconds()  # An invalid number ends the pod before it takes the flow run up.
     outages.repeat_requests()
     sys.exit(launcher.execute(flow_run_id()))

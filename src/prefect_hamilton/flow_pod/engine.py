@@ -5,18 +5,25 @@ import json
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
 
 import anyio
-from prefect.client.orchestration import get_client
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from prefect_hamilton.flow_pod import JSON_FORMATTER, _prefect, outages, pull_errors
 from prefect_hamilton.states import NO_ANSWER
@@ -60,11 +67,14 @@ def prepare(config: _prefect.WorkspaceSupervisorConfig) -> Prepared:
 
     async def prepare_and_log() -> bool:
         try:
-            leaves_traces = await has_other_steps(config.flow_run_id)
+            async with get_client() as client:
+                flow_run = await client.read_flow_run(config.flow_run_id)
+                leaves_traces = await has_other_steps(client, flow_run)
             await AsyncRetrying(
-                retry=retry_if_exception(_is_worth_another_try),
-                stop=stop_after_attempt(3),
-                wait=wait_random_exponential(max=10),
+                retry=retry_if_exception(_is_git_server_away),
+                stop=stop_after_delay(outages.git_seconds()),
+                wait=wait_random_exponential(multiplier=2, max=20),
+                before_sleep=partial(_log_git_failure, flow_run),
                 reraise=True,
             )(start_afresh)
         finally:
@@ -77,13 +87,11 @@ def prepare(config: _prefect.WorkspaceSupervisorConfig) -> Prepared:
     return Prepared(command, cwd, environment, leaves_traces)
 
 
-async def has_other_steps(flow_run_id: UUID) -> bool:
+async def has_other_steps(client: PrefectClient, flow_run: FlowRun) -> bool:
     """Whether the flow run's deployment has a pull step that may change the interpreter."""
-    async with get_client() as client:
-        flow_run = await client.read_flow_run(flow_run_id)
-        if flow_run.deployment_id is None:
-            return False
-        deployment = await client.read_deployment(flow_run.deployment_id)
+    if flow_run.deployment_id is None:
+        return False
+    deployment = await client.read_deployment(flow_run.deployment_id)
     return leave_traces(deployment.pull_steps or [])
 
 
@@ -114,13 +122,23 @@ def _without_tracebacks_of_git_clone() -> Iterator[None]:
         logger.removeFilter(is_wanted)
 
 
-def _is_worth_another_try(error: BaseException) -> bool:
-    """Whether the Git server failed where Prefect, which repeats `git clone`, does not try again.
+def _is_git_server_away(error: BaseException) -> bool:
+    """Whether git failed because its server did not answer, so that it may answer later.
 
-    That is while it fetches the commit that a deployment is pinned to.
+    Prefect repeats `git clone` for some seconds only, and not at all while it fetches the commit
+    that a deployment is pinned to.
     """
-    failed = error.__cause__
-    return isinstance(failed, subprocess.CalledProcessError) and pull_errors.is_unreachable(failed)
+    failed = pull_errors.git_failure(error)
+    return failed is not None and pull_errors.is_unreachable(failed)
+
+
+def _log_git_failure(flow_run: FlowRun, attempt: RetryCallState) -> None:
+    if attempt.outcome and (error := attempt.outcome.exception()):
+        _prefect.flow_run_logger(flow_run).warning(
+            "Cannot clone: %s. Trying again, for %g s in all.",
+            pull_errors.explain_wait(error),
+            outages.git_seconds(),
+        )
 
 
 async def report(flow_run_id: UUID, error: Exception) -> bool:

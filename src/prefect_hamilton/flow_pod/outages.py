@@ -26,6 +26,10 @@ from prefect_hamilton.flow_pod import _prefect
 VARIABLE = "PREFECT_HAMILTON_API_OUTAGE_SECONDS"
 DEFAULT_SECONDS = 600.0
 
+GIT_VARIABLE = "PREFECT_HAMILTON_GIT_OUTAGE_SECONDS"
+GIT_DEFAULT_SECONDS = 120.0
+"""Shorter: a wrong address looks the same as a Git server that is down."""
+
 TRANSIENT = {408, 429, 500, 502, 503, 504}
 
 FOREIGN_SETTINGS = {
@@ -42,11 +46,20 @@ logger = get_logger("flow_pod")
 
 def seconds() -> float:
     """Return for how long a request is repeated; exit 2 if the variable has no number."""
-    value = os.environ.get(VARIABLE) or str(DEFAULT_SECONDS)
+    return _seconds(VARIABLE, DEFAULT_SECONDS)
+
+
+def git_seconds() -> float:
+    """Return for how long `git clone` is repeated; exit 2 if the variable has no number."""
+    return _seconds(GIT_VARIABLE, GIT_DEFAULT_SECONDS)
+
+
+def _seconds(variable: str, default: float) -> float:
+    value = os.environ.get(variable) or str(default)
     try:
         return float(value)
     except ValueError:
-        sys.stderr.write(f"flow_pod: {value!r} is not a number of seconds; correct {VARIABLE}\n")
+        sys.stderr.write(f"flow_pod: {value!r} is not a number of seconds; correct {variable}\n")
         sys.exit(2)
 
 

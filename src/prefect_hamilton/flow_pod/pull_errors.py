@@ -80,6 +80,12 @@ def explain(error: BaseException) -> str:
     return f"Cannot clone {repository}: {cause}{advice}."
 
 
+def explain_wait(error: BaseException) -> str:
+    """Return the cause alone, for a log line of a clone that is tried again."""
+    failed = git_failure(error)
+    return _words(error) if failed is None else _diagnose(failed)[0]
+
+
 def explain_to_installer(error: BaseException, repository: str, ref: str) -> str:
     """Return the sentence for who sets the chart's values; no credential of a URL is in it."""
     if (failed := git_failure(error)) is None:
