@@ -147,8 +147,8 @@ def test_a_new_image_tag_rolls_its_pods_and_no_others(overlay: Argo) -> None:
     before = team.pods(overlay.namespace)
     team.edit(
         STAGING,
-        "newName: registry.example.org/prefect-hamilton/hamilton-ui\n    newTag: 0.1.0",
-        "newName: registry.example.org/prefect-hamilton/hamilton-ui\n    newTag: 0.1.1",
+        "- name: registry.example.org/prefect-hamilton/hamilton-ui\n    newTag: 0.1.0",
+        "- name: registry.example.org/prefect-hamilton/hamilton-ui\n    newTag: 0.1.1",
     )
     commit = team.commit("Hamilton UI 0.1.1")
     overlay.wait_until_healthy(commit)
@@ -204,8 +204,8 @@ def test_an_image_that_is_missing_leaves_the_release_serving(overlay: Argo) -> N
     before = team.pods(overlay.namespace)
     team.edit(
         STAGING,
-        "newName: registry.example.org/prefect-hamilton/prefect\n    newTag: 0.1.0",
-        "newName: registry.example.org/prefect-hamilton/prefect\n    newTag: 9.9.9",
+        "- name: registry.example.org/prefect-hamilton/prefect\n    newTag: 0.1.0",
+        "- name: registry.example.org/prefect-hamilton/prefect\n    newTag: 9.9.9",
     )
     commit = team.commit("An image that nobody has built")
     overlay.wait_for(commit, lambda status: status["health"]["status"] != "Healthy")

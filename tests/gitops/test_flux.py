@@ -85,8 +85,8 @@ def test_a_change_rolls_only_the_pods_it_affects(flux: Team) -> None:
     before = flux.pods(NAMESPACE)
     flux.edit(
         STAGING,
-        "newName: registry.example.org/prefect-hamilton/hamilton-ui\n    newTag: 0.1.0",
-        "newName: registry.example.org/prefect-hamilton/hamilton-ui\n    newTag: 0.1.1",
+        "- name: registry.example.org/prefect-hamilton/hamilton-ui\n    newTag: 0.1.0",
+        "- name: registry.example.org/prefect-hamilton/hamilton-ui\n    newTag: 0.1.1",
     )
     commit = flux.commit("Hamilton UI 0.1.1")
     reconcile(flux)
