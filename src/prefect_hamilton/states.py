@@ -14,12 +14,22 @@ from uuid import UUID, uuid4
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas import OrchestrationResult
 from prefect.client.schemas.objects import State
-from prefect.states import to_state_create
+from prefect.states import AwaitingRetry, to_state_create
 
 EXPECTED_STATE_HEADER = "Prefect-Hamilton-Expected-State"
 
 NO_ANSWER = os.EX_UNAVAILABLE
 """Exit code of a pod that ended before its flow started because the Prefect API did not answer."""
+
+
+def rescheduled(message: str | None = None) -> State[Any]:
+    """Return a state AwaitingRetry that is due at once, by the clock of the server.
+
+    The clock of this node may differ.
+    """
+    state: State[Any] = AwaitingRetry(message=message)
+    state.state_details.scheduled_time = None  # The server fills in its own time.
+    return state
 
 
 def beginning(states: Sequence[State[Any]]) -> int | None:

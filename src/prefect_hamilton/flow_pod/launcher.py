@@ -25,7 +25,6 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import Abort, Pause
 from prefect.logging import get_logger
-from prefect.states import AwaitingRetry
 from tenacity import AsyncRetrying, retry_if_result, wait_fixed
 
 from prefect_hamilton.flow_pod import attempt, engine, outages
@@ -45,7 +44,7 @@ from prefect_hamilton.flow_pod._prefect import (
     propose_state,
     write_private_model,
 )
-from prefect_hamilton.states import NO_ANSWER
+from prefect_hamilton.states import NO_ANSWER, rescheduled
 
 logger = get_logger("flow_pod")
 
@@ -163,7 +162,7 @@ async def reschedule(client: PrefectClient, flow_run_id: UUID) -> bool:
         except Exception:
             logger.warning("Failed to read flow run state; rescheduling anyway.", exc_info=True)
         try:
-            await propose_state(client, AwaitingRetry(), flow_run_id=flow_run_id)
+            await propose_state(client, rescheduled(), flow_run_id=flow_run_id)
             logger.info("Flow run rescheduled.")
         except (Abort, Pause):
             logger.info("Flow run was not rescheduled.")

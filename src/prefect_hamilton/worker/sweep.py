@@ -24,11 +24,11 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.states import AwaitingRetry, Crashed
+from prefect.states import Crashed
 from prefect_kubernetes.observer import _get_kubernetes_client
 from prefect_kubernetes.settings import KubernetesSettings
 
-from prefect_hamilton.states import propose
+from prefect_hamilton.states import propose, rescheduled
 from prefect_hamilton.worker import attempts, kubernetes, unstarted
 
 LOCATION_LABEL = "prefect-hamilton.jobs"
@@ -140,7 +140,7 @@ class Sweep:
         attempt = str(attempts.latest(states))
         job = next((j for j in jobs if attempts.of_job(j.metadata.labels) == attempt), None)
         if job is None:
-            return AwaitingRetry(message=NO_JOB.format(round(self._grace_seconds)))
+            return rescheduled(NO_JOB.format(round(self._grace_seconds)))
         where = (job.metadata.name, job.metadata.namespace)
         return unstarted.verdict(states, job, await unstarted.pods_of_job(client, *where))
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from kubernetes_asyncio.client import ApiClient, CoreV1Api, V1ContainerStatus, V1Job, V1Pod
 from prefect.client.schemas.objects import State
-from prefect.states import AwaitingRetry, Crashed
+from prefect.states import Crashed
 
-from prefect_hamilton.states import NO_ANSWER
+from prefect_hamilton.states import NO_ANSWER, rescheduled
 
 NOT_STARTED = "Its pod ended before the flow started"
 """How the message of each such state begins. They are counted by it."""
@@ -41,7 +41,7 @@ def verdict(states: Sequence[State[Any]], job: V1Job | None, pods: Iterable[V1Po
     reason = next((each for pod in pods if (each := _taken_by(pod))), "the pod is gone")
     tries = 1 + _tries_before(states)
     if tries < MAX_TRIES:
-        return AwaitingRetry(message=f"{NOT_STARTED}: {reason}. Try {tries} of {MAX_TRIES}.")
+        return rescheduled(f"{NOT_STARTED}: {reason}. Try {tries} of {MAX_TRIES}.")
     return Crashed(message=f"{NOT_STARTED}, {tries} times in a row. The last time: {reason}.")
 
 

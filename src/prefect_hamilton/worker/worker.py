@@ -12,7 +12,7 @@ from kubernetes_asyncio.client.exceptions import ApiException
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import InfrastructureError
-from prefect.states import AwaitingRetry, Pending, Submitting
+from prefect.states import Pending, Submitting
 from prefect.workers.base import _is_transient_api_error
 from prefect_kubernetes.worker import (
     KubernetesWorker,
@@ -20,7 +20,7 @@ from prefect_kubernetes.worker import (
     KubernetesWorkerResult,
 )
 
-from prefect_hamilton.states import propose, restore
+from prefect_hamilton.states import propose, rescheduled, restore
 from prefect_hamilton.worker import attempts, kubernetes
 from prefect_hamilton.worker.sweep import LOCATION_LABEL, Sweep
 from prefect_hamilton.worker.wake import Wake
@@ -121,7 +121,7 @@ class Worker(KubernetesWorker):  # type: ignore[misc]
         try:
             states = await self.client.read_flow_run_states(flow_run.id)
             if attempts.is_waited_for(states, attempt):
-                waits: State[Any] = AwaitingRetry(message=f"Waits for another try. {message}")
+                waits: State[Any] = rescheduled(f"Waits for another try. {message}")
                 await propose(self.client, flow_run.id, waits, states[-1].id)
         except httpx.HTTPError:
             # The sweep finds the run when the API is back.
