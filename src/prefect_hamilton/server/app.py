@@ -1,4 +1,4 @@
-"""Prefect's server with this project's rules and its answers while the database is away."""
+"""Prefect's server with this project's rules, answers during outages, and a second credential."""
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -8,7 +8,7 @@ from prefect.server.orchestration.dependencies import (
     provide_flow_orchestration_parameters,
 )
 
-from prefect_hamilton.server import availability, policy
+from prefect_hamilton.server import availability, policy, second_credential
 
 
 def create_app(*, webserver_only: bool) -> FastAPI:
@@ -21,6 +21,7 @@ def create_app(*, webserver_only: bool) -> FastAPI:
     )
     for error in availability.AWAY:
         api.add_exception_handler(error, availability.answer)
+    second_credential.accept(api)
     # Before Prefect's own route of this path, which waits for a connection of the common pool.
     api.router.routes.insert(0, APIRoute("/ready", availability.readiness, methods=["GET"]))
     return app

@@ -92,6 +92,14 @@ PREFECT_SERVER_WORKER_CHANNEL_CLEANUP_QUEUE_STORAGE: prefect_redis.cleanup_queue
 {{/* Environment of the API and the UI. */}}
 {{- define "prefect-hamilton.server.apiEnv" -}}
 {{ include "prefect-hamilton.server.env" . }}
+{{- if eq .Values.auth.type "basic" }}
+{{- /* Only there while the credential is being replaced: docs/operate.md. */}}
+PREFECT_HAMILTON_SERVER_SECOND_AUTH_STRING:
+  secretKeyRef:
+    name: {{ include "prefect-hamilton.auth.secretName" . | toYaml }}
+    key: second-auth-string
+    optional: true
+{{- end }}
 PREFECT_SERVER_UI_API_URL: /api
 PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT: false
 PREFECT_SERVER_UI_STATIC_DIRECTORY: /tmp/prefect-ui
