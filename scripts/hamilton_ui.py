@@ -8,14 +8,13 @@ Anyone who can connect to the port has full access under any user name, unless
 `HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY` is set: then only with that key.
 """
 
-import importlib
 import importlib.util
 import os
 import secrets
 import socket
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -63,53 +62,20 @@ def secret_key(state: Path) -> str:
     return key
 
 
-def configure(state: Path) -> None:
-    """Set Django up on top of the package's own settings, with its data in `state`."""
-    package = package_folder()
-    sys.path.insert(0, str(package))
-    os.environ["HAMILTON_BASE_DIR"] = str(state)  # the package's settings read it at import
-    defaults: Any = importlib.import_module("server.settings_mini")
-
-    from django.conf import settings
-
+def configure(state: Path, listener: socket.socket) -> None:
+    """Set the environment in which Django and gunicorn serve, with the data in `state`."""
     from prefect_hamilton.hamilton_ui import ui_files
 
-    own = {
-        "DEBUG": False,
-        "SECRET_KEY": secret_key(state),
-        "ALLOWED_HOSTS": ["localhost", HOST],
-        # The folder whose `build/` is served as the UI.
-        "BASE_DIR": ui_files.prepare(package / "build", state / "page"),
-        "MIDDLEWARE": [
-            "prefect_hamilton.hamilton_ui.ui_files.content_security_policy",
-            *defaults.MIDDLEWARE,
-        ],
-        "DATABASES": {
-            "default": {
-                "ENGINE": "django.db.backends.sqlite3",
-                "NAME": state / "db.sqlite3",
-                # Several flows write at once: wait for each other instead of failing.
-                "OPTIONS": {
-                    "timeout": 20,
-                    "transaction_mode": "IMMEDIATE",
-                    "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
-                },
-            }
-        },
-        "HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY": (
-            os.environ.get("HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY") or None
-        ),
-        "LOGGING": {
-            "version": 1,
-            "disable_existing_loggers": False,
-            "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-            "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "plain"}},
-            # A request for another host is answered 400; no need of a traceback, too.
-            "loggers": {"django.security.DisallowedHost": {"level": "CRITICAL"}},
-            "root": {"handlers": ["console"], "level": os.environ.get("LOG_LEVEL", "WARNING")},
-        },
+    package = package_folder()
+    sys.path.insert(0, str(package))
+    ui_files.prepare(package / "build", state / "page")
+    os.environ |= {
+        "DJANGO_SETTINGS_MODULE": "prefect_hamilton.hamilton_ui.settings_local",
+        "DJANGO_SECRET_KEY": secret_key(state),
+        "HAMILTON_BASE_DIR": str(state),
+        "HAMILTON_UI_BIND": f"fd://{listener.fileno()}",
+        "WEB_CONCURRENCY": "1",  # SQLite has one writer at a time anyway
     }
-    settings.configure(**{k: v for k, v in vars(defaults).items() if k.isupper()} | own)
 
 
 def migrate() -> None:
@@ -126,31 +92,6 @@ def migrate() -> None:
         raise CannotServeError(f"the database {database} cannot be used: {error}") from error
 
 
-def serve(listener: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT; does not return."""
-    from django.core.wsgi import get_wsgi_application
-    from gunicorn.app.base import BaseApplication
-
-    class Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no type hints
-        def load_config(self) -> None:
-            options = {
-                "bind": f"fd://{listener.fileno()}",
-                "workers": 1,  # SQLite has one writer at a time anyway
-                "threads": 8,
-                "preload_app": True,
-                "graceful_timeout": 5,
-                "control_socket_disable": True,
-                "loglevel": os.environ.get("LOG_LEVEL", "WARNING").lower(),
-            }
-            for name, value in options.items():
-                self.cfg.set(name, value)
-
-        def load(self) -> Any:
-            return get_wsgi_application()
-
-    Application().run()
-
-
 def main(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")
@@ -165,7 +106,7 @@ def main(
         try:
             state = state.absolute()
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            configure(state)
+            configure(state, listener)
             migrate()
         except OSError as error:
             raise CannotServeError(f"the state folder {state} cannot be used: {error}") from error
@@ -174,7 +115,10 @@ def main(
         raise typer.Exit(1) from None
     typer.echo(f"Hamilton UI on http://{HOST}:{listener.getsockname()[1]}, data in {state}")
     sys.stdout.flush()
-    serve(listener)
+
+    from prefect_hamilton.hamilton_ui import serving
+
+    serving.serve()
 
 
 if __name__ == "__main__":

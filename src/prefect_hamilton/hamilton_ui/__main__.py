@@ -32,16 +32,10 @@ def connect(wait_seconds: float) -> None:
 
 @app.command()
 def serve() -> None:
-    """Serve the page and the API on PORT (8241) with gunicorn."""
-    os.execvp(  # noqa: S606
-        "gunicorn",
-        [
-            "gunicorn",
-            "--config",
-            "python:prefect_hamilton.hamilton_ui.gunicorn_config",
-            "server.wsgi:application",
-        ],
-    )
+    """Serve the UI and the API on PORT (8241) with gunicorn."""
+    from prefect_hamilton.hamilton_ui import serving
+
+    serving.serve()
 
 
 @app.command()

@@ -1,18 +1,25 @@
-"""Gunicorn's configuration; WEB_CONCURRENCY sets the number of processes (2 unless set)."""
+"""Gunicorn's configuration of the Hamilton UI.
+
+HAMILTON_UI_BIND is what it listens on (PORT on every address, as a pod needs it), WEB_CONCURRENCY
+the number of processes (2).
+"""
 
 import os
+from pathlib import Path
 
-from prefect_hamilton.hamilton_ui.settings import LOGGING
+from django.conf import settings
 
-bind = f"0.0.0.0:{os.environ.get('PORT', '8241')}"  # a pod's own address
+wsgi_app = "server.wsgi:application"
+bind = os.environ.get("HAMILTON_UI_BIND") or f"0.0.0.0:{os.environ.get('PORT', '8241')}"
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
 threads = 8
 preload_app = True
-worker_tmp_dir = "/dev/shm"  # noqa: S108  # the heartbeat file must not wait for a disk
+# The heartbeat file must not wait for a disk; macOS has no such folder.
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
 graceful_timeout = 20
 control_socket_disable = True
-logconfig_dict = LOGGING | {
-    "loggers": LOGGING["loggers"]
+logconfig_dict = settings.LOGGING | {
+    "loggers": settings.LOGGING["loggers"]
     | {
         # Each of the probes' requests would be a line.
         "gunicorn.access": {"level": "WARNING", "propagate": True},

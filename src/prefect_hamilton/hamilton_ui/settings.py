@@ -11,7 +11,6 @@ needs. Added here:
 
 import os
 from pathlib import Path
-from typing import Any
 
 from server.settings import *  # noqa: F403  # Django reads settings as names of this module
 from server.settings import (
@@ -20,6 +19,8 @@ from server.settings import (
     HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY,
     MIDDLEWARE,
 )
+
+from prefect_hamilton.hamilton_ui.logging_config import logging_config
 
 # An empty key would lock everybody out; the chart's way to say "none" is an empty string.
 HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY = HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY or None
@@ -46,16 +47,4 @@ SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SESSION_COOKIE_SECURE = HTTPS
 CSRF_COOKIE_SECURE = HTTPS
 
-LOGGING: dict[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"json": {"()": "prefect_hamilton.logs.JsonFormatter"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "json"}},
-    # A request for another host is answered 400; no need of a traceback, too.
-    "loggers": {
-        "django.security.DisallowedHost": {"handlers": [], "propagate": False},
-        "prefect_hamilton.hamilton_ui": {"level": "INFO"},
-    },
-    # INFO is several lines a request.
-    "root": {"handlers": ["console"], "level": os.environ.get("LOG_LEVEL", "WARNING")},
-}
+LOGGING = logging_config({"()": "prefect_hamilton.logs.JsonFormatter"})
