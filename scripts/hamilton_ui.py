@@ -62,8 +62,8 @@ def secret_key(state: Path) -> str:
     return key
 
 
-def configure(state: Path, listener: socket.socket) -> None:
-    """Set the environment in which Django and gunicorn serve, with the data in `state`."""
+def configure(state: Path) -> None:
+    """Set the environment in which Django and gunicorn serve the data in `state`."""
     from prefect_hamilton.hamilton_ui import ui_files
 
     package = package_folder()
@@ -73,7 +73,6 @@ def configure(state: Path, listener: socket.socket) -> None:
         "DJANGO_SETTINGS_MODULE": "prefect_hamilton.hamilton_ui.settings_local",
         "DJANGO_SECRET_KEY": secret_key(state),
         "HAMILTON_BASE_DIR": str(state),
-        "HAMILTON_UI_BIND": f"fd://{listener.fileno()}",
         "WEB_CONCURRENCY": "1",  # SQLite has one writer at a time anyway
     }
 
@@ -106,7 +105,8 @@ def main(
         try:
             state = state.absolute()
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            configure(state, listener)
+            configure(state)
+            os.environ["HAMILTON_UI_BIND"] = f"fd://{listener.fileno()}"
             migrate()
         except OSError as error:
             raise CannotServeError(f"the state folder {state} cannot be used: {error}") from error
