@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 from scripts import kind
 from tests.clusters import NAMESPACE, RELEASE, Cluster, eventually
 from tests.faults.load import FLOW_PODS, ClusterLoad, component
+from tests.services import ROOT
 
 PAUSE = [float(word) for word in os.environ.get("FAULTS_PAUSE", "6 12").split()]
 VICTIMS = ["server", "worker", "postgres", "git-server", "background-services", "valkey"]
@@ -228,6 +230,63 @@ def exhaust_connections(load: ClusterLoad) -> None:
     load.cluster.kubectl("exec", pod, "--", "sh", "-c", f"{sessions} >/dev/null 2>&1", check=False)
 
 
+def commands(number: int) -> str:
+    """Return a block of commands of docs/operate.md on the password of Prefect."""
+    section = (
+        (ROOT / "docs/operate.md").read_text().split("\n## Replace the password of Prefect\n")[1]
+    )
+    return re.findall(r"```sh\n(.*?)```", section.partition("\n## ")[0], re.DOTALL)[number]
+
+
+def execute(number: int) -> Callable[[ClusterLoad], None]:
+    def breaks(load: ClusterLoad) -> None:
+        load.cluster.run("bash", "-euc", commands(number))
+
+    return breaks
+
+
+def replace_credential(load: ClusterLoad) -> None:
+    """Up to the point where new pods have the new one, and the server still accepts the old one."""
+    execute(0)(load)
+    execute(1)(load)
+    load.cluster.__dict__.pop("api", None)
+
+
+def remove_old_credential(load: ClusterLoad) -> None:
+    """When no flow pod is left that was there at the exchange."""
+    old = set(names(load.cluster, FLOW_PODS))
+
+    @eventually
+    def have_ended() -> None:
+        assert not old & set(names(load.cluster, FLOW_PODS))
+
+    have_ended()
+    execute(2)(load)
+
+
+VOLUME = "/var/local-path-provisioner"
+POSTGRES = f"statefulset/{RELEASE}-postgres"
+
+
+def fill_disk(load: ClusterLoad) -> None:
+    """Move PostgreSQL's files to a file system of 1 GB, and take the rest of it."""
+    node = f"{load.cluster.name}-control-plane"
+    ask = ("docker", "exec", node, "sh", "-ec")
+    folder = kind.run(*ask, f"ls -d {VOLUME}/*data-{RELEASE}-postgres-0").strip()
+    if "tmpfs" not in kind.run(*ask, f"stat --file-system --format %T {folder}"):
+        scale(POSTGRES, 0)(load)
+        load.cluster.kubectl("wait", "pod", f"{RELEASE}-postgres-0", "--for=delete")
+        moved = f"cp -a {folder} /tmp/postgres && mount -t tmpfs -o size=1g tmpfs {folder}"
+        in_node("sh", "-ec", f"{moved} && cp -a /tmp/postgres/. {folder}")(load)
+        scale(POSTGRES, 1)(load)
+        load.cluster.kubectl("rollout", "status", POSTGRES, "--timeout=180s")
+    in_node("sh", "-c", f"cat /dev/zero > {folder}/full || true")(load)
+
+
+def free_disk(load: ClusterLoad) -> None:
+    in_node("sh", "-c", f"rm {VOLUME}/*data-{RELEASE}-postgres-0/full")(load)
+
+
 SERVER = f"deploy/{RELEASE}-server"
 GIT = f"deploy/{RELEASE}-git-server"
 APISERVER = "/etc/kubernetes/manifests/kube-apiserver.yaml"
@@ -256,6 +315,8 @@ FAULTS = [
         scale(f"statefulset/{RELEASE}-postgres", 1),
     ),
     Fault("PostgreSQL without free connections 45 s", exhaust_connections),
+    Fault("PostgreSQL's disk full 45 s", fill_disk, 45, free_disk),
+    Fault("credential replaced", replace_credential, 0, remove_old_credential),
     Fault("Git server away 60 s", scale(GIT, 0), 60, scale(GIT, 1)),
     Fault("flow pod deleted", delete_flow_pod(force=False)),
     Fault("flow pod deleted by force", delete_flow_pod(force=True)),
