@@ -57,6 +57,20 @@ def plain() -> None:
         open("/written", "w")
     except OSError as error:
         print(error.strerror)
+
+
+@flow(log_prints=True)
+def adds() -> None:
+    """Compute the parallel blocks of a dataflow in the pods of a Dask cluster."""
+    from prefect_dask import DaskTaskRunner
+    from prefect_hamilton import dataflow
+
+    from flows.dataflows import squares
+
+    dask = DaskTaskRunner(address="tcp://dask-scheduler:8786")
+    run = dataflow.execute(squares, "total", inputs={"count": 6}, parallel=dask)
+    total, hosts = run["total"]
+    print(f"Total {total} from {' and '.join(sorted(hosts))}")
 '''
 
 DEPLOYMENTS = """
@@ -98,6 +112,13 @@ DEPLOYMENTS = """
           directory: /srv/my-flows
     work_pool: *kubernetes
 
+  - name: dask-k8s
+    entrypoint: flows/probes.py:adds
+    pull:
+      - prefect.deployments.steps.set_working_directory:
+          directory: /srv/my-flows
+    work_pool: *kubernetes
+
   - name: code-in-bucket-k8s
     entrypoint: flows/probes.py:counts
     pull:
@@ -108,7 +129,7 @@ DEPLOYMENTS = """
           client_kwargs: {endpoint_url: "http://bucket:7070"}
     work_pool: *kubernetes
 """
-FLOW_NAMES = ("counts", "plain", "daily-revenue")
+FLOW_NAMES = ("adds", "counts", "plain", "daily-revenue")
 BLOCKS = ("bucket-key", "bucket-secret")
 
 CODE_IN_IMAGE = """
@@ -132,14 +153,21 @@ RESTRICTED = {
     "seccompProfile": {"type": "RuntimeDefault"},
 }
 CACHE = "uv-cache"
+HOST_NOT_PROCESS = {
+    "os.getpid()": "os.uname().nodename",
+    "tuple[int, int]": "tuple[int, str]",
+    "set[int]": "set[str]",
+}
+WORKERS = ("dask-worker-0", "dask-worker-1")
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A team's repository whose flows need a package, and for a bucket another."""
+    """A team's repository whose flows need a package, for a bucket another, and for Dask one."""
     folder = make(tmp_path_factory.mktemp("team") / "team-flows")
     uv("add", "--quiet", "--project", str(folder), "--no-sync", "roman")
     uv("add", "--quiet", "--project", str(folder), "--no-sync", "--group", "bucket", "s3fs")
+    uv("add", "--quiet", "--project", str(folder), "--no-sync", "--group", "dask", "prefect-dask")
     (folder / "packages").mkdir()
     (folder / "packages/pyproject.toml").write_text(ONE_PACKAGE)
     uv("lock", "--quiet", "--project", str(folder / "packages"))
@@ -153,8 +181,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with (folder / name).open("a") as file:
             file.write(text)
     dockerfile = folder / "Dockerfile"
-    lines = dockerfile.read_text().replace("install-locked\n", "install-locked --group bucket\n")
+    options = "--group bucket --group dask --prune prefect"
+    lines = dockerfile.read_text().replace("install-locked\n", f"install-locked {options}\n")
     dockerfile.write_text(lines)
+    squares = (ROOT / "tests/library/squares.py").read_text()
+    for old, new in HOST_NOT_PROCESS.items():
+        squares = squares.replace(old, new)
+    (folder / "flows/dataflows/squares.py").write_text(squares)
     git("init", "--quiet", "--initial-branch=main", folder=folder)
     commit(folder, "Start")
     return folder
@@ -229,7 +262,7 @@ def team(
             cluster.helm("rollback", RELEASE, str(before["revision"]))
             kind.wait_for_bootstrap(cluster.context, timeout=300)
         # The claim is in use until the pods of the runs are gone.
-        label = f"prefect.io/flow-name in (failed-run-report,{','.join(FLOW_NAMES)})"
+        label = f"prefect.io/flow-name in (Failed-Run-Report,{','.join(FLOW_NAMES)})"
         cluster.kubectl("delete", "jobs", "--selector", label)
         everything = ["pod/packages", "service/packages", "configmap/packages", f"pvc/{CACHE}"]
         cluster.kubectl("delete", "--ignore-not-found", "--grace-period=1", *everything)
@@ -303,6 +336,12 @@ def apply(cluster: Cluster, folder: Path, *objects: dict[str, Any]) -> None:
     file = folder / "objects.json"
     file.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
     cluster.kubectl("apply", "-f", str(file))
+
+
+def team_image(cluster: Cluster) -> str:
+    """The image that `make kind-push` has built of the repository."""
+    values = json.loads(cluster.helm("get", "values", RELEASE, "--output", "json"))
+    return "{repository}:{tag}".format_map(values["flows"]["image"])
 
 
 def wait_for_pod(cluster: Cluster, name: str, what: str) -> None:
@@ -391,6 +430,11 @@ def test_a_pull_step_installs_the_lock_file_and_keeps_what_it_downloads(
     assert downloads() == first
 
 
+@pytest.mark.usefixtures("dask")
+def test_parallel_blocks_run_in_the_pods_of_a_dask_cluster(cluster: Cluster) -> None:
+    completed(cluster, cluster.start("adds/dask-k8s"), f"Total 55 from {' and '.join(WORKERS)}")
+
+
 @pytest.mark.usefixtures("bucket")
 def test_the_code_may_be_in_a_bucket(cluster: Cluster, credential: dict[str, str]) -> None:
     """A real S3 server, whose credential neither the deployment nor the log has."""
@@ -423,6 +467,31 @@ exec /tmp/versitygw posix /tmp/data
 """
 
 
+@pytest.fixture
+def dask(cluster: Cluster, tmp_path: Path) -> Iterator[None]:
+    """A Dask cluster of the team's image, which has the code: a scheduler and two workers."""
+    image = team_image(cluster)
+    common = ["--no-dashboard", "--protocol", "tcp"]
+    scheduler = ["dask", "scheduler", "--port", "8786", *common]
+    worker = ["dask", "worker", "tcp://dask-scheduler:8786", "--nworkers", "1", "--nthreads", "1"]
+    worker += ["--worker-port", "8787", "--local-directory", "/tmp", *common]
+    pods = {"dask-scheduler": (scheduler, 8786)} | dict.fromkeys(WORKERS, (worker, 8787))
+    code = [{"name": "PYTHONPATH", "value": "/srv/my-flows"}]
+    objects = [
+        each
+        for name, (command, port) in pods.items()
+        for each in pod(name, image, command, port, env=code)
+    ]
+    try:
+        apply(cluster, tmp_path, *objects)
+        for name in pods:
+            wait_for_pod(cluster, name, "condition=Ready")
+        yield
+    finally:
+        names = [f"{each['kind'].lower()}/{each['metadata']['name']}" for each in objects]
+        cluster.kubectl("delete", "--ignore-not-found", "--grace-period=1", *names)
+
+
 @pytest.fixture(scope="module")
 def s3_server() -> Path:
     """The program of an S3 server, built once."""
@@ -452,9 +521,7 @@ def bucket(
         )
     ]
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bucket"}}
-    # The team's image has the code, and the package to upload it.
-    values = json.loads(cluster.helm("get", "values", RELEASE, "--output", "json"))
-    image = "{repository}:{tag}".format_map(values["flows"]["image"])
+    image = team_image(cluster)  # It has the code, and the package to upload it.
     try:
         apply(
             cluster,
