@@ -7,13 +7,12 @@ and measured on people it has not seen, with a baseline beside it. Runs on a Pre
 where none is configured, on a temporary one.
 """
 
-import argparse
 import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -21,7 +20,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Failed
 from pydantic import BaseModel, Field
 
-from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits, add_source_limits
+from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits
 from prefect_hamilton import command_line, dataflow
 from prefect_hamilton.artifacts import (
     create_markdown_artifact,
@@ -390,33 +389,7 @@ def _number(value: float) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the flow once from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Train and evaluate a model of absenteeism once.")
-    parser.add_argument(
-        "--raw-data-location", default=DEFAULT_LOCATION, help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--feature-set",
-        nargs="+",
-        choices=get_args(Feature),
-        default=DEFAULT_FEATURES,
-        metavar="FEATURE",
-        help=f"one or more of {', '.join(get_args(Feature))}; default: %(default)s",
-    )
-    parser.add_argument(
-        "--label", choices=get_args(Label), default="absenteeism_time_in_hours", help="%(default)s"
-    )
-    parser.add_argument(
-        "--validation-user-ids",
-        nargs="+",
-        type=int,
-        default=DEFAULT_VALIDATION_USER_IDS,
-        metavar="ID",
-        help="default: %(default)s",
-    )
-    parser.add_argument("--model", choices=get_args(Model), default="linear", help="%(default)s")
-    add_source_limits(parser)
-    options = vars(parser.parse_args(arguments))
-    return command_line.run(absenteeism_prediction_flow, options, in_short)
+    return command_line.run(absenteeism_prediction_flow, in_short, arguments)
 
 
 if __name__ == "__main__":

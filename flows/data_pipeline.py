@@ -5,7 +5,6 @@
 Runs on a Prefect server, or, where none is configured, on a temporary one.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -43,7 +42,7 @@ from prefect.variables import Variable
 from pydantic import BaseModel, Field
 
 from flows import extract, memory, metrics_load, tables
-from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits, add_source_limits
+from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits
 from flows.metrics_load import LARGEST_BATCH, Held, Transformed
 from flows.tables import DEFAULT_TARGET
 from prefect_hamilton import command_line, dataflow, warehouse
@@ -652,13 +651,7 @@ def _other_runs() -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the flow once from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Run the Enterprise Data Pipeline once, here.")
-    parser.add_argument("--source-url", default=DEFAULT_SOURCE, help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=500, help="default: %(default)s")
-    parser.add_argument("--target-table", default=DEFAULT_TARGET, help="default: %(default)s")
-    add_source_limits(parser)
-    options = vars(parser.parse_args(arguments))
-    return command_line.run(enterprise_data_pipeline, options, _in_short)
+    return command_line.run(enterprise_data_pipeline, _in_short, arguments)
 
 
 if __name__ == "__main__":

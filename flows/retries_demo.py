@@ -3,7 +3,6 @@
 python flows/retries_demo.py --help
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -69,10 +68,7 @@ def _in_short(outcome: dict[str, str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the flow once from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Show how Prefect retries tasks.")
-    parser.add_argument("--should-fail", action="store_true", help="let both tasks always fail")
-    options = vars(parser.parse_args(arguments))
-    return command_line.run(ui_walkthrough_retries, options, _in_short)
+    return command_line.run(ui_walkthrough_retries, _in_short, arguments)
 
 
 if __name__ == "__main__":

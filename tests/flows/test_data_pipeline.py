@@ -295,6 +295,24 @@ def test_a_wrong_argument_is_one_line_with_an_exit_code(
     assert told in line
 
 
+def test_the_help_of_the_command_describes_each_parameter(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="^0$"):
+        data_pipeline.main(["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for name, field in enterprise_data_pipeline.parameters.properties.items():
+        assert f"--{name.replace('_', '-')}" in printed
+        assert " ".join(field["description"].split()) in printed
+
+
+def test_environment_variables_are_no_options(
+    monkeypatch: pytest.MonkeyPatch, duckdb_warehouse: str
+) -> None:
+    monkeypatch.setenv("batch_size", "0")
+    assert data_pipeline.main([]) == 0
+
+
 def test_the_command_prints_its_changes(
     duckdb_warehouse: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
