@@ -92,10 +92,11 @@ def values_schema() -> dict[str, Any]:
     schema = ChartValues.model_json_schema(by_alias=True)
     kubernetes.resolve(schema)
     _strip(schema)
-    # Not beside a `$ref`, where older Helm 3 does not look.
     needed = _require(ChartValues, ChartValues(), yaml.safe_load(values_yaml()))
     draft = "https://json-schema.org/draft/2020-12/schema"
-    return {"$schema": draft, **schema, "allOf": [needed]}
+    # Not beside a `$ref`, where older Helm 3 does not look. Helm reports a violation of `then` in
+    # one line, and of `allOf` in two.
+    return {"$schema": draft, **schema, "if": {}, "then": needed}
 
 
 def _require(model: type[BaseModel], instance: Any, defaults: dict[str, Any]) -> dict[str, Any]:
@@ -130,11 +131,13 @@ def _strip(node: Any) -> None:
                 _strip(child)
         if "patternProperties" in node:
             node["additionalProperties"] = False
-        parts = node.get("anyOf", [])
-        if len(parts) == 2 and parts[1] == {"type": "null"} and _is_plain(parts[0]):
-            # Helm names the wrong part of this in one line, and of `anyOf` in several.
-            del node["anyOf"]
-            node.update(parts[0], type=[parts[0]["type"], "null"])
+        if "enum" in node.get("propertyNames", {}):
+            # Helm reports a wrong name of `propertyNames` with the path of another value.
+            names = node.pop("propertyNames")["enum"]
+            node["properties"] = dict.fromkeys(names, node["additionalProperties"])
+            node["additionalProperties"] = False
+        if "anyOf" in node:
+            node.update(_union(node.pop("anyOf")))
         node.pop("title", None)
         node.pop("default", None)
         node.pop("examples", None)
@@ -143,8 +146,26 @@ def _strip(node: Any) -> None:
             _strip(child)
 
 
-def _is_plain(schema: dict[str, Any]) -> bool:
-    return isinstance(schema.get("type"), str) and "enum" not in schema
+def _union(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one schema for a value of several types, in place of `anyOf`.
+
+    Helm reports a wrong value of such a schema in one line. For `anyOf`, it reports every part.
+    A reference must be the only object among the parts, and each keyword must concern one type.
+    """
+    union: dict[str, Any] = {}
+    types = []
+    for part in parts:
+        if "$ref" in part:
+            types.append("object")
+            union |= {"if": {"type": "object"}, "then": part}
+        else:
+            types.append(part["type"])
+            union |= part
+    if "number" in types and "integer" in types:
+        types.remove("integer")
+    if "null" in types and "enum" in union:
+        union["enum"] = [*union["enum"], None]
+    return {**union, "type": types}
 
 
 def values_yaml() -> str:

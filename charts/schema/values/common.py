@@ -55,7 +55,7 @@ class Values(BaseModel):
 
 
 Registry = Annotated[
-    str, StringConstraints(pattern=r"^$|^[A-Za-z0-9]([A-Za-z0-9.:/_-]*[a-z0-9])?$")
+    str, StringConstraints(pattern=r"^$|^[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*$")
 ]
 
 Repository = Annotated[
@@ -262,13 +262,18 @@ class Global(PodSettings):
     )
 
 
+Count = Annotated[int, Field(ge=0)] | Annotated[str, StringConstraints(pattern=r"^[0-9]+%$")]
+
+"""A number of pods, or a percentage of them."""
+
+
 class PodDisruptionBudget(Values):
     """PodDisruptionBudget, which is created when there are several replicas."""
 
-    min_available: int | str | None = Field(
+    min_available: Count | None = Field(
         default=None, description="Minimum number or percentage of available pods."
     )
-    max_unavailable: int | str | None = Field(
+    max_unavailable: Count | None = Field(
         default=None, description="Maximum number or percentage of unavailable pods. Defaults to 1."
     )
 
