@@ -67,6 +67,20 @@ def test_workflows_have_minimal_rights() -> None:
                 assert "${{" not in step.get("run", ""), "text of an event would be run"
 
 
+def test_a_released_chart_names_the_repository_that_publishes_it(tmp_path: Path) -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/release.yaml").read_text())
+    (step,) = [s for s in workflow["jobs"]["chart"]["steps"] if "Chart.yaml" in s.get("name", "")]
+    chart = tmp_path / "charts" / "prefect-hamilton"
+    shutil.copytree(ROOT / "charts" / "prefect-hamilton", chart)
+    url = "https://git.example.org/team/prefect-hamilton"
+
+    subprocess.run(["bash", "-ec", step["run"]], cwd=tmp_path, env={"URL": url}, check=True)
+
+    metadata = yaml.safe_load((chart / "Chart.yaml").read_text())
+    before = yaml.safe_load((ROOT / "charts" / "prefect-hamilton" / "Chart.yaml").read_text())
+    assert metadata == {**before, "home": url, "sources": [url]}
+
+
 def test_the_custom_managers_of_renovate_match() -> None:
     """Their patterns find something in each file that they name."""
     found = {}
