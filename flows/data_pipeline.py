@@ -413,7 +413,7 @@ def _require_quality(
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in report["reasons"].items())
     raise DataQualityError(
         f"Rejected {report['rows_rejected']:,} of {report['rows_read']:,} records "
-        f"({ratio:.1%}; at most {max_rejected_ratio:.1%} may be): {reasons}. Nothing was loaded; "
+        f"({ratio:.1%}; the maximum is {max_rejected_ratio:.1%}): {reasons}. Nothing was loaded; "
         f"{_kept(report['rows_rejected'], target)}"
     )
 
@@ -424,7 +424,7 @@ def _kept(rejected: int, target: Target) -> str:
     if rejected <= QUARANTINE_LIMIT:
         return f"the rejected records are in {table}"
     more = rejected - QUARANTINE_LIMIT
-    return f"the first {QUARANTINE_LIMIT:,} are in {table}, {more:,} more are not kept"
+    return f"the first {QUARANTINE_LIMIT:,} are in {table}, {more:,} more were not kept"
 
 
 @best_effort("its summary")
@@ -508,7 +508,7 @@ def _quality_markdown(checked: Checked, target: Target) -> str:
             *(f"| {reason} | {count:,} |" for reason, count in report["reasons"].items()),
         ]
     else:
-        lines.append(f"All {report['rows_read']:,} records keep every rule.")
+        lines.append(f"All {report['rows_read']:,} records satisfy every rule.")
     lines.append("")
     if report["gaps"]:
         lines += [
@@ -528,7 +528,11 @@ def _quality_markdown(checked: Checked, target: Target) -> str:
         lines.append("No gaps in time.")
     if report["unknown_metrics"]:
         names = ", ".join(_cell(name) for name in report["unknown_metrics"])
-        lines += ["", f"Not in the metric dimension, so without unit and range check: {names}."]
+        lines += [
+            "",
+            "These metrics have no unit and no range check, because they are not in the metric "
+            f"dimension: {names}.",
+        ]
     return "\n".join(lines)
 
 
@@ -646,7 +650,10 @@ def _other_runs() -> str:
         )
         if found:
             return f"other runs of this flow are running: {', '.join(run.name for run in found)}"
-    return f"no other run of this flow is running: one that was killed holds it {WRITE_LEASE:.0f} s"
+    return (
+        "no other run of this flow is running; a killed run holds its slot for up to "
+        f"{WRITE_LEASE:.0f} s"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

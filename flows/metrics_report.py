@@ -99,7 +99,7 @@ def publish_report(target: Target, upstream_flow_run_id: UUID | None) -> str:
             # "Once" binds the trigger; a person who asks for the latest load gets a report.
             if upstream_flow_run_id is not None and not earlier.empty:
                 reporter = earlier["flow_run_id"].iloc[0]
-                return f"Flow run {upstream} has its report already, from flow run {reporter}"
+                return f"Flow run {reporter} has already reported on flow run {upstream}"
             rows, months = _loaded(connection, target, load)
             metrics.rows_read = len(rows) + len(months)
             create_markdown_artifact(

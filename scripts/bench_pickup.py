@@ -74,7 +74,7 @@ def _client(kind_name: str) -> Iterator[SyncPrefectClient]:
         else:
             noted = local_profile.running(local_profile.state_folder())
             if noted is None:
-                typer.echo("The local profile is not running: make up", err=True)
+                typer.echo("The local profile is not running: run make up", err=True)
                 raise typer.Exit(1)
             settings = {
                 PREFECT_API_URL: noted.profile.api_url,

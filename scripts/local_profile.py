@@ -86,7 +86,7 @@ class Profile(BaseModel, frozen=True):
         user, colon, password = text.partition(":")
         if not (user and colon and password and text.isascii() and text.isprintable()):
             raise ProfileError(
-                f"{path} holds no user:password: remove it, and the next make up writes a new one."
+                f"{path} does not contain user:password: remove it, and make up creates a new one."
             )
         return text
 

@@ -67,8 +67,8 @@ def is_held_out(model_data: pd.DataFrame, validation_user_ids: list[int]) -> pd.
     unknown = sorted(set(validation_user_ids) - people)
     if unknown:
         raise SplitError(
-            f"No absences of the validation user ids {_listed(unknown)} in the data; "
-            f"there are {_listed(sorted(people))}"
+            f"The data has no absences of the validation user ids {_listed(unknown)}; "
+            f"it has those of {_listed(sorted(people))}"
         )
     if not validation_user_ids:
         raise SplitError("No validation user ids: a model can be judged only on people held out")

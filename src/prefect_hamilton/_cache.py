@@ -46,7 +46,9 @@ class _Records:
         try:
             return (self._store.read(path).result,) if self._store.exists(path) else None
         except Exception as error:
-            run_logger().warning("A cached result cannot be read, so it is computed: %r", error)
+            run_logger().warning(
+                "A cached result cannot be read, so it is computed again: %r", error
+            )
             return None
 
     def _write(self, key: str, value: Any) -> None:

@@ -35,7 +35,7 @@ def best_effort(what: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
                 return function(*args, **kwargs)
             except Exception as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                get_run_logger().warning("The run goes on without %s (%s)", what, reason)
+                get_run_logger().warning("The run continues without %s (%s)", what, reason)
                 return None
 
         return attempt

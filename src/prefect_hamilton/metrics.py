@@ -80,14 +80,18 @@ def _export(metrics: TaskMetrics) -> None:
         sent = _collector().send(metrics, flow_run.get_flow_name() or "")
     except ImportError:
         logger.warning(
-            "Task metrics are not sent: OpenTelemetry is missing, install the dependency group otlp"
+            "Task metrics are not sent: OpenTelemetry is not installed: install the dependency group otlp"
         )
         return
     except Exception as error:  # whatever OpenTelemetry makes of its environment variables
-        logger.warning("Task metrics are not sent: %s; the run goes on without", mask(repr(error)))
+        logger.warning(
+            "Task metrics are not sent: %s; the run continues without them", mask(repr(error))
+        )
         return
     if not sent:
-        logger.warning("Task metrics did not reach the OTLP endpoint; the run goes on without")
+        logger.warning(
+            "Task metrics did not reach the OTLP endpoint; the run continues without them"
+        )
 
 
 class _Collector:

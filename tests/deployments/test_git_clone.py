@@ -218,7 +218,7 @@ def test_private_submodules_are_cloned_with_the_same_token_on_request(
     [
         ("private/closed", {"FLOWS_ACCESS_TOKEN": "not-the-token"}, "refuses the credential"),
         ("private/locked", {}, "refuses the credential"),
-        ("absent", {}, "there is no such repository"),
+        ("absent", {}, "the repository does not exist"),
         ("public", {"FLOWS_BRANCH": "no-such-branch"}, "it has no branch or tag no-such-branch"),
         ("other", {"FLOWS_COMMIT": 40 * "a"}, f"it has no commit {40 * 'a'}"),
     ],

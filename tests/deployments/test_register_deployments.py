@@ -222,7 +222,7 @@ def test_an_ambiguous_submodules_setting_is_refused(tmp_path: Path) -> None:
         "FLOWS_SUBMODULES": "false",
     }
     code, output = register("nightly", folder=tmp_path, environment=environment)
-    assert (code, output) == (1, "bootstrap: FLOWS_SUBMODULES may be true or left unset.\n")
+    assert (code, output) == (1, "bootstrap: FLOWS_SUBMODULES must be true or unset.\n")
 
 
 @pytest.fixture(scope="module")

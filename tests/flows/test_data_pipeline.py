@@ -100,7 +100,7 @@ def test_the_artifacts_explain_the_result(duckdb_warehouse: str) -> None:
     assert found["pipeline-load-progress"].data == 100.0
     summary = str(found["pipeline-summary"].data)
     assert "# warehouse.test.metrics" in summary
-    assert "All 5,844 records keep every rule." in summary
+    assert "All 5,844 records satisfy every rule." in summary
     assert duckdb_warehouse in str(found["pipeline-link"].data)
     for task in ("validate-metrics", "transform-metrics"):
         assert "data:image/png;base64," in str(found[f"hamilton-dag-{task}"].data)
@@ -298,7 +298,7 @@ def test_a_wrong_argument_is_one_line_with_an_exit_code(
 def test_the_help_of_the_command_describes_each_parameter(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         data_pipeline.main(["--help"])
     printed = " ".join(capsys.readouterr().out.split())
     for name, field in enterprise_data_pipeline.parameters.properties.items():

@@ -318,7 +318,7 @@ def test_a_worker_starts_nothing_for_an_ended_run(pods: Pods, end: str, type: St
     code, output = pods.execute(run)
 
     assert code == 0, output
-    assert f"it has ended already, in state '{before.name}'" in output
+    assert f"it has already ended, in state '{before.name}'" in output
     after = pods.state(run)
     assert (after.type, after.name, after.message) == (before.type, before.name, before.message)
     assert after.data == before.data

@@ -443,7 +443,7 @@ def test_large_and_unknown_values_are_not_summarised(
         for attribute in body.get("attributes", [])
     }
     assert shown == {
-        "numbers": "DataFrame of 300000 rows and 2 columns (number, half), not summed up",
+        "numbers": "DataFrame of 300000 rows and 2 columns (number, half), not summarized",
         "mixed": "dict of 3 items, not kept",
         "text": "str of 20000 characters, not kept",
     }

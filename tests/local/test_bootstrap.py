@@ -543,14 +543,14 @@ def test_a_wrong_file_is_refused_without_quoting_it(
         (
             "state.yaml",
             "variables:\n- {name: x, value: 1}\nvariables: []\n",
-            "the key variables is there twice",
+            "the key variables appears twice",
         ),
         (
             "state.yaml",
             "variables: [{name: x, 'name': y, value: 1}]",
-            "the key name is there twice",
+            "the key name appears twice",
         ),
-        ("template.json", '{"variables": {"a": 1, "a": 2}}', "the key a is there twice"),
+        ("template.json", '{"variables": {"a": 1, "a": 2}}', "the key a appears twice"),
         ("template.json", '{"variables": {"a": NaN}}', "variables.a: Input should be a finite"),
         ("template.yaml", "variables: &a [*a]", "cyclic reference"),
         ("template.yaml", 2000 * "[" + 2000 * "]", "nested too deeply"),

@@ -47,7 +47,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalProfile]:
     try:
         started = profile.up()
         assert started.returncode == 0, started.stdout + started.stderr
-        assert "4 deployments in local-process-pool" in started.stdout
+        assert "4 deployments in the work pool local-process-pool" in started.stdout
         profile.log_in()
         yield profile
     finally:

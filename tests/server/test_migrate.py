@@ -221,7 +221,7 @@ def test_an_interrupted_first_migration_starts_again(postgres: str, migrated: Da
     code, output = database.run(*MIGRATE)
 
     assert code == 1
-    assert "did not end, yet it holds flows: drop the table" in output
+    assert "was not completed, but the database contains flows: drop the table" in output
     assert "Traceback" not in output
     assert database.query("SELECT name FROM flow") == [("mine",)]
     with database.connected() as connection:

@@ -127,7 +127,7 @@ TAKEN = {
     drained: "EvictionByEvictionAPI, Eviction API: evicting",
     lost_with_its_node: "container 'prefect-job' ended with exit code 255 (Unknown)",
     unanswered: "the Prefect API did not answer the pod",
-    gone: "the pod is gone",
+    gone: "the pod no longer exists",
 }
 
 

@@ -218,7 +218,9 @@ async def _hamilton_project(
     url = os.environ.get("HAMILTON_API_URL", DEFAULT_HAMILTON_URL)
     username = project.username.resolve(os.environ)
     if username is None:
-        raise BootstrapError(f"{project.username.from_env} is not set: the Hamilton UI's user.")
+        raise BootstrapError(
+            f"{project.username.from_env} is not set: set it to a user of the Hamilton UI."
+        )
     await _wait(lambda: _probe_hamilton(url), timeout)
     key = os.environ.get("HAMILTON_API_KEY")
     ensure = partial(hamilton.ensure_project, other_users=tuple(project.users))
@@ -239,7 +241,7 @@ def base_job_template(pool: WorkPool, tracking: Mapping[str, str]) -> dict[str, 
     """Return the file's template or the worker type's own, with the pool's overrides."""
     if pool.base_job_template is not None:
         for name in unset(pool.base_job_template):
-            raise BootstrapError(f"{name} is not set: a base job template names it.")
+            raise BootstrapError(f"{name} is not set, but a base job template refers to it.")
         template: dict[str, Any] = resolve(pool.base_job_template)
     else:
         worker = BaseWorker.get_worker_class_from_type(pool.type)
@@ -417,7 +419,7 @@ async def _deployment(client: PrefectClient, deployment: Deployment, record: NoR
         )
     except (ImportError, MissingFlowError) as error:
         raise BootstrapError(
-            f"Deployment {deployment.name}: {deployment.entrypoint} is no flow of this image "
+            f"Deployment {deployment.name}: {deployment.entrypoint} is not a flow in this image "
             f"({error})."
         ) from None
     name = f"{flow.name}/{deployment.name}"

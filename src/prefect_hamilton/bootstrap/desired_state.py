@@ -2,7 +2,7 @@
 
 Several files may be given. Their lists are joined; an entry of a later file replaces the whole
 entry of the same name in an earlier one, so that a profile adds to, or changes, what all share.
-Within a file, two entries of one name are an error, and so is a key that is there twice.
+Within a file, two entries of one name are an error, and so is a key that appears twice.
 """
 
 import json
@@ -247,8 +247,8 @@ def load_repository(path: Path) -> DesiredState:
     state = load([path])
     for field in sorted(state.model_fields_set.difference(REPOSITORY_MAY_HAVE)):
         raise BootstrapError(
-            f"{path.name}: {field}: a repository of flows may have "
-            f"{', '.join(REPOSITORY_MAY_HAVE)}; move the rest to the chart's bootstrap.state."
+            f"{path.name}: {field}: a flows repository may only have "
+            f"{', '.join(REPOSITORY_MAY_HAVE)}: move the rest to the chart's bootstrap.state."
         )
     return state
 
@@ -336,7 +336,7 @@ def _refuse_two_of_one_name(path: Path, field: str, entries: Any) -> None:
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML, in which a key that is there twice is an error instead of the last one's value."""
+    """YAML, in which a key that appears twice is an error instead of the last one's value."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Look at the keys as they are written, before `<<` adds others."""
@@ -347,7 +347,7 @@ class _YamlLoader(yaml.SafeLoader):
                 continue
             if (key.tag, key.value) in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
+                    problem=f"the key {key.value} appears twice", problem_mark=key.start_mark
                 )
             seen.add((key.tag, key.value))
         return node
@@ -356,7 +356,7 @@ class _YamlLoader(yaml.SafeLoader):
 def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, number in Counter(key for key, _ in pairs).items():
         if number > 1:
-            raise ValueError(f"the key {key} is there twice")
+            raise ValueError(f"the key {key} appears twice")
     return dict(pairs)
 
 

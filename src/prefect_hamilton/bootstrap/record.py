@@ -60,7 +60,8 @@ class Record(NoRecord):
             raise BootstrapError(f"{path} cannot be read: {error.strerror}.") from error
         except ValueError as error:
             raise BootstrapError(
-                f"{path} is damaged ({error}): remove it; what differs then stays as it is."
+                f"{path} is damaged ({error}): remove it; objects that differ from the files "
+                "are then kept."
             ) from error
 
     def merge(

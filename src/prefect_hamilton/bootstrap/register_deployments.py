@@ -53,12 +53,12 @@ def register(names: list[str]) -> int:
     """
     for name in ("FLOWS_REPOSITORY", "FLOWS_REF"):
         if not os.environ.get(name):
-            raise BootstrapError(f"{name} is not set: it says what to clone.")
+            raise BootstrapError(f"{name} is not set: it must name what to clone.")
     repository, ref = os.environ["FLOWS_REPOSITORY"], os.environ["FLOWS_REF"]
     check_credential(repository)
     if os.environ.get("FLOWS_SUBMODULES") not in (None, "", "true"):
         # To git_clone any text but the empty one is true.
-        raise BootstrapError("FLOWS_SUBMODULES may be true or left unset.")
+        raise BootstrapError("FLOWS_SUBMODULES must be true or unset.")
     named = {"FLOWS_COMMIT": ref.lower()} if COMMIT.fullmatch(ref) else {"FLOWS_BRANCH": ref}
     with tempfile.TemporaryDirectory() as folder:
         checkout = clone(repository, Path(folder), named)
@@ -98,9 +98,9 @@ def check_credential(repository: str) -> None:
     """
     if holds_credential(repository):
         raise BootstrapError(
-            "FLOWS_REPOSITORY holds a credential, which would be stored with each deployment for "
-            "all to read: set the address without it, and GIT_ACCESS_TOKEN to the token (the "
-            "chart's value is flows.gitCredential). An @ in the path is written as %40."
+            "FLOWS_REPOSITORY contains a credential, which would be stored with each deployment, "
+            "where every user can read it: remove it from the address, and set GIT_ACCESS_TOKEN to "
+            "the token (the chart's value is flows.gitCredential). Write an @ in the path as %40."
         )
     if os.environ.get("GIT_ACCESS_TOKEN") and not repository.lower().startswith("https://"):
         typer.echo(

@@ -40,7 +40,7 @@ async def take_up(client: PrefectClient, flow_run_id: UUID, *, is_only_pod: bool
     if (earned := earned_state(states)) is not None:
         if states[-1].id != earned.id:
             await restore(client, flow_run_id, earned)
-        raise NotWaitedForError(f"it has ended already, in state {earned.name!r}", exit_code=0)
+        raise NotWaitedForError(f"it has already ended, in state {earned.name!r}", exit_code=0)
     if not is_only_pod or (began := beginning(states)) is None:
         return
     if states[-1].is_scheduled():

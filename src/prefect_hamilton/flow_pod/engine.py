@@ -135,7 +135,7 @@ def _is_git_server_away(error: BaseException) -> bool:
 def _log_git_failure(flow_run: FlowRun, attempt: RetryCallState) -> None:
     if attempt.outcome and (error := attempt.outcome.exception()):
         _prefect.flow_run_logger(flow_run).warning(
-            "Cannot clone: %s. Trying again, for %g s in all.",
+            "Cannot clone: %s. Retrying for %g s in total.",
             pull_errors.explain_wait(error),
             outages.git_seconds(),
         )

@@ -363,13 +363,13 @@ async def take_up(flow_run_id: UUID, termination: Termination) -> FlowRun | int:
             flow_run = await client.read_flow_run(flow_run_id)
             await attempt.take_up(client, flow_run_id, is_only_pod=is_only_pod)
         except attempt.NotWaitedForError as error:
-            logger.info("The flow is not run: %s.", error)
+            logger.info("The flow is not started: %s.", error)
             return error.exit_code
         except Exception as error:
             if (sentence := outages.explain(error)) is None:
                 raise
             # No state: the worker, which learns of the end by Kubernetes, schedules the run again.
-            logger.error("The flow is not run: %s", sentence)
+            logger.error("The flow is not started: %s", sentence)
             return NO_ANSWER
     return flow_run
 

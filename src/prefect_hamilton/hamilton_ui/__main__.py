@@ -67,7 +67,7 @@ def prune(
 
     if stale_hours:
         ended = database.end_stale_runs(timedelta(hours=stale_hours))
-        logger.info("ended %d stale runs", ended)
+        logger.info("marked %d stale runs as failed", ended)
     if keep_days:
         deleted = database.delete_runs(timedelta(days=keep_days))
         logger.info("deleted %d old runs", deleted)

@@ -102,15 +102,15 @@ async def migrate(lock_seconds: float) -> None:
         sys.exit(f"PostgreSQL at {where} did not answer for {WAIT_SECONDS} s: {error}")
     except LockHeldError as error:
         sys.exit(
-            f"The schema in {where} was not brought up to date: its lock has been held for "
-            f"{lock_seconds:g} s by {error}: wait until that pod has ended, or end what it left in "
-            "PostgreSQL with pg_terminate_backend()."
+            f"The schema in {where} was not migrated: its lock has been held for "
+            f"{lock_seconds:g} s by {error}: wait until that pod has ended, or terminate its "
+            "session in PostgreSQL with pg_terminate_backend()."
         )
     except FATAL as error:
         sys.exit(f"PostgreSQL at {where} refuses user {database.user}: {error}")
     except sa.exc.DBAPIError as error:
         sys.exit(
-            f"The schema in {where} cannot be brought up to date: {reason(error)}. If an earlier "
+            f"The schema in {where} cannot be migrated: {reason(error)}. If an earlier "
             "migration was interrupted, drop the index that already exists and start again, or "
             "restore the backup."
         )
@@ -140,10 +140,10 @@ async def mark_first(connection: AsyncConnection, where: str) -> None:
         is_used = sa.text("SELECT EXISTS (SELECT FROM flow)")
         if "flow" in tables and await connection.scalar(is_used):
             sys.exit(
-                f"The first migration of {where} did not end, yet it holds flows: drop the table "
-                f"{FIRST.name} to migrate what is there, or restore a backup."
+                f"The first migration of {where} was not completed, but the database contains "
+                f"flows: drop the table {FIRST.name} to migrate it as it is, or restore a backup."
             )
-        print(f"The first migration of {where} did not end: it begins again.", flush=True)
+        print(f"The first migration of {where} was interrupted: it starts again.", flush=True)
         await connection.execute(sa.text(EMPTY))
     elif not tables:
         await connection.execute(CreateTable(FIRST))

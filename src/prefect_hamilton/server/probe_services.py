@@ -24,7 +24,7 @@ def main() -> None:
     try:
         found = server.zrange(WORKERS, 0, -1, withscores=True)
     except redis.ResponseError as error:
-        print(f"Taken for alive: {WORKERS} is of another form ({error}).")
+        print(f"Assumed alive: {WORKERS} has another form ({error}).")
         return
     except redis.RedisError as error:
         sys.exit(f"Valkey does not answer: {error}")
@@ -42,7 +42,7 @@ def judge(heartbeats: Mapping[str, float], host: str, now: float) -> tuple[bool,
     """Whether the host is alive, and what there is to say, from when each worker last was."""
     known = {name: seconds for name, seconds in heartbeats.items() if "#" in name}
     if not known:
-        return True, f"Taken for alive: {WORKERS} holds no heartbeat of the form host#pid."
+        return True, f"Assumed alive: {WORKERS} contains no heartbeat of the form host#pid."
     newest = max((at for name, at in known.items() if name.split("#")[0] == host), default=0.0)
     if newest < now - MAX_AGE_SECONDS:
         return False, f"No heartbeat of {host} in the last {MAX_AGE_SECONDS} s."

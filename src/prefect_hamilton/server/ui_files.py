@@ -106,7 +106,7 @@ def _with_pictures(page: Path) -> str:
         raise UiError(f"{page}: {error.strerror}") from error
     own = OWN_SCRIPT.search(html)
     if len(HEAD.findall(html)) != 1 or own is None or PICTURES.name in html:
-        raise UiError(f"{page} does not begin as the page of an unchanged UI does")
+        raise UiError(f"{page} does not start like the page of an unmodified UI")
     if other := THIRD_PARTY.search(html):
         raise UiError(f"{page} loads {other.group()} from a third party")
     added = (

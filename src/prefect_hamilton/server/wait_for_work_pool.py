@@ -61,8 +61,8 @@ def main() -> None:
     pool = parser.parse_args().pool
     with client() as api:
         if reason := wait(api, pool):
-            sys.exit(f"Work pool {pool} was not there after {WAIT_SECONDS} s. {reason}")
-    print(f"Work pool {pool} is there.")
+            sys.exit(f"The work pool {pool} did not exist after {WAIT_SECONDS} s. {reason}")
+    print(f"The work pool {pool} exists.")
 
 
 if __name__ == "__main__":

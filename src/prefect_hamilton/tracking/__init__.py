@@ -105,7 +105,7 @@ def track(
             cause = str(error) if isinstance(error, HamiltonError) else repr(error)
             logger.warning(
                 "Hamilton UI tracking is off for the rest of this flow run: %s. "
-                "The flow goes on without it.",
+                "The flow continues without it.",
                 cause,
             )
 

@@ -50,8 +50,8 @@ _PRINTED = (
 )
 _CODE = frozenset({"nodes", "code_artifacts", "code_log", "html"})
 _HIDDEN = (
-    "message not kept, for an input of this run holds a password or the query of a URL; "
-    "the flow run's log has it"
+    "message not stored, because an input of this run contains a password or the query of a "
+    "URL; see the log of the flow run"
 )
 
 
@@ -85,7 +85,7 @@ class Shown:
         if isinstance(value, pd.DataFrame | pd.Series | np.ndarray):
             if not constants.CAPTURE_DATA_STATISTICS:  # then it is the schema that is shown
                 return value[:HEAD]
-            return f"{_what(value)}, not summed up" if _is_large(value) else value
+            return f"{_what(value)}, not summarized" if _is_large(value) else value
         if not constants.CAPTURE_DATA_STATISTICS:
             return value
         if isinstance(value, list):

@@ -55,7 +55,7 @@ def _saved_url() -> str | None:
             f"again or set {URL_VARIABLE}"
         ) from None
     if not isinstance(value, str):
-        raise WarehouseError(f"The Secret block {URL_BLOCK} does not hold a text: save it again")
+        raise WarehouseError(f"The Secret block {URL_BLOCK} does not contain text: save it again")
     return value
 
 

@@ -19,7 +19,7 @@ from prefect_hamilton.states import propose
 from prefect_hamilton.worker import attempts, kubernetes, unstarted
 
 DELETED = "Its Job was deleted."
-FAILED = "Its pod failed, and nothing has reported the end of the flow."
+FAILED = "Its pod failed, and the end of the flow was not reported."
 
 
 def install() -> None:

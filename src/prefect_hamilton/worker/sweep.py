@@ -38,8 +38,8 @@ INTERVAL_SECONDS = 60
 GRACE_SECONDS = 120
 """How long a run may be without a Job: a worker that took it up may be slow to make it."""
 
-NO_JOB = "No Job was made for it within {} seconds."
-GONE = "Its Job ended or is gone, and nothing has reported the end of the flow."
+NO_JOB = "No Job was created for it within {} seconds."
+GONE = "Its Job has ended or no longer exists, and the end of the flow was not reported."
 
 
 class Sweep:
@@ -70,7 +70,7 @@ class Sweep:
                     await self.sweep()
                 except Exception as error:
                     self._logger.warning(
-                        "Flow runs without a Job were not looked for: %s: %s",
+                        "Could not look for flow runs without a Job: %s: %s",
                         type(error).__name__,
                         error,
                     )

@@ -38,7 +38,7 @@ def verdict(states: Sequence[State[Any]], job: V1Job | None, pods: Iterable[V1Po
     pods = list(pods)
     if (reason := _own_reason(job, pods)) is not None:
         return Crashed(message=f"{NOT_STARTED}: {reason}.")
-    reason = next((each for pod in pods if (each := _taken_by(pod))), "the pod is gone")
+    reason = next((each for pod in pods if (each := _taken_by(pod))), "the pod no longer exists")
     tries = 1 + _tries_before(states)
     if tries < MAX_TRIES:
         return rescheduled(f"{NOT_STARTED}: {reason}. Try {tries} of {MAX_TRIES}.")

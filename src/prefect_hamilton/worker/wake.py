@@ -70,5 +70,5 @@ class Wake:
                     async for _ in events:
                         self._heard.set()
             except Exception as error:
-                self._logger.info("Events are not heard, the worker only polls: %r", error)
+                self._logger.info("The worker receives no events and only polls: %r", error)
             await anyio.sleep(RECONNECT_SECONDS)

@@ -125,7 +125,7 @@ class Worker(KubernetesWorker):  # type: ignore[misc]
                 await propose(self.client, flow_run.id, waits, states[-1].id)
         except httpx.HTTPError:
             # The sweep finds the run when the API is back.
-            self._logger.warning("Flow run could not be put back.", exc_info=True)
+            self._logger.warning("Flow run could not be rescheduled.", exc_info=True)
 
     async def run(
         self,
@@ -150,7 +150,7 @@ class Worker(KubernetesWorker):  # type: ignore[misc]
         if attempts.is_waited_for(states, attempt):
             return True
         self.get_flow_run_logger(flow_run).warning(
-            "No Job is made for flow run '%s': it does not wait for this worker any more.",
+            "No Job is created for flow run '%s': it no longer waits for this worker.",
             flow_run.id,
         )
         earned = attempts.ended_before(states, attempt)
