@@ -6,7 +6,7 @@ written with.
 
 Three rules hold for every source:
 
-- It is bounded: `Limits` says in which time and up to which size it is read.
+- It is bounded: `Limits` sets the maximum time and size.
 - Compression (gzip, bzip2, xz, Zstandard, ZIP) is recognized by a file's first bytes, not by its
   name or a header, because web servers and stores label it both ways.
 - A redirect or a next page may lead to another host on the internet. It may lead to a private,
@@ -55,7 +55,7 @@ SAMPLES: Samples = {"seattle-weather": Path(__file__).parent / "data" / "seattle
 OBJECT_STORES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 COLUMNS = ["time", "metric", "value"]
 
-# Seconds. A server that sends nothing for this long is given up; the task then tries again.
+# Seconds. After this time without data, the request fails and the task is retried.
 CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 60.0
 MAX_PAGES = 10_000
@@ -65,7 +65,7 @@ MEGABYTE = 1_000_000
 
 MALFORMED = "a malformed URL"
 
-# Requests to try again: the server says so itself, or it failed.
+# Status codes to retry: the server asks for it, or failed.
 _TEMPORARY = {408, 425, 429}
 
 _FORMATS_BY_SUFFIX = {
@@ -104,17 +104,17 @@ class ExtractError(Exception):
 
 
 class SourceUnavailableError(ExtractError):
-    """A source that cannot be reached now; the same may work a moment later."""
+    """The source is unavailable now; a retry may succeed."""
 
     retry = True
 
 
 class UnsupportedUrlError(ExtractError):
     """
-    A URL that nothing here can read.
+    A URL of an unsupported kind.
 
-    Trying again does not help. It is done all the same, so that a run with
-    `source_url=invalid://url` shows, without any server, what the retries of a task look like.
+    A retry does not help, but the task retries it, so that a run with `source_url=invalid://url`
+    shows, without any server, what retries look like.
     """
 
     retry = True
@@ -481,7 +481,7 @@ class _Web:
 
 
 async def _reach(url: httpx.URL) -> set[str]:
-    """Tell from where the addresses of a URL's host can be reached; empty for an unknown host."""
+    """Return from where the addresses of a URL's host can be reached; empty for an unknown host."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
             url.raw_host.decode("ascii"), None, type=socket.SOCK_STREAM
@@ -539,7 +539,7 @@ def _next_page(document: _Document, response: httpx.Response) -> httpx.URL | Non
 
 
 def _format_of(document: _Document) -> str:
-    """Tell the format by the name's suffix (compression aside), else by the content type."""
+    """Return the format from the suffix of the name, without that of a compression, or the type."""
     suffixes = PurePosixPath(document.name).suffixes
     if suffixes and fsspec.utils.infer_compression(document.name):
         suffixes.pop()

@@ -1,4 +1,4 @@
-"""Bounds of a source, apart from what reads it: flows name them without importing pandas."""
+"""Limits of a source, in a separate module so that flows can import them without pandas."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ DEFAULT_MEGABYTES = 100
 @dataclass(frozen=True)
 class Limits:
     """
-    Bounds of one source, with all its pages.
+    Limits of one source, with all its pages.
 
     Args:
         seconds: Time to read a source over the network, from the first look-up of its address to

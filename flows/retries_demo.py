@@ -44,7 +44,7 @@ def ui_walkthrough_retries(should_fail: bool = False) -> dict[str, str] | State[
     """
     Show how Prefect retries tasks.
 
-    As it comes, the run succeeds after a retry. With `should_fail` both tasks exhaust their retries
+    By default, the run succeeds after a retry. With `should_fail`, both tasks exhaust their retries
     and the run fails.
 
     Args:
@@ -52,7 +52,7 @@ def ui_walkthrough_retries(should_fail: bool = False) -> dict[str, str] | State[
 
     """
     states = {
-        # The second task runs whatever became of the first: a run shows both.
+        # The second task runs even if the first fails, so that a run shows both.
         "flaky_transform": flaky_transform(should_fail, return_state=True),
         "optional_failure": optional_failure(should_fail, return_state=True),
     }

@@ -216,8 +216,8 @@ def test_private_submodules_are_cloned_with_the_same_token_on_request(
 @pytest.mark.parametrize(
     ("path", "environment", "cause"),
     [
-        ("private/closed", {"FLOWS_ACCESS_TOKEN": "not-the-token"}, "refuses the credential"),
-        ("private/locked", {}, "refuses the credential"),
+        ("private/closed", {"FLOWS_ACCESS_TOKEN": "not-the-token"}, "rejects the credential"),
+        ("private/locked", {}, "rejects the credential"),
         ("absent", {}, "the repository does not exist"),
         ("public", {"FLOWS_BRANCH": "no-such-branch"}, "it has no branch or tag no-such-branch"),
         ("other", {"FLOWS_COMMIT": 40 * "a"}, f"it has no commit {40 * 'a'}"),

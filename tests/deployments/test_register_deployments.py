@@ -94,7 +94,7 @@ def test_a_clone_is_retried_after_a_brief_git_server_failure(
         (
             "private/register",
             {"FLOWS_REF": "main", "GIT_ACCESS_TOKEN": "not-the-token"},
-            "refuses the credential",
+            "rejects the credential",
         ),
         ("register-absent", {"FLOWS_REF": 40 * "a"}, f"it has no commit {40 * 'a'}"),
         (
@@ -256,7 +256,7 @@ def test_an_address_with_a_credential_is_refused_without_quoting_it(
     }
     done = typer.testing.CliRunner().invoke(app, ["register", "nightly"], env=environment)
     assert done.exit_code == 1
-    assert done.output.startswith("bootstrap: FLOWS_REPOSITORY holds a credential")
+    assert done.output.startswith("bootstrap: FLOWS_REPOSITORY contains a credential")
     assert done.output.count("\n") == 1
     for word in ("robot", "hunter", "zebra"):
         assert word not in done.output
@@ -292,7 +292,7 @@ def test_a_refused_token_is_not_shown(
     done = typer.testing.CliRunner().invoke(app, ["register", "nightly"], env=environment)
     output = done.output + "".join(capfd.readouterr())
     assert done.exit_code == 1
-    assert "refuses the credential" in output
+    assert "rejects the credential" in output
     for word in ("hunter", "zebra", quote(token, safe="")):
         assert word not in output
 

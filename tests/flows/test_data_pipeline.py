@@ -136,7 +136,7 @@ def test_too_many_bad_records_fail_the_run_with_the_counts(
     state = run(source_url=url)
     assert state.is_failed()
     assert state.message == (
-        "Rejected 6 of 100 records (6.0%; at most 5.0% may be): 6 value is above the metric's "
+        "Rejected 6 of 100 records (6.0%; the maximum is 5.0%): 6 value is above the metric's "
         "maximum. Nothing was loaded; the rejected records are in warehouse.prod.metrics_quarantine"
     )
     assert len(read(duckdb_warehouse, "quarantine")) == 6
@@ -158,7 +158,7 @@ def test_the_quarantine_keeps_only_the_first_records_of_a_bad_file(
     url = source(tmp_path, bad)
     states = [run(source_url=url), run(source_url=url)]
     for state in states:
-        kept = "the first 5 are in warehouse.prod.metrics_quarantine, 7 more are not kept"
+        kept = "the first 5 are in warehouse.prod.metrics_quarantine, 7 more were not kept"
         assert str(state.message).endswith(f"Nothing was loaded; {kept}")
         assert kept in str(artifacts(run_id(state))["pipeline-summary"].data)
     assert sorted(read(duckdb_warehouse, "quarantine")["record_number"]) == [1, 2, 3, 4, 5]

@@ -130,7 +130,7 @@ def test_a_redirect_to_another_kind_of_address_is_not_followed(
     web_server: WebServer, target: str, kind: str
 ) -> None:
     url = web_server.serve("/r.csv", "", status=307, Location=target)
-    with pytest.raises(ExtractError, match=f"r.csv: it leads to http://.*, a {kind} address"):
+    with pytest.raises(ExtractError, match=f"r.csv: it refers to http://.*, a {kind} address"):
         read_records(url)
 
 

@@ -381,7 +381,7 @@ def test_no_part_of_a_password_reaches_the_hamilton_ui(
         "failing": "FAILURE"
     }
     assert MARK not in json.dumps(sent, ensure_ascii=False)
-    assert "ConnectionError: message not kept" in str(sent)
+    assert "ConnectionError: message not stored" in str(sent)
 
 
 def test_messages_of_exceptions_are_shown_where_no_input_holds_a_secret(
@@ -458,7 +458,7 @@ def test_nodes_are_tracked_after_the_time_limit_for_summaries(
     assert outcome.warnings == []
     in_ui = hamilton_run(hamilton_ui, outcome.urls[0])
     assert node_states(in_ui) == ALL_SUCCEEDED
-    assert "not summed up: the time" in str(in_ui["node_runs"])
+    assert "not summarized: the time" in str(in_ui["node_runs"])
 
 
 @pytest.mark.parametrize("tracked", [True, False])

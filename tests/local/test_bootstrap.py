@@ -241,7 +241,7 @@ def test_an_entrypoint_that_is_no_flow_of_the_image_is_one_sentence(
     state = REPORTS | {"deployments": [REPORT | {"entrypoint": entrypoint}]}
     done = apply(write(tmp_path / "state.yaml", state), f"{server.url}/api")
     assert done.returncode == 1
-    assert f"bootstrap: Deployment on-failure: {entrypoint} is no flow of this" in done.stderr
+    assert f"bootstrap: Deployment on-failure: {entrypoint} is not a flow in this" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 

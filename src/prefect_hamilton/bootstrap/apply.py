@@ -1,7 +1,7 @@
 """Bring a Prefect server and a Hamilton UI to the desired state; write only what differs.
 
-Nothing is removed, and what people add beside it (queues, other variables, a paused pool) stays.
-With a record of what was written last, what people changed since stays, too.
+Nothing is removed, and additions of users (queues, other variables, a paused pool) are kept. With a
+record of what was written last, changes that users made since are kept, too.
 """
 
 import os
@@ -74,7 +74,7 @@ class Change:
 
 
 class _NotYetThereError(Exception):
-    """The server does not answer yet; worth another try."""
+    """The server does not answer yet; a later attempt may succeed."""
 
 
 async def apply(
@@ -180,7 +180,7 @@ async def _probe_prefect(url: str) -> None:
     )
     if response.status_code == httpx.codes.UNAUTHORIZED:
         raise _unauthorized(url)
-    # The server's page answers 200 to any path.
+    # The server's UI answers 200 to any path.
     if response.status_code != httpx.codes.OK or not response.text.startswith('"'):
         raise BootstrapError(
             f"{url} is not a Prefect API ({response.status_code}): set PREFECT_API_URL to the "
@@ -431,7 +431,7 @@ async def _deployment(client: PrefectClient, deployment: Deployment, record: NoR
         "tags": deployment.tags,
         "job_variables": resolve(deployment.job_variables),
         "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
-        # What a deployment of this name had when it came from a repository of flows.
+        # Settings of a deployment of this name that was registered from a flows repository.
         "pull_steps": [],
         "path": None,
     }

@@ -1,4 +1,4 @@
-"""Why a deployment's pull steps failed, in one sentence for readers of the flow run."""
+"""Why a deployment's pull steps failed, in one sentence for users of the flow run."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ UNREACHABLE = (
     r"returned error: (?:429|5\d\d)|Could not resolve host|name resolution|Connection refused"
     r"|Connection reset|Failed to connect|timed out|hung up|early EOF|unexpected disconnect"
 )
-# What git says, the cause, the way out, the chart's value that it hangs on. The first match counts.
+# Pattern of git's output, cause, way out, and the chart's value to correct. The first match counts.
 CAUSES = (
     (
         r"(?:could not read (?:Username|Password)|Authentication failed) for 'http://",
@@ -71,7 +71,7 @@ CAUSES = (
 
 
 def explain(error: BaseException) -> str:
-    """Return the sentence for a flow run; no credential of a URL is in it."""
+    """Return the sentence for a flow run, without credentials of a URL."""
     if (failed := git_failure(error)) is None:
         return _words(error)
     # Only `git clone` names the repository; what follows is `git fetch origin COMMIT`.
@@ -84,13 +84,13 @@ def explain(error: BaseException) -> str:
 
 
 def explain_wait(error: BaseException) -> str:
-    """Return the cause alone, for a log line of a clone that is tried again."""
+    """Return only the cause, for the log message of a clone that is retried."""
     failed = git_failure(error)
     return _words(error) if failed is None else _diagnose(failed)[0]
 
 
 def explain_to_installer(error: BaseException, repository: str, ref: str) -> str:
-    """Return the sentence for who sets the chart's values; no credential of a URL is in it."""
+    """Return the sentence for the installer of the chart, without credentials of a URL."""
     if (failed := git_failure(error)) is None:
         return _words(error)
     cause, _, value = _diagnose(failed)
@@ -112,7 +112,7 @@ def is_unreachable(failed: subprocess.CalledProcessError) -> bool:
 
 
 def _diagnose(failed: subprocess.CalledProcessError) -> tuple[str, str, str]:
-    """Cause, way out and value; the last two are empty when git's words are not known."""
+    """Return cause, way out and value; the last two are empty if git's output is unknown."""
     stderr = strip_auth_from_urls_in_text(_stderr(failed))
     said = (stderr.strip().splitlines() or ["no message"])[-1].removeprefix("fatal: ")
     for pattern, cause, way_out, value in CAUSES:

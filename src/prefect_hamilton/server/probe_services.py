@@ -1,7 +1,7 @@
 """Whether the background services of this pod are alive: they leave a heartbeat in Valkey.
 
-Prefect does not document the key and the form of the heartbeats. Where they differ from those of
-Prefect 3.9.1, as they also do before the first heartbeat, the pod is taken to be alive.
+Prefect does not document the key and the form of the heartbeats. If they differ from those of
+Prefect 3.9.1, or before the first heartbeat, the pod is assumed to be alive.
 """
 
 import os
@@ -19,7 +19,7 @@ MAX_AGE_SECONDS = 60
 
 
 def main() -> None:
-    """Exit 0 unless the heartbeats say that no worker of this host is alive."""
+    """Exit 0 unless the heartbeats show that no worker of this host is alive."""
     server = redis.from_url(os.environ["PREFECT_SERVER_DOCKET_URL"], socket_timeout=5)
     try:
         found = server.zrange(WORKERS, 0, -1, withscores=True)
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def judge(heartbeats: Mapping[str, float], host: str, now: float) -> tuple[bool, str]:
-    """Whether the host is alive, and what there is to say, from when each worker last was."""
+    """Return whether the host is alive, and why, from the time of each worker's heartbeat."""
     known = {name: seconds for name, seconds in heartbeats.items() if "#" in name}
     if not known:
         return True, f"Assumed alive: {WORKERS} contains no heartbeat of the form host#pid."
