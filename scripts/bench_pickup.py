@@ -108,7 +108,7 @@ def _deployment(client: SyncPrefectClient, kind_name: str, clone: bool) -> Itera
 
 
 def _written() -> dict[str, Any]:
-    """Return a pull step that needs no Git: what a run takes when its code is in the image."""
+    """Return a pull step that needs no Git, to measure a run whose code is in the image."""
     source = (local_profile.ROOT / "scripts" / "no_op_flow.py").read_text()
     code = (
         "import pathlib; pathlib.Path('scripts').mkdir(); "

@@ -1,4 +1,4 @@
-"""The results that the flow runs of the demo must leave behind, beyond their states.
+"""The results that the flow runs of the demo must have, in addition to their states.
 
 These are rows and the load log in the warehouse, artifacts in Prefect, executions in the Hamilton
 UI, and the verdict on the model. Each check yields one sentence per missing or wrong result, and

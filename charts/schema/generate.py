@@ -1,9 +1,9 @@
 """
-Write what follows from the chart's values: values.yaml, values.schema.json, README table.
+Generate values.yaml, values.schema.json and the table in the README from the chart's values.
 
 Usage: python -m charts.schema.generate [--check]
 
-With --check nothing is written; the exit code is 1 when a file is not current.
+With --check, nothing is written, and the exit code is 1 if a file is out of date.
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ def values_schema() -> dict[str, Any]:
 
 
 def _require(model: type[BaseModel], instance: Any, defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema that refuses null where it takes a default away that templates need.
+    """Return a schema that rejects null for values whose default the templates need.
 
-    That is a section, a switch or a list that may not be empty; a key with nothing under it is such
-    a null. Other values may be null: Kubernetes takes that for nothing said.
+    These are sections, switches and lists that must not be empty; a key without content is null.
+    Other values may be null, which Kubernetes treats as not set.
     """
     required = []
     properties = {}
@@ -121,7 +121,7 @@ def _require(model: type[BaseModel], instance: Any, defaults: dict[str, Any]) ->
 
 
 def _strip(node: Any) -> None:
-    """Remove what values.yaml has: titles, defaults, examples. Close mappings with named keys."""
+    """Remove titles, defaults and examples, which are in values.yaml. Close mappings."""
     if isinstance(node, dict):
         for name, child in node.items():
             if name in {"properties", "$defs"}:
@@ -169,7 +169,7 @@ def _union(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def values_yaml() -> str:
-    """values.yaml: every default with its sentence; what recurs is explained where it is first."""
+    """Return values.yaml: every default with its description. Repeated keys are described once."""
     lines = [
         *HEADER.splitlines(),
     ]
@@ -234,7 +234,7 @@ def values_table() -> str:
 
 
 def documented() -> Iterator[tuple[str, str, str]]:
-    """Every value: its path, default as JSON and sentence."""
+    """Yield path, default as JSON and description of every value."""
     for path, field, default in _leaves(ChartValues, ChartValues()):
         value = json.dumps(_plain(default)) if default not in (None, "", {}, []) else ""
         yield path, value, " ".join((field.description or "").split())
@@ -259,7 +259,7 @@ def _leaves(
 
 
 def _is_inherited(model: type[BaseModel], alias: str) -> bool:
-    """Whether it is a pod setting, which `global` alone explains."""
+    """Whether it is a pod setting, which only `global` describes."""
     inherits = issubclass(model, PodSettings) and model is not Global
     return inherits and alias in _aliases(PodSettings)
 
@@ -269,7 +269,7 @@ def _aliases(model: type[BaseModel]) -> set[str]:
 
 
 def _fields(model: type[BaseModel], instance: Any) -> Iterator[tuple[str, FieldInfo, Any]]:
-    # What a class adds comes before what it inherits, in the order of its source.
+    # Fields of a class come before those that it inherits, in the order of its source.
     names = dict.fromkeys(
         name for base in model.__mro__ for name in vars(base).get("__annotations__", {})
     )
@@ -279,7 +279,7 @@ def _fields(model: type[BaseModel], instance: Any) -> Iterator[tuple[str, FieldI
 
 
 def _plain(value: Any) -> Any:
-    """Return a default as YAML has it; what is empty in a model is left out."""
+    """Return a default as in YAML, without the empty fields of a model."""
     if isinstance(value, BaseModel):
         fields = value.model_dump(by_alias=True)
         return {key: item for key, item in fields.items() if item not in (None, "", {}, [])}

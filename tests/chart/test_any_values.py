@@ -1,4 +1,4 @@
-"""Whatever values the schema lets through render to valid objects, or are refused in a sentence."""
+"""Any values that the schema accepts render to valid objects, or are rejected in a sentence."""
 
 import copy
 import re
@@ -19,7 +19,7 @@ EXAMPLE = profile_values("everything")
 POOLS = ("kubernetes", "GPU_pool")
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=20)
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,9}", fullmatch=True)
-# What Kubernetes wants of labels and annotations is not said by its schemas.
+# The schemas of Kubernetes do not restrict labels and annotations.
 LABELS = st.dictionaries(
     st.from_regex(r"example\.org/[a-z]{1,9}", fullmatch=True),
     st.from_regex(r"[a-z0-9]{0,9}", fullmatch=True),

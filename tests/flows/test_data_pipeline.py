@@ -306,7 +306,7 @@ def test_the_help_of_the_command_describes_each_parameter(
         assert " ".join(field["description"].split()) in printed
 
 
-def test_environment_variables_are_no_options(
+def test_environment_variables_do_not_set_options(
     monkeypatch: pytest.MonkeyPatch, duckdb_warehouse: str
 ) -> None:
     monkeypatch.setenv("batch_size", "0")

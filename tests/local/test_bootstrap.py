@@ -235,7 +235,7 @@ def test_a_flow_of_the_image_is_deployed_without_code_to_pull(
 
 
 @pytest.mark.parametrize("entrypoint", ["no_such.module.flow", "prefect_hamilton.states.beginning"])
-def test_an_entrypoint_that_is_no_flow_of_the_image_is_one_sentence(
+def test_an_entrypoint_that_is_not_a_flow_is_reported_in_one_sentence(
     server: services.Service, tmp_path: Path, entrypoint: str
 ) -> None:
     state = REPORTS | {"deployments": [REPORT | {"entrypoint": entrypoint}]}
@@ -863,7 +863,7 @@ def test_an_automation_waits_for_what_it_refers_to(
     assert "block slack-webhook/absent is not registered yet" in done.stdout
 
 
-def test_a_placeholder_that_a_custom_webhook_lacks_is_one_sentence(
+def test_a_placeholder_that_a_custom_webhook_lacks_is_reported_in_one_sentence(
     server: services.Service, tmp_path: Path
 ) -> None:
     values = {"name": "x", "url": "http://example.org", "json_data": {"text": "{{token}}"}}

@@ -18,7 +18,7 @@ from tests.worker.test_worker import hearing, until
 pytestmark = [pytest.mark.services, pytest.mark.anyio]
 
 
-async def test_a_new_run_and_a_rescheduled_one_are_heard(
+async def test_a_worker_is_notified_of_new_and_rescheduled_runs(
     pool: Pool, kubernetes: KubernetesApi
 ) -> None:
     """This worker never polls."""
