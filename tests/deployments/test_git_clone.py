@@ -293,7 +293,7 @@ def test_a_clone_waits_for_a_git_server_longer_than_prefect_does(
 
     assert git_server.answers.read_text() == "", "fewer requests than failures"
     assert run.state.is_completed(), run
-    announced = [line for line in run.log if "Trying again, for 120 s in all" in line]
+    announced = [line for line in run.log if "Retrying for 120 s in total" in line]
     assert len(announced) == waits
     assert "the Git server does not answer" in announced[0] and "503" in announced[0]
 

@@ -100,7 +100,7 @@ def test_a_clone_is_retried_after_a_brief_git_server_failure(
         (
             "register-short",
             {"FLOWS_REF": "abc1234"},
-            "it has no branch or tag abc1234, and a commit is named by its whole SHA",
+            "it has no branch or tag abc1234, and a commit must be given as its full SHA",
         ),
         ("register-word", {"FLOWS_REF": "develop"}, "it has no branch or tag develop;"),
     ],
@@ -208,8 +208,8 @@ def test_a_token_for_an_address_without_tls_is_reported_as_unused(
         f"and FLOWS_REPOSITORY is {url}."
     )
     assert last == (
-        f"bootstrap: Cannot clone {url} at main: the Git server wants a credential, and Prefect "
-        "sends a token only to an https:// address; the chart's value is flows.repository."
+        f"bootstrap: Cannot clone {url} at main: the Git server requires a credential, but Prefect "
+        "sends a token only to an https:// address; correct flows.repository in the chart's values."
     )
     assert git_server.token not in output
 

@@ -389,7 +389,7 @@ def test_a_damaged_password_file_is_reported_in_one_sentence(tmp_path: Path, con
     for command in (other.up(), other.run("env"), other.run("login")):
         assert command.returncode == 1
         assert command.stderr == (
-            f"{file} holds no user:password: remove it, and the next make up writes a new one.\n"
+            f"{file} does not contain user:password: remove it, and make up creates a new one.\n"
         )
 
 

@@ -110,7 +110,7 @@ def _give_up(attempts: RetryCallState) -> None:
 
 def _log(attempts: RetryCallState) -> None:
     logger.warning(
-        "The Prefect API does not answer (%s): retrying for %g s in total.",
+        "The Prefect API does not answer (%s). Retrying for %g s in total.",
         _words(attempts),
         seconds(),
     )
