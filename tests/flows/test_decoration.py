@@ -1,4 +1,4 @@
-"""What decorates a run, pictures and artifacts, can fail without failing or repeating its work."""
+"""Pictures and artifacts of a run can fail without failing or repeating its work."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Tracking in the Hamilton UI: what shows there, and that nothing it does harms a flow.
+"""Tracking in the Hamilton UI: what it shows, and that a flow never fails because of it.
 
 All against the real Hamilton UI and a real Prefect server.
 """

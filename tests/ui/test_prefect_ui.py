@@ -1,4 +1,4 @@
-"""Prefect's UI as it is prepared for the image and for the local profile: no third party."""
+"""The Prefect UI of the image and of the local profile sends no requests to third parties."""
 
 import filecmp
 import re

@@ -1,4 +1,4 @@
-"""A worker takes a flow run up when it hears of it, without waiting for its next poll."""
+"""A worker takes a flow run up when an event announces it, without waiting for its next poll."""
 
 import asyncio
 import logging
