@@ -281,7 +281,7 @@ class _Meter:
     def _check(self, total: int, how: str) -> None:
         if total >= self.most:
             raise ExtractError(
-                f"Cannot read {self._shown}: it is larger than {self._limits.megabytes} MB{how}; "
+                f"Cannot read {self._shown}: it is larger than {self._limits.megabytes} MB{how}: "
                 "raise source_max_megabytes to read it"
             )
 

@@ -244,7 +244,7 @@ def test_a_source_that_is_too_large_is_refused(
         boto3.client("s3").put_object(Bucket=object_store, Key="big.csv", Body=BIG.encode())
         url = f"s3://{object_store}/big.csv"
     with pytest.raises(
-        ExtractError, match="larger than 1 MB; raise source_max_megabytes to read it"
+        ExtractError, match="larger than 1 MB: raise source_max_megabytes to read it"
     ):
         read_records(url, Limits(megabytes=1))
     assert [path for path, _ in web_server.requests if "3" in path] == []
@@ -267,7 +267,9 @@ def test_a_source_that_decompresses_too_large_is_refused(
         pd.DataFrame([record] * 100_000).to_parquet(tmp_path / "r.parquet")
         assert (tmp_path / "r.parquet").stat().st_size < 100_000
         url = (tmp_path / "r.parquet").as_uri()
-    with pytest.raises(ExtractError, match="larger than 1 MB decompressed; source_max_megabytes"):
+    with pytest.raises(
+        ExtractError, match="larger than 1 MB decompressed: raise source_max_megabytes"
+    ):
         read_records(url, Limits(megabytes=1))
 
 
@@ -397,7 +399,7 @@ def test_an_unreadable_source_is_reported_in_one_line(url: str, cause: str) -> N
         ("r.json", "[" * 100_000, "nested too deeply"),
         ("r.jsonl", '{"time":' * 100_000, "nested too deeply"),
         ("r.parquet", b"PAR1" * 10, "as parquet"),
-        ("r.xlsx", "x", r"should end in \.csv"),
+        ("r.xlsx", "x", r"must end in \.csv"),
     ],
 )
 def test_wrong_content_is_reported_in_one_line(
