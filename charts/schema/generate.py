@@ -8,14 +8,13 @@ With --check, nothing is written, and the exit code is 1 if a file is out of dat
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 import yaml
 from annotated_types import MinLen
 from pydantic import BaseModel
@@ -57,11 +56,10 @@ HEADER = """\
 """
 
 
-def main() -> None:
-    """Write the files, or compare them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare, write nothing")
-    check = parser.parse_args().check
+def main(
+    check: Annotated[bool, typer.Option(help="Write nothing; say what is out of date.")] = False,
+) -> None:
+    """Generate values.yaml, its schema and the table of values."""
     stale = []
     for path, text in files().items():
         if path.exists() and path.read_text() == text:
@@ -70,8 +68,9 @@ def main() -> None:
         if not check:
             path.write_text(text)
     if stale and check:
-        sys.exit(f"Not current: {', '.join(stale)}. Run: make generate")
-    print(f"Written: {', '.join(stale)}" if stale else "All current.")
+        typer.echo(f"Out of date: {', '.join(stale)}. Run `make generate`.", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"Written: {', '.join(stale)}" if stale else "All current.")
 
 
 def files() -> dict[Path, str]:
@@ -291,4 +290,4 @@ def _plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)
