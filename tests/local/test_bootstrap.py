@@ -449,11 +449,11 @@ def test_a_required_password_is_reported(tmp_path: Path) -> None:
                 ),
                 (
                     {"actions": [NOTIFY | {"block_document": "alerts"}]},
-                    ".actions.0.block_document: is written as type/name",
+                    ".actions.0.block_document: must be written as type/name",
                 ),
                 (
                     {"actions": [{"type": "pause-work-queue", "work_queue": "default"}]},
-                    ".actions.0.work_queue: is written as work pool/name",
+                    ".actions.0.work_queue: must be written as work pool/name",
                 ),
                 (
                     {"actions": [{"type": "resume-deployment"}]},

@@ -60,7 +60,7 @@ def test_correct_runs_have_no_problem(judge: Judge) -> None:
     reported = failed_run_report(trained.state_details.flow_run_id, return_state=True)
     assert judge(outcomes.Report("failed-run-report", ("Completed",)), reported) == []
     assert judge(outcomes.Report("failed-run-report", ("Failed",)), reported) == [
-        "failed-run-report does not say 'Failed'"
+        "failed-run-report does not contain 'Failed'"
     ]
 
 

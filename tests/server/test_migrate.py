@@ -241,7 +241,7 @@ def test_an_interrupted_migration_of_a_used_database_is_reported(postgres: str) 
     code, output = database.run(*MIGRATE)
 
     assert code == 1
-    assert 'up to date: relation "trgm_ix_flow_name" already exists. If' in output
+    assert 'migrated: relation "trgm_ix_flow_name" already exists. If' in output
     assert "drop the index that already exists" in output
     assert "Traceback" not in output
     with database.connected() as connection:  # as it says
