@@ -74,8 +74,7 @@ test-gitops: .venv/dev.stamp ## Test syncs from Git on a kind cluster with Argo 
 	@.venv/bin/pytest -m cluster tests/gitops $(OPTIONS)
 
 generate: .venv/run.stamp ## Generate values.yaml, its schema, the table of values and kustomize/base; only check: OPTIONS=--check
-	@.venv/bin/python -m charts.schema.generate $(OPTIONS)
-	@$(RUN) render $(OPTIONS)
+	@$(RUN) generate $(OPTIONS)
 
 render: .venv/run.stamp ## Render kustomize/base from the chart; only check: OPTIONS=--check; your base: VALUES=file OUTPUT=folder
 	@$(RUN) render $(if $(VALUES),--values '$(VALUES)') $(if $(OUTPUT),--output '$(OUTPUT)') $(OPTIONS)

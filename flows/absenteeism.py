@@ -2,18 +2,17 @@
 
     python flows/absenteeism.py --help
 
-Two tasks, each with one Hamilton dataflow: features are prepared, then a model is trained
-and measured on people it has not seen, with a baseline beside it. Runs on a Prefect server, or,
-where none is configured, on a temporary one.
+Two tasks execute one Hamilton dataflow each: the first prepares features, the second trains a model
+and compares it with a baseline on people it has not seen. The flow runs on a Prefect server, or on
+a temporary one if none is configured.
 """
 
-import argparse
 import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -21,7 +20,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Failed
 from pydantic import BaseModel, Field
 
-from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits, add_source_limits
+from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits
 from prefect_hamilton import command_line, dataflow
 from prefect_hamilton.artifacts import (
     create_markdown_artifact,
@@ -83,10 +82,10 @@ DEFAULT_VALIDATION_USER_IDS = [5, 10, 15, 20, 25, 30]
 SEED = 7
 PREVIEW_ROWS = 20
 NO_WEIGHT = 1e-6
-"""A weight below it is what the solver's accuracy leaves of none."""
+"""Weights below it are rounding errors of the solver and count as 0."""
 SHOWN_WEIGHTS = 10
 NEGLIGIBLE = 0.0005
-"""An improvement that three decimals do not show is none."""
+"""Improvements below it do not show in three decimals and count as 0."""
 
 LOSSES: dict[Label, str] = {
     "absenteeism_time_in_hours": "mean absolute error (h)",
@@ -99,7 +98,7 @@ BASELINES: dict[Label, str] = {
 
 
 class Evaluation(BaseModel):
-    """How good the model is, measured on people it has not seen. Losses: the lower the better."""
+    """How good the model is, measured on people it has not seen. Lower losses are better."""
 
     label: Label
     model: Model
@@ -119,7 +118,7 @@ class Evaluation(BaseModel):
     columns: int
     """Columns that a linear model weighs: numbers, and values of texts. 0 for a random forest."""
     weights: list[dict[str, Any]]
-    """Those of them that have a weight: column, weight; the heaviest first."""
+    """The columns with a weight: column, weight; the largest weight first."""
 
 
 def verdict(improvement: float, low: float | None) -> str:
@@ -141,7 +140,7 @@ def verdict(improvement: float, low: float | None) -> str:
 
 
 def _may_pass(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
-    """Retry what may pass by itself, not what the parameters or the data are; see `extract`."""
+    """Retry errors that may be temporary, not wrong parameters or data; see `extract`."""
     from flows.extract import ExtractError
 
     error = state.result(raise_on_failure=False)
@@ -158,7 +157,7 @@ def _may_pass(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
 def prepare_data_task(
     raw_data_location: str, feature_set: list[Feature], label: Label, limits: Limits
 ) -> "pd.DataFrame | State[pd.DataFrame]":
-    """Compute features and label: columns user_id, the features, the label; one row an absence."""
+    """Compute features and label: columns user_id, the features, the label; one row per absence."""
     import pandas as pd
 
     from flows import extract
@@ -203,7 +202,7 @@ def train_and_evaluate_model_task(
     validation_user_ids: list[int],
     model: Model,
 ) -> Evaluation | State[Evaluation]:
-    """Train on everybody but the people held out, measure on those."""
+    """Train on all people except those held out, and measure on these."""
     from flows.dataflows import absenteeism_model
     from flows.dataflows.absenteeism_model import SplitError
 
@@ -266,24 +265,24 @@ def absenteeism_prediction_flow(
     source_max_megabytes: Annotated[int, Field(ge=1, le=100_000)] = DEFAULT_MEGABYTES,
 ) -> Evaluation | State[Any]:
     """
-    Train a model that predicts how long an absence from work will last, and say how good it is.
+    Train a model that predicts how long an absence from work will last, and evaluate it.
 
-    The model is measured on people it was not trained on, beside a baseline that predicts the same
-    for everybody. The scores are in the artifact `absenteeism-results`.
+    The model is measured on people it was not trained on, and compared with a baseline that
+    predicts the same for everyone. The scores are in the artifact `absenteeism-results`.
 
     Args:
-        raw_data_location: Where the records of absences are. `sample:absenteeism-at-work` is the
-            data set that ships with the project; else a `file:///`, `http(s)://`, `s3://`, `gs://`
-            or `az://` URL of a CSV file with the same columns, separated by semicolons.
-        feature_set: What the model may know of an absence and of the person.
-        label: What is predicted. `absenteeism_time_in_hours` is the hours of a typical absence
+        raw_data_location: URL of the absence records. `sample:absenteeism-at-work` is the data set
+            in this project. Other sources are `file:///`, `http(s)://`, `s3://`, `gs://` or `az://`
+            URLs of a CSV file with the same columns, separated by semicolons.
+        feature_set: The columns that the model uses.
+        label: The value to predict. `absenteeism_time_in_hours` is the length of a typical absence
             (the median); `full_day_absence` is the probability that it takes 8 hours or more.
-        validation_user_ids: The people to measure the model on. Their absences are kept from
-            training.
+        validation_user_ids: Ids of the people on whom the model is measured. Their absences are not
+            used for training.
         model: `linear` is a median or logistic regression, `random_forest` an ensemble of
             decision trees.
-        source_timeout_seconds: How many seconds raw data over the network may take in all.
-        source_max_megabytes: How many megabytes the raw data may have, as it is sent and
+        source_timeout_seconds: Maximum time to read the raw data over the network, in seconds.
+        source_max_megabytes: Maximum size of the raw data in megabytes, both compressed and
             decompressed.
 
     """
@@ -315,7 +314,7 @@ def absenteeism_prediction_flow(
 
 
 def in_short(evaluation: Evaluation) -> str:
-    """Sum an evaluation up in one line."""
+    """Return a summary of an evaluation in one line."""
     return (
         f"{evaluation.verdict} Held out: {evaluation.validation_people} of "
         f"{evaluation.validation_people + evaluation.training_people} people; "
@@ -325,7 +324,7 @@ def in_short(evaluation: Evaluation) -> str:
 
 
 def results_markdown(evaluation: Evaluation) -> str:
-    """Write an evaluation for a person to read."""
+    """Return an evaluation as Markdown."""
     if evaluation.improvement_low is None:
         interval = "too few people for an interval"
     else:
@@ -390,33 +389,7 @@ def _number(value: float) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the flow once from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Train and evaluate a model of absenteeism once.")
-    parser.add_argument(
-        "--raw-data-location", default=DEFAULT_LOCATION, help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--feature-set",
-        nargs="+",
-        choices=get_args(Feature),
-        default=DEFAULT_FEATURES,
-        metavar="FEATURE",
-        help=f"one or more of {', '.join(get_args(Feature))}; default: %(default)s",
-    )
-    parser.add_argument(
-        "--label", choices=get_args(Label), default="absenteeism_time_in_hours", help="%(default)s"
-    )
-    parser.add_argument(
-        "--validation-user-ids",
-        nargs="+",
-        type=int,
-        default=DEFAULT_VALIDATION_USER_IDS,
-        metavar="ID",
-        help="default: %(default)s",
-    )
-    parser.add_argument("--model", choices=get_args(Model), default="linear", help="%(default)s")
-    add_source_limits(parser)
-    options = vars(parser.parse_args(arguments))
-    return command_line.run(absenteeism_prediction_flow, options, in_short)
+    return command_line.run(absenteeism_prediction_flow, in_short, arguments)
 
 
 if __name__ == "__main__":

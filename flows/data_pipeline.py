@@ -2,10 +2,9 @@
 
     python flows/data_pipeline.py --help
 
-Runs on a Prefect server, or, where none is configured, on a temporary one.
+The flow runs on a Prefect server, or on a temporary one if none is configured.
 """
 
-import argparse
 import hashlib
 import json
 import math
@@ -43,7 +42,7 @@ from prefect.variables import Variable
 from pydantic import BaseModel, Field
 
 from flows import extract, memory, metrics_load, tables
-from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits, add_source_limits
+from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits
 from flows.metrics_load import LARGEST_BATCH, Held, Transformed
 from flows.tables import DEFAULT_TARGET
 from prefect_hamilton import command_line, dataflow, warehouse
@@ -64,14 +63,14 @@ if TYPE_CHECKING:
 
 DEFAULT_SOURCE = "sample:seattle-weather"
 WRITE_LIMIT = "warehouse-writes"
-# Seconds after which a writer that was killed no longer counts; a living one renews in time.
+# Seconds after which the slot of a killed writer is free again; a running writer renews its lease.
 WRITE_LEASE = 60.0
-# Seconds without a slot after which a run says so, and after which it gives up.
+# Seconds of waiting for a slot after which a run logs it, and after which it fails.
 SLOT_NOTICE = 5.0
 SLOT_TIMEOUT = 1800.0
 NAMED_RUNS = 5
 PROGRESS_INTERVAL = 1.0  # seconds between two updates of the progress artifact
-# Of a run's rejected records so many are kept: enough to see what is wrong with a source.
+# Maximum number of rejected records per run that are kept: enough to see the fault of a source.
 QUARANTINE_LIMIT = 10_000
 PREVIEW_ROWS = 20
 DIMENSION_FILE = Path(__file__).parent / "data" / "metric_dimension.csv"
@@ -82,7 +81,7 @@ class DataQualityError(Exception):
 
 
 class SettingError(Exception):
-    """A Prefect variable holds what it should not."""
+    """A Prefect variable has an invalid value."""
 
 
 class LoadSummary(BaseModel):
@@ -109,13 +108,13 @@ class Checked:
 
 
 def _may_pass(_task: Any, _run: Any, state: "State[Any]") -> bool:
-    """Retry what may go away by itself, not a table that is in the way."""
+    """Retry errors that may be temporary, not a conflicting table."""
     error = state.result(raise_on_failure=False)
     return not isinstance(error, warehouse.TableConflictError)
 
 
 def _may_recover(_task: Any, _run: "TaskRun", state: "State[Any]") -> bool:
-    """Retry what may pass by itself, not what the source has answered; see `extract`."""
+    """Retry errors that may be temporary, not definite answers of the source; see `extract`."""
     error = state.result(raise_on_failure=False)
     return not isinstance(error, extract.ExtractError) or error.retry
 
@@ -206,7 +205,7 @@ def quarantine_rejected(rejected: "pd.DataFrame", source: str, target: Target) -
 def transform_metrics(
     accepted: "pd.DataFrame", held: Held, anomaly_z_threshold: float
 ) -> Transformed:
-    """Turn accepted records into warehouse rows: one a record and one a metric and month.
+    """Turn accepted records into warehouse rows: one per record, and one per metric and month.
 
     Statistics and months are those of all records, the held ones included; so rows and months that
     are held already may change too.
@@ -329,22 +328,23 @@ def enterprise_data_pipeline(
     Load time series of metrics into the warehouse, after checking and enriching them.
 
     Records of time, metric and value are read, checked (bad ones go to a quarantine table with the
-    reason), enriched with rolling statistics and anomaly flags, summed up by month, and upserted:
+    reason), enriched with rolling statistics and anomaly flags, aggregated by month, and upserted:
     a run that is retried, repeated or killed never duplicates or loses a row.
 
     Args:
-        source_url: Where the records come from. `sample:seattle-weather` is the data set that
-            ships with the project; else a `file:///`, `http(s)://`, `s3://`, `gs://` or `az://`
-            URL of CSV, JSON (pages are followed), JSON Lines or Parquet with the columns time,
-            metric and value. Times are ISO 8601; one without an offset counts as UTC.
-        batch_size: How many rows are written in one transaction. A load of more than 100 batches
-            writes several whole batches in one, in about 100 transactions of at most 100,000 rows.
+        source_url: URL of the records. `sample:seattle-weather` is the data set in this project.
+            Other sources are `file:///`, `http(s)://`, `s3://`, `gs://` or `az://` URLs of CSV,
+            JSON (pages are followed), JSON Lines or Parquet with the columns time, metric and
+            value. Times are in ISO 8601; a time without an offset is in UTC.
+        batch_size: Number of rows per transaction. A load of more than 100 batches writes several
+            batches per transaction: about 100 transactions of at most 100,000 rows.
         target_table: The table to load, as catalog.schema.table. The catalog is the warehouse's
-            database. `_monthly`, `_quarantine` and `_loads` are added for the tables beside it.
-        source_timeout_seconds: How many seconds a source over the network may take in all, with
-            its pages. One that takes longer fails the run.
-        source_max_megabytes: How many megabytes the source may have, with its pages, as it is sent
-            and decompressed. A larger one fails the run. Memory grows to a multiple of it.
+        database. Its companions have the suffixes `_monthly`, `_quarantine` and `_loads`.
+        source_timeout_seconds: Maximum time to read a source over the network with all its pages,
+            in seconds. If it takes longer, the run fails.
+        source_max_megabytes: Maximum size of the source with all its pages in megabytes, both
+            compressed and decompressed. If it is larger, the run fails. The run needs a multiple of
+            it as memory.
 
     """
     logger = get_run_logger()
@@ -414,7 +414,7 @@ def _require_quality(
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in report["reasons"].items())
     raise DataQualityError(
         f"Rejected {report['rows_rejected']:,} of {report['rows_read']:,} records "
-        f"({ratio:.1%}; at most {max_rejected_ratio:.1%} may be): {reasons}. Nothing was loaded; "
+        f"({ratio:.1%}; the maximum is {max_rejected_ratio:.1%}): {reasons}. Nothing was loaded; "
         f"{_kept(report['rows_rejected'], target)}"
     )
 
@@ -425,14 +425,14 @@ def _kept(rejected: int, target: Target) -> str:
     if rejected <= QUARANTINE_LIMIT:
         return f"the rejected records are in {table}"
     more = rejected - QUARANTINE_LIMIT
-    return f"the first {QUARANTINE_LIMIT:,} are in {table}, {more:,} more are not kept"
+    return f"the first {QUARANTINE_LIMIT:,} are in {table}, {more:,} more were not kept"
 
 
 @best_effort("its summary")
 def _publish(
     summary: LoadSummary, checked: Checked, transformed: Transformed, target: Target
 ) -> None:
-    """Publish what a person looks for first: a preview, a summary and a link."""
+    """Publish a preview, a summary and a link."""
     latest = _latest(transformed.metrics)
     create_table_artifact(
         table=json.loads(latest.to_json(orient="records", date_format="iso", double_precision=3)),
@@ -509,7 +509,7 @@ def _quality_markdown(checked: Checked, target: Target) -> str:
             *(f"| {reason} | {count:,} |" for reason, count in report["reasons"].items()),
         ]
     else:
-        lines.append(f"All {report['rows_read']:,} records keep every rule.")
+        lines.append(f"All {report['rows_read']:,} records satisfy every rule.")
     lines.append("")
     if report["gaps"]:
         lines += [
@@ -529,7 +529,11 @@ def _quality_markdown(checked: Checked, target: Target) -> str:
         lines.append("No gaps in time.")
     if report["unknown_metrics"]:
         names = ", ".join(_cell(name) for name in report["unknown_metrics"])
-        lines += ["", f"Not in the metric dimension, so without unit and range check: {names}."]
+        lines += [
+            "",
+            "These metrics have no unit and no range check, because they are not in the metric "
+            f"dimension: {names}.",
+        ]
     return "\n".join(lines)
 
 
@@ -634,7 +638,7 @@ def _write_slot(on_wait: Callable[[str], None]) -> Iterator[None]:
 
 
 def _other_runs() -> str:
-    """Name the runs that may hold a slot: Prefect's API does not tell which of them does."""
+    """Name the runs that may hold a slot: Prefect's API does not report which of them does."""
     with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
         found = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=[enterprise_data_pipeline.name])),
@@ -647,21 +651,18 @@ def _other_runs() -> str:
         )
         if found:
             return f"other runs of this flow are running: {', '.join(run.name for run in found)}"
-    return f"no other run of this flow is running: one that was killed holds it {WRITE_LEASE:.0f} s"
+    return (
+        "no other run of this flow is running; a killed run holds its slot for up to "
+        f"{WRITE_LEASE:.0f} s"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the flow once from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Run the Enterprise Data Pipeline once, here.")
-    parser.add_argument("--source-url", default=DEFAULT_SOURCE, help="default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=500, help="default: %(default)s")
-    parser.add_argument("--target-table", default=DEFAULT_TARGET, help="default: %(default)s")
-    add_source_limits(parser)
-    options = vars(parser.parse_args(arguments))
-    return command_line.run(enterprise_data_pipeline, options, _in_short)
+    return command_line.run(enterprise_data_pipeline, _in_short, arguments)
 
 
 if __name__ == "__main__":
-    # At a terminal the file of the local profile stays, so it may be the warehouse.
+    # On the command line, the warehouse defaults to the DuckDB file of the local profile.
     os.environ.setdefault(warehouse.STATE_VARIABLE, str(Path(__file__).parents[1] / ".state"))
     sys.exit(main())

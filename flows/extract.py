@@ -6,7 +6,7 @@ written with.
 
 Three rules hold for every source:
 
-- It is bounded: `Limits` says in which time and up to which size it is read.
+- It is bounded: `Limits` sets the maximum time and size.
 - Compression (gzip, bzip2, xz, Zstandard, ZIP) is recognized by a file's first bytes, not by its
   name or a header, because web servers and stores label it both ways.
 - A redirect or a next page may lead to another host on the internet. It may lead to a private,
@@ -55,7 +55,7 @@ SAMPLES: Samples = {"seattle-weather": Path(__file__).parent / "data" / "seattle
 OBJECT_STORES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 COLUMNS = ["time", "metric", "value"]
 
-# Seconds. A server that sends nothing for this long is given up; the task then tries again.
+# Seconds. After this time without data, the request fails and the task is retried.
 CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 60.0
 MAX_PAGES = 10_000
@@ -65,7 +65,7 @@ MEGABYTE = 1_000_000
 
 MALFORMED = "a malformed URL"
 
-# Requests to try again: the server says so itself, or it failed.
+# Status codes to retry: the server asks for it, or failed.
 _TEMPORARY = {408, 425, 429}
 
 _FORMATS_BY_SUFFIX = {
@@ -104,17 +104,17 @@ class ExtractError(Exception):
 
 
 class SourceUnavailableError(ExtractError):
-    """A source that cannot be reached now; the same may work a moment later."""
+    """The source is unavailable now; a retry may succeed."""
 
     retry = True
 
 
 class UnsupportedUrlError(ExtractError):
     """
-    A URL that nothing here can read.
+    A URL of an unsupported kind.
 
-    Trying again does not help. It is done all the same, so that a run with
-    `source_url=invalid://url` shows, without any server, what the retries of a task look like.
+    A retry does not help, but the task retries it, so that a run with `source_url=invalid://url`
+    shows, without any server, what retries look like.
     """
 
     retry = True
@@ -281,8 +281,8 @@ class _Meter:
     def _check(self, total: int, how: str) -> None:
         if total >= self.most:
             raise ExtractError(
-                f"Cannot read {self._shown}: it is larger than {self._limits.megabytes} MB{how}; "
-                "source_max_megabytes bounds it"
+                f"Cannot read {self._shown}: it is larger than {self._limits.megabytes} MB{how}: "
+                "raise source_max_megabytes to read it"
             )
 
 
@@ -331,7 +331,7 @@ def _on_network(reading: Awaitable[_Result], shown: str, limits: Limits) -> _Res
         except TimeoutError:
             raise ExtractError(
                 f"Cannot read {shown}: it took longer than {limits.seconds:g} s in all; "
-                "source_timeout_seconds bounds it"
+                "raise source_timeout_seconds to allow more"
             ) from None
 
     return cast(_Result, fsspec.asyn.sync(fsspec.asyn.get_loop(), bounded))
@@ -384,7 +384,7 @@ async def _read_http(url: str, meter: _Meter, limits: Limits, parse: _Parse) -> 
     async with httpx.AsyncClient(timeout=timeout, headers=headers) as client:
         while following is not None:
             if following in seen or len(seen) == MAX_PAGES:
-                cause = "come round in a circle" if following in seen else f"exceed {MAX_PAGES}"
+                cause = "form a circle" if following in seen else f"exceed {MAX_PAGES}"
                 raise ExtractError(f"Cannot read {web.shown}: its pages {cause}")
             seen.add(following)
             document, response = await web.get(client, following)
@@ -404,7 +404,7 @@ class _Web:
         except (httpx.InvalidURL, ValueError) as error:
             raise ExtractError(f"Cannot read {self.shown}: {_one_line(error)}") from None
         if not self.source.host:
-            raise ExtractError(f"Cannot read {self.shown}: it names no host")
+            raise ExtractError(f"Cannot read {self.shown}: it has no host")
         self._auth = (
             (unquote(self.source.username), unquote(self.source.password))
             if self.source.userinfo
@@ -438,7 +438,7 @@ class _Web:
                 yield response
         except httpx.TimeoutException:
             raise SourceUnavailableError(
-                f"Cannot read {shown}: no answer in time "
+                f"Cannot read {shown}: the server did not answer in time "
                 f"({CONNECT_TIMEOUT:.0f} s to connect, {READ_TIMEOUT:.0f} s to read)"
             ) from None
         except httpx.UnsupportedProtocol as error:
@@ -459,7 +459,7 @@ class _Web:
         if encoding not in ("identity", "gzip", "x-gzip", "") and content == received:
             raise ExtractError(
                 f"Cannot read {shown}: the server sent the encoding {_one_line(encoding)}, "
-                "only gzip was asked for"
+                "but only gzip was requested"
             )
         name = PurePosixPath(response.url.path).name
         content_type = response.headers.get("content-type")
@@ -468,20 +468,20 @@ class _Web:
     async def _check_reach(self, url: httpx.URL) -> None:
         """Refuse an address that is not on the internet, unless the source's is of that kind."""
         if public_url(str(url)) == MALFORMED:
-            raise ExtractError(f"Cannot read {self.shown}: it leads to {MALFORMED}")
+            raise ExtractError(f"Cannot read {self.shown}: it refers to {MALFORMED}")
         reach = await _reach(url)
         if self._reach is None:
             self._reach = reach
         refused = reach - self._reach - {"public"}
         if refused:
             raise ExtractError(
-                f"Cannot read {self.shown}: it leads to {_one_line(public_url(str(url)))}, a "
-                f"{refused.pop()} address, which only a source at such an address may"
+                f"Cannot read {self.shown}: it refers to {_one_line(public_url(str(url)))}, a "
+                f"{refused.pop()} address, which is only allowed if the source has one, too"
             )
 
 
 async def _reach(url: httpx.URL) -> set[str]:
-    """Tell from where the addresses of a URL's host can be reached; empty for an unknown host."""
+    """Return from where the addresses of a URL's host can be reached; empty for an unknown host."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
             url.raw_host.decode("ascii"), None, type=socket.SOCK_STREAM
@@ -539,7 +539,7 @@ def _next_page(document: _Document, response: httpx.Response) -> httpx.URL | Non
 
 
 def _format_of(document: _Document) -> str:
-    """Tell the format by the name's suffix (compression aside), else by the content type."""
+    """Return the format from the suffix of the name, without that of a compression, or the type."""
     suffixes = PurePosixPath(document.name).suffixes
     if suffixes and fsspec.utils.infer_compression(document.name):
         suffixes.pop()
@@ -550,7 +550,7 @@ def _format_of(document: _Document) -> str:
         return _FORMATS_BY_CONTENT_TYPE.get(media_type, "json")
     raise ExtractError(
         f"Cannot tell the format of {_one_line(public_url(document.url))}: "
-        "its name should end in .csv, .json, .jsonl or .parquet"
+        "its name must end in .csv, .json, .jsonl or .parquet"
     )
 
 
@@ -581,10 +581,10 @@ def _opened(content: bytes, kind: str) -> BinaryIO:
     if kind == "zip":
         archive = zipfile.ZipFile(file)
         if len(archive.namelist()) != 1:
-            raise ValueError(f"it holds {len(archive.namelist())} files, only one is read")
+            raise ValueError(f"it holds {len(archive.namelist())} files, but only one can be read")
         return cast(BinaryIO, archive.open(archive.namelist()[0]))
     if kind not in fsspec.compression.compr:
-        raise ValueError("this environment has no library for it")
+        raise ValueError("no library for it is installed")
     return cast(BinaryIO, fsspec.compression.compr[kind](file, mode="rb"))
 
 

@@ -1,6 +1,5 @@
-"""Bounds of a source, apart from what reads it: flows name them without importing pandas."""
+"""Limits of a source, in a separate module so that flows can import them without pandas."""
 
-import argparse
 from dataclasses import dataclass
 
 DEFAULT_SECONDS = 600.0
@@ -10,7 +9,7 @@ DEFAULT_MEGABYTES = 100
 @dataclass(frozen=True)
 class Limits:
     """
-    Bounds of one source, with all its pages.
+    Limits of one source, with all its pages.
 
     Args:
         seconds: Time to read a source over the network, from the first look-up of its address to
@@ -25,19 +24,3 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
-
-
-def add_source_limits(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a flow that reads a source: how long and how large it may be."""
-    parser.add_argument(
-        "--source-timeout-seconds",
-        type=float,
-        default=DEFAULT_SECONDS,
-        help="default: %(default)s",
-    )
-    parser.add_argument(
-        "--source-max-megabytes",
-        type=int,
-        default=DEFAULT_MEGABYTES,
-        help="default: %(default)s",
-    )

@@ -1,4 +1,4 @@
-"""A process is as large as what it holds: what is freed can be used for anything, or goes back."""
+"""Keep the memory of a process small: freed memory is reused, or returned to the system."""
 
 import gc
 
@@ -14,9 +14,9 @@ def share() -> None:
 
 
 def give_back() -> None:
-    """Give what is free back to the system: to the next step it would be on top of what it takes.
+    """Return free memory to the system, so that the next step does not need it in addition.
 
-    The C library keeps it otherwise, in pieces.
+    Otherwise, the C library keeps it in fragments.
     """
     import pyarrow as pa
 

@@ -1,7 +1,7 @@
 """Flow `Metrics Quality Report`: what one run of the data pipeline loaded, with a plot.
 
-Its deployment is triggered by the pipeline's completion. It reports once per upstream run: a
-second event for the same run, a retry or a repeated call finds the report made and says so.
+Its deployment is triggered by the pipeline's completion. It reports once per upstream run: after a
+second event, a retry or a repeated call, the existing report is named and none is published.
 """
 
 import base64
@@ -50,10 +50,10 @@ def metrics_quality_report(
     Report on what one run of the data pipeline loaded: quality, months and a plot.
 
     Args:
-        upstream_flow_run_id: The flow run whose load to report on, once. Without it the report is
-            on the latest complete load, however often it is asked for.
-        target_table: The table that was loaded, as catalog.schema.table. Without it: the one the
-            upstream run loaded, or warehouse.prod.metrics.
+        upstream_flow_run_id: Id of the flow run whose load to report on, once. By default, the
+            report is on the latest complete load, and can be repeated.
+        target_table: The table that was loaded, as catalog.schema.table. Defaults to the table that
+        the upstream run loaded, or warehouse.prod.metrics.
 
     """
     try:
@@ -96,10 +96,11 @@ def publish_report(target: Target, upstream_flow_run_id: UUID | None) -> str:
         with connection.exclusively(f"report on {upstream}"):
             connection.prepare(target, [REPORTS])
             earlier = _read(connection, target, REPORTS, "upstream_flow_run_id = ?", [upstream])
-            # "Once" binds the trigger; a person who asks for the latest load gets a report.
+            # Only runs of the trigger are limited to one report; a report on the latest load can be
+            # repeated.
             if upstream_flow_run_id is not None and not earlier.empty:
                 reporter = earlier["flow_run_id"].iloc[0]
-                return f"Flow run {upstream} has its report already, from flow run {reporter}"
+                return f"Flow run {reporter} has already reported on flow run {upstream}"
             rows, months = _loaded(connection, target, load)
             metrics.rows_read = len(rows) + len(months)
             create_markdown_artifact(

@@ -3,7 +3,6 @@
 python flows/retries_demo.py --help
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -45,7 +44,7 @@ def ui_walkthrough_retries(should_fail: bool = False) -> dict[str, str] | State[
     """
     Show how Prefect retries tasks.
 
-    As it comes, the run succeeds after a retry. With `should_fail` both tasks exhaust their retries
+    By default, the run succeeds after a retry. With `should_fail`, both tasks exhaust their retries
     and the run fails.
 
     Args:
@@ -53,7 +52,7 @@ def ui_walkthrough_retries(should_fail: bool = False) -> dict[str, str] | State[
 
     """
     states = {
-        # The second task runs whatever became of the first: a run shows both.
+        # The second task runs even if the first fails, so that a run shows both.
         "flaky_transform": flaky_transform(should_fail, return_state=True),
         "optional_failure": optional_failure(should_fail, return_state=True),
     }
@@ -69,10 +68,7 @@ def _in_short(outcome: dict[str, str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the flow once from the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Show how Prefect retries tasks.")
-    parser.add_argument("--should-fail", action="store_true", help="let both tasks always fail")
-    options = vars(parser.parse_args(arguments))
-    return command_line.run(ui_walkthrough_retries, options, _in_short)
+    return command_line.run(ui_walkthrough_retries, _in_short, arguments)
 
 
 if __name__ == "__main__":

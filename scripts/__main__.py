@@ -1,7 +1,10 @@
 """`prefect-hamilton`: the commands behind make, with complete `--help`."""
 
+from typing import Annotated
+
 import typer
 
+from charts.schema import generate as values
 from scripts import chart_images, demo, kind, local, render, screenshots
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -10,6 +13,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_
 @app.callback()
 def main() -> None:
     """Run Prefect flows with Hamilton dataflows on this machine, or on a kind cluster."""
+
+
+@app.command()
+def generate(
+    check: Annotated[bool, typer.Option(help="Write nothing; say what is out of date.")] = False,
+) -> None:
+    """Generate values.yaml, its schema, the table of values and kustomize/base."""
+    values.main(check)
+    render.main(check=check)
 
 
 app.registered_commands.extend(local.app.registered_commands)

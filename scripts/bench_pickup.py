@@ -74,7 +74,7 @@ def _client(kind_name: str) -> Iterator[SyncPrefectClient]:
         else:
             noted = local_profile.running(local_profile.state_folder())
             if noted is None:
-                typer.echo("The local profile is not running: make up", err=True)
+                typer.echo("The local profile is not running: run make up", err=True)
                 raise typer.Exit(1)
             settings = {
                 PREFECT_API_URL: noted.profile.api_url,
@@ -108,7 +108,7 @@ def _deployment(client: SyncPrefectClient, kind_name: str, clone: bool) -> Itera
 
 
 def _written() -> dict[str, Any]:
-    """Return a pull step that needs no Git: what a run takes when its code is in the image."""
+    """Return a pull step that needs no Git, to measure a run whose code is in the image."""
     source = (local_profile.ROOT / "scripts" / "no_op_flow.py").read_text()
     code = (
         "import pathlib; pathlib.Path('scripts').mkdir(); "

@@ -176,20 +176,20 @@ def main(
     except WarehouseError as error:
         local.fail(ProfileError(str(error)))
     except httpx.HTTPError as error:
-        local.fail(ProfileError(f"The Prefect server stopped answering ({error}): make logs"))
+        local.fail(ProfileError(f"The Prefect server stopped responding ({error}): run make logs"))
     finally:
         if not (keep or was_up):
             local_profile.end(profile.state)
     total = f"after {time.monotonic() - began:.0f} s"
     if keep or was_up:
         show_links(profile, runs)
-        console.print("The profile stays up; end it with: make down")
+        console.print("The local profile is still running. To stop it, run make down")
     else:
-        console.print("The profile has ended. To look at the UIs: make demo KEEP=1")
+        console.print("The local profile has stopped. To keep it running, use make demo KEEP=1")
     if not fulfilled:
-        console.print(f"[red]✗ Something differs from what was expected[/] ({total}).")
+        console.print(f"[red]✗ Some results differ from what was expected[/] ({total}).")
         raise typer.Exit(1)
-    console.print(f"[green]✓ Everything as expected[/] ({total}).")
+    console.print(f"[green]✓ All results are as expected[/] ({total}).")
 
 
 def trigger(server: Server, deployments: Deployments) -> list[Run]:

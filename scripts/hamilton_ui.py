@@ -29,7 +29,9 @@ def package_folder() -> Path:
     """Folder of the installed `hamilton_ui`, which holds Django's top-level modules."""
     spec = importlib.util.find_spec("hamilton_ui")
     if spec is None or not spec.submodule_search_locations:
-        raise CannotServeError("apache-hamilton-ui is not installed: uv sync --group hamilton-ui")
+        raise CannotServeError(
+            "apache-hamilton-ui is not installed: run uv sync --group hamilton-ui"
+        )
     return Path(spec.submodule_search_locations[0])
 
 
@@ -43,8 +45,8 @@ def bind(port: int) -> socket.socket:
         listener.listen(socket.SOMAXCONN)
     except OSError as error:
         raise CannotServeError(
-            f"port {port} on {HOST} cannot be used ({error.strerror}); "
-            "stop what uses it or take another with --port"
+            f"port {port} on {HOST} cannot be used ({error.strerror}): "
+            "stop the process that uses it, or choose another port with --port"
         ) from error
     return listener
 

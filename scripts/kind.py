@@ -182,9 +182,9 @@ def demo_command(
     show_addresses(context_of(name), *ports(name))
     total = f"after {time.monotonic() - began:.0f} s"
     if not fulfilled:
-        console.print(f"[red]✗ Something differs from what was expected[/] ({total}).")
+        console.print(f"[red]✗ Some results differ from what was expected[/] ({total}).")
         raise typer.Exit(1)
-    console.print(f"[green]✓ Everything as expected[/] ({total}).")
+    console.print(f"[green]✓ All results are as expected[/] ({total}).")
 
 
 @app.command()

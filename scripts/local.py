@@ -255,7 +255,9 @@ def bring_up(profile: Profile, timeout: float, flows: FlowsFolder = OWN) -> Runn
         raise
     noted = noted.model_copy(update={"hamilton": local_profile.tracking(_pool(profile))})
     noted.save()
-    console.print(f"[green]✓[/] The local profile is up: {_counted(names)} in {WORK_POOL}.")
+    console.print(
+        f"[green]✓[/] The local profile is up, with {_counted(names)} in the work pool {WORK_POOL}."
+    )
     for change in changes([*local_profile.said(profile.log, "worker"), *applied]):
         console.print(f"  {change}", markup=False)
     if interrupted:

@@ -86,7 +86,7 @@ class Profile(BaseModel, frozen=True):
         user, colon, password = text.partition(":")
         if not (user and colon and password and text.isascii() and text.isprintable()):
             raise ProfileError(
-                f"{path} holds no user:password: remove it, and the next make up writes a new one."
+                f"{path} does not contain user:password: remove it, and make up creates a new one."
             )
         return text
 
@@ -129,7 +129,7 @@ class Profile(BaseModel, frozen=True):
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
             # A deployment whose schedules were taken out of prefect.yaml loses them.
             "PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY": "true",
-            # Nothing reports home: the server's statistics, the client's.
+            # Neither server nor client sends usage statistics.
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
             # No offers of Prefect Cloud, no form that posts to a third party.
@@ -352,7 +352,7 @@ def wipe(state: Path) -> None:
 def last_lines(log: Path, count: int = 12) -> str:
     """Return the last lines of the log: those of the process that ended first, if one has ended.
 
-    honcho ends the others after it, and what they say then explains nothing.
+    honcho then ends the others, whose output does not explain the failure.
     """
     try:
         lines = log.read_text(errors="replace").splitlines()

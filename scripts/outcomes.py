@@ -1,4 +1,4 @@
-"""The results that the flow runs of the demo must leave behind, beyond their states.
+"""The results that the flow runs of the demo must have, in addition to their states.
 
 These are rows and the load log in the warehouse, artifacts in Prefect, executions in the Hamilton
 UI, and the verdict on the model. Each check yields one sentence per missing or wrong result, and
@@ -73,7 +73,7 @@ class Pipeline:
             "months_written": str(MONTHS),
         }
         if loads != [expected]:
-            yield f"{self.table}_loads says {loads or 'nothing'} of it, expected {expected}"
+            yield f"the rows of the run in {self.table}_loads are {loads}, expected [{expected}]"
         for table, count in ((self.table, ROWS), (f"{self.table}_monthly", MONTHS)):
             # Runs that began later may have written the same rows again.
             found = evidence.query(
@@ -82,7 +82,7 @@ class Pipeline:
                 f"FROM {self.table}_loads WHERE flow_run_id = '{run_id}'))"
             )[0]["n"]
             if found != str(count):
-                yield f"{table} holds {int(found):,} rows of it, expected {count:,}"
+                yield f"{table} has {int(found):,} rows of the run, expected {count:,}"
         artifacts = evidence.artifacts(run_id)
         if artifacts.get("pipeline-load-progress") != 100:
             yield f"pipeline-load-progress is {artifacts.get('pipeline-load-progress')}, not 100"
@@ -121,7 +121,7 @@ class Report:
         yield from _missing(artifacts, self.key)
         report = str(artifacts.get(self.key, ""))
         yield from (
-            f"{self.key} does not say {word!r}" for word in self.words if word not in report
+            f"{self.key} does not contain {word!r}" for word in self.words if word not in report
         )
 
 

@@ -66,7 +66,7 @@ def requested(page: Page) -> set[str]:
 def opens(page: Page, address: str, *texts: str | re.Pattern[str]) -> None:
     """The address shows each of these texts; opened again once.
 
-    Prefect's page leaves a place empty for good when the server was too busy to answer (503).
+    The Prefect UI leaves a part of the page empty if the server was too busy to respond (503).
     """
     page.goto(address)
     try:

@@ -1,4 +1,4 @@
-"""Virtual environments beside the project's own, for tests of other versions of a package."""
+"""Additional virtual environments, for tests of other versions of a package."""
 
 import shutil
 import subprocess

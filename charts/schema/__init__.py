@@ -1,1 +1,1 @@
-"""What the chart's values.yaml, its schema and the reference of values are generated from."""
+"""The source of the chart's values.yaml, its schema and the table of values."""

@@ -1,21 +1,20 @@
 """
-Write what follows from the chart's values: values.yaml, values.schema.json, README table.
+Generate values.yaml, values.schema.json and the table in the README from the chart's values.
 
 Usage: python -m charts.schema.generate [--check]
 
-With --check nothing is written; the exit code is 1 when a file is not current.
+With --check, nothing is written, and the exit code is 1 if a file is out of date.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 import yaml
 from annotated_types import MinLen
 from pydantic import BaseModel
@@ -57,11 +56,10 @@ HEADER = """\
 """
 
 
-def main() -> None:
-    """Write the files, or compare them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="compare, write nothing")
-    check = parser.parse_args().check
+def main(
+    check: Annotated[bool, typer.Option(help="Write nothing; say what is out of date.")] = False,
+) -> None:
+    """Generate values.yaml, its schema and the table of values."""
     stale = []
     for path, text in files().items():
         if path.exists() and path.read_text() == text:
@@ -70,8 +68,9 @@ def main() -> None:
         if not check:
             path.write_text(text)
     if stale and check:
-        sys.exit(f"Not current: {', '.join(stale)}. Run: make generate")
-    print(f"Written: {', '.join(stale)}" if stale else "All current.")
+        typer.echo(f"Out of date: {', '.join(stale)}. Run `make generate`.", err=True)
+        raise typer.Exit(1)
+    typer.echo(f"Written: {', '.join(stale)}" if stale else "All current.")
 
 
 def files() -> dict[Path, str]:
@@ -92,17 +91,18 @@ def values_schema() -> dict[str, Any]:
     schema = ChartValues.model_json_schema(by_alias=True)
     kubernetes.resolve(schema)
     _strip(schema)
-    # Not beside a `$ref`, where older Helm 3 does not look.
     needed = _require(ChartValues, ChartValues(), yaml.safe_load(values_yaml()))
     draft = "https://json-schema.org/draft/2020-12/schema"
-    return {"$schema": draft, **schema, "allOf": [needed]}
+    # Not beside a `$ref`, where older Helm 3 does not look. Helm reports a violation of `then` in
+    # one line, and of `allOf` in two.
+    return {"$schema": draft, **schema, "if": {}, "then": needed}
 
 
 def _require(model: type[BaseModel], instance: Any, defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return a schema that refuses null where it takes a default away that templates need.
+    """Return a schema that rejects null for values whose default the templates need.
 
-    That is a section, a switch or a list that may not be empty; a key with nothing under it is such
-    a null. Other values may be null: Kubernetes takes that for nothing said.
+    These are sections, switches and lists that must not be empty; a key without content is null.
+    Other values may be null, which Kubernetes treats as not set.
     """
     required = []
     properties = {}
@@ -120,7 +120,7 @@ def _require(model: type[BaseModel], instance: Any, defaults: dict[str, Any]) ->
 
 
 def _strip(node: Any) -> None:
-    """Remove what values.yaml has: titles, defaults, examples. Close mappings with named keys."""
+    """Remove titles, defaults and examples, which are in values.yaml. Close mappings."""
     if isinstance(node, dict):
         for name, child in node.items():
             if name in {"properties", "$defs"}:
@@ -130,11 +130,13 @@ def _strip(node: Any) -> None:
                 _strip(child)
         if "patternProperties" in node:
             node["additionalProperties"] = False
-        parts = node.get("anyOf", [])
-        if len(parts) == 2 and parts[1] == {"type": "null"} and _is_plain(parts[0]):
-            # Helm names the wrong part of this in one line, and of `anyOf` in several.
-            del node["anyOf"]
-            node.update(parts[0], type=[parts[0]["type"], "null"])
+        if "enum" in node.get("propertyNames", {}):
+            # Helm reports a wrong name of `propertyNames` with the path of another value.
+            names = node.pop("propertyNames")["enum"]
+            node["properties"] = dict.fromkeys(names, node["additionalProperties"])
+            node["additionalProperties"] = False
+        if "anyOf" in node:
+            node.update(_union(node.pop("anyOf")))
         node.pop("title", None)
         node.pop("default", None)
         node.pop("examples", None)
@@ -143,12 +145,30 @@ def _strip(node: Any) -> None:
             _strip(child)
 
 
-def _is_plain(schema: dict[str, Any]) -> bool:
-    return isinstance(schema.get("type"), str) and "enum" not in schema
+def _union(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one schema for a value of several types, in place of `anyOf`.
+
+    Helm reports a wrong value of such a schema in one line. For `anyOf`, it reports every part.
+    A reference must be the only object among the parts, and each keyword must concern one type.
+    """
+    union: dict[str, Any] = {}
+    types = []
+    for part in parts:
+        if "$ref" in part:
+            types.append("object")
+            union |= {"if": {"type": "object"}, "then": part}
+        else:
+            types.append(part["type"])
+            union |= part
+    if "number" in types and "integer" in types:
+        types.remove("integer")
+    if "null" in types and "enum" in union:
+        union["enum"] = [*union["enum"], None]
+    return {**union, "type": types}
 
 
 def values_yaml() -> str:
-    """values.yaml: every default with its sentence; what recurs is explained where it is first."""
+    """Return values.yaml: every default with its description. Repeated keys are described once."""
     lines = [
         *HEADER.splitlines(),
     ]
@@ -213,7 +233,7 @@ def values_table() -> str:
 
 
 def documented() -> Iterator[tuple[str, str, str]]:
-    """Every value: its path, default as JSON and sentence."""
+    """Yield path, default as JSON and description of every value."""
     for path, field, default in _leaves(ChartValues, ChartValues()):
         value = json.dumps(_plain(default)) if default not in (None, "", {}, []) else ""
         yield path, value, " ".join((field.description or "").split())
@@ -238,7 +258,7 @@ def _leaves(
 
 
 def _is_inherited(model: type[BaseModel], alias: str) -> bool:
-    """Whether it is a pod setting, which `global` alone explains."""
+    """Whether it is a pod setting, which only `global` describes."""
     inherits = issubclass(model, PodSettings) and model is not Global
     return inherits and alias in _aliases(PodSettings)
 
@@ -248,7 +268,7 @@ def _aliases(model: type[BaseModel]) -> set[str]:
 
 
 def _fields(model: type[BaseModel], instance: Any) -> Iterator[tuple[str, FieldInfo, Any]]:
-    # What a class adds comes before what it inherits, in the order of its source.
+    # Fields of a class come before those that it inherits, in the order of its source.
     names = dict.fromkeys(
         name for base in model.__mro__ for name in vars(base).get("__annotations__", {})
     )
@@ -258,7 +278,7 @@ def _fields(model: type[BaseModel], instance: Any) -> Iterator[tuple[str, FieldI
 
 
 def _plain(value: Any) -> Any:
-    """Return a default as YAML has it; what is empty in a model is left out."""
+    """Return a default as in YAML, without the empty fields of a model."""
     if isinstance(value, BaseModel):
         fields = value.model_dump(by_alias=True)
         return {key: item for key, item in fields.items() if item not in (None, "", {}, [])}
@@ -270,4 +290,4 @@ def _plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -12,9 +12,9 @@ from pydantic import WithJsonSchema
 
 SCHEMAS = Path(__file__).parent / "kubernetes-api"
 VERSION = "1.37"
-"""The newest version whose schemas are here: it knows every field of the older ones."""
+"""The newest version in the folder, which has every field of the older ones."""
 MARK = "x-kubernetes"
-"""Stands in a schema for a reference to a definition until `resolve` replaces it."""
+"""Placeholder in a schema for a reference to a definition; `resolve` replaces it."""
 _CORE = "io.k8s.api.core.v1"
 _NETWORK = "io.k8s.api.networking.v1"
 _MERGED = {f"{_CORE}.PodSecurityContext", f"{_CORE}.SecurityContext"}

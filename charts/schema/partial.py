@@ -1,4 +1,4 @@
-"""Models whose every field is optional: what one work pool sets differently."""
+"""Models in which every field is optional, for the settings of one work pool."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Dataflow: records of absence from work to features and labels, one row an absence.
+"""Dataflow: records of absence from work to features and labels, one row per absence.
 
 The input `raw_data` is the data set "Absenteeism at work" (UCI Machine Learning Repository, 445;
 see `flows/data/Absenteeism_at_work.LICENSE.md`) or a file with the same columns, as text. Features
 are known when an absence is reported; how long it will last is what the labels say. Two features
-are an exception: `workload_average_per_day` and `hit_target` have one value a month, known at its
+are an exception: `workload_average_per_day` and `hit_target` have one value per month, known at its
 end. To predict absences of the current month, leave them out or take last month's.
 """
 
@@ -84,7 +84,7 @@ def _require(kept: pd.DataFrame, what: str) -> None:
 @extract_columns(*COLUMNS.values())
 def absences(records: pd.DataFrame) -> pd.DataFrame:
     """
-    Keep the records in which somebody was absent.
+    Keep the records of more than 0 hours.
 
     44 of the 740 records have 0 hours: disciplinary entries, not absences. To "predict" those from
     the entry itself would make any model look good.

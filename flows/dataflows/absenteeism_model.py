@@ -37,13 +37,13 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 FOLDS = 5
 MIN_PEOPLE = 5
-"""People held out below which no interval is given: how much people differ is then a guess."""
+"""Minimum number of people held out for an interval: with fewer, their variance is a guess."""
 
 CONFIDENCE = 0.95
 
 
 class SplitError(Exception):
-    """The people cannot be divided as asked; the message is one line with the cause."""
+    """The people cannot be divided as requested; the message is one line with the cause."""
 
 
 class Comparison(TypedDict):
@@ -67,8 +67,8 @@ def is_held_out(model_data: pd.DataFrame, validation_user_ids: list[int]) -> pd.
     unknown = sorted(set(validation_user_ids) - people)
     if unknown:
         raise SplitError(
-            f"No absences of the validation user ids {_listed(unknown)} in the data; "
-            f"there are {_listed(sorted(people))}"
+            f"The data has no absences of the validation user ids {_listed(unknown)}; "
+            f"it has those of {_listed(sorted(people))}"
         )
     if not validation_user_ids:
         raise SplitError("No validation user ids: a model can be judged only on people held out")
@@ -134,7 +134,7 @@ def estimator__forest_classification(preprocessing: ColumnTransformer, seed: int
 def fitted_model(
     estimator: Pipeline, training_data: pd.DataFrame, feature_set: list[str], label: str
 ) -> Pipeline:
-    """Train on everybody who is not held out."""
+    """Train on all people who are not held out."""
     return estimator.fit(training_data[feature_set], training_data[label])
 
 
@@ -181,7 +181,7 @@ def cross_validation(
     """
     Measure model and baseline within the training data, a second opinion on the people held out.
 
-    One row a fold, no person in two of them: people, absences, model_loss, baseline_loss.
+    One row per fold, with no person in two of them: people, absences, model_loss, baseline_loss.
     """
     user_ids = training_data["user_id"]
     scores = []
@@ -220,7 +220,7 @@ def weights(fitted_model: Pipeline) -> pd.DataFrame:
 
 def further_scores(predictions: pd.DataFrame, baseline: float, label: str) -> pd.DataFrame:
     """
-    Score model and baseline in other usual ways: one row a score, columns score, model, baseline.
+    Score model and baseline in other usual ways: one row per score, columns score, model, baseline.
 
     NaN where a score is not defined, as the ROC AUC when all people held out are alike.
     """

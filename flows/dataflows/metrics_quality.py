@@ -59,7 +59,7 @@ TYPED_RECORD = pa.DataFrameSchema(
         ),
         _rule("metric is missing", lambda df: df["metric"].notna()),
         _rule(
-            "metric holds a NUL or half of a surrogate pair",
+            "metric contains a NUL or half of a surrogate pair",
             lambda df: ~df["metric_is_unstorable"],
         ),
         _rule(

@@ -1,4 +1,4 @@
-"""Dataflow from accepted records to the rows of the warehouse: one a record and one a month.
+"""Dataflow from accepted records to the rows of the warehouse: one per record and one per month.
 
 Rolling statistics look back over a window of time, so they hold for records at any distance. They
 and the months are computed from the accepted records together with the records that the warehouse
@@ -25,7 +25,7 @@ MONTH_KEY = ["metric", "month"]
 LOOK_BACK = np.timedelta64(30, "D")
 MONTHS_REACHED = 2
 
-# So many observations have their windows laid out at once.
+# Number of observations whose windows are computed at the same time.
 BLOCK_SIZE = 100_000
 
 FINITE = pa.Check(np.isfinite, name="finite")
@@ -177,7 +177,7 @@ def observed_rows(
 
 @check_output(schema=METRIC_ROW, importance="fail")
 def metric_rows(observed_rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a record of the source (key: metric, time), with its statistics."""
+    """One row per record of the source (key: metric, time), with its statistics."""
     rows = observed_rows[list(METRIC_ROW.columns)]
     from_source = observed_rows["from_source"]
     return rows if from_source.all() else rows[from_source]  # all of them share their memory
@@ -194,7 +194,7 @@ def recalculated_rows(
 
 
 def monthly(observations: pd.DataFrame, is_anomaly: pd.Series) -> pd.DataFrame:
-    """One row a metric and calendar month with observations, in order.
+    """One row per metric and calendar month with observations, in order.
 
     Columns metric, month, sum, mean, minimum, maximum, observations, anomalies, from_source.
     """
@@ -257,7 +257,7 @@ def described_months(
 
 @check_output(schema=MONTH_ROW, importance="fail")
 def month_rows(described_months: pd.DataFrame) -> pd.DataFrame:
-    """One row a metric and month with records of the source (key: metric, month)."""
+    """One row per metric and month with records of the source (key: metric, month)."""
     return described_months.loc[described_months["from_source"], MONTH_COLUMNS]
 
 
@@ -292,7 +292,7 @@ def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _looked_up(metric: pd.Series, values: pd.Series) -> pd.Series:
-    """Return what a value by metric is for each; it is looked up once a metric."""
+    """Return what a value by metric is for each; it is looked up once per metric."""
     code, names = metric.factorize()
     found: pd.Series = pd.Series(names).map(values).astype("str").take(code)
     return found.set_axis(metric.index)

@@ -1,7 +1,8 @@
-"""Hamilton's cache where Prefect keeps results. Imports Hamilton: only from inside functions.
+"""Hamilton's cache in Prefect's result storage. Imports Hamilton: import it in functions only.
 
-A pod's disk goes with the pod; the result storage of the flow, or the server's default, does not.
-What cannot be read counts as not cached, what cannot be written costs a warning.
+The disk of a pod is deleted with the pod; the result storage of the flow, or the server's default,
+is not. A result that cannot be read counts as not cached, and one that cannot be written causes a
+warning.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ PREFIX = "hamilton-cache"
 
 
 def stores() -> dict[str, Any]:
-    """Return the stores of `Builder.with_cache`, of the run that is executed."""
+    """Return the stores for `Builder.with_cache` in the current run."""
     return {"metadata_store": Versions(), "result_store": Values()}
 
 
@@ -26,7 +27,7 @@ class _Records:
 
     def __init__(self) -> None:
         current = results.get_result_store()
-        # With no copies in memory: the results of nodes may be large.
+        # Without copies in memory, because the results of nodes may be large.
         self._store = results.ResultStore(
             result_storage=current.result_storage,
             serializer=current.serializer,
@@ -46,7 +47,9 @@ class _Records:
         try:
             return (self._store.read(path).result,) if self._store.exists(path) else None
         except Exception as error:
-            run_logger().warning("A cached result cannot be read, so it is computed: %r", error)
+            run_logger().warning(
+                "A cached result cannot be read, so it is computed again: %r", error
+            )
             return None
 
     def _write(self, key: str, value: Any) -> None:
@@ -57,7 +60,7 @@ class _Records:
 
 
 class Values(_Records, ResultStore):
-    """Results of nodes by their versions. Prefect's storages delete nothing; nor does this."""
+    """Results of nodes by their versions. Nothing is deleted, as in Prefect's storages."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ class NoAnswerError(HamiltonError):
 
 
 class ServerError(HamiltonError):
-    """The server answered 5xx, as it does to one of two clients that create the same at once."""
+    """The server answered 5xx, for example because another client created the same object."""
 
 
 class RefusedError(HamiltonError):
@@ -32,7 +32,7 @@ retry_server_errors = tenacity.retry(
     wait=tenacity.wait_random_exponential(multiplier=0.1, max=1),
     reraise=True,
 )
-"""Decorator: calls a function again, up to three times, when the server answers it 5xx."""
+"""Decorator: calls a function again, up to three times, if the server answers 5xx."""
 
 
 class HamiltonApi:
@@ -61,7 +61,7 @@ class HamiltonApi:
 
     def __enter__(self) -> Self:
         """Open the client."""
-        # Here, not before: it loads certificates, for which a flow does not wait.
+        # Not earlier, because it loads certificates, for which a flow should not wait.
         self._http = httpx.Client(
             base_url=self._url, headers=self._headers, timeout=self._timeout
         ).__enter__()
@@ -122,7 +122,7 @@ class HamiltonApi:
         return response.json()
 
     def no_answer(self) -> NoAnswerError:
-        """Return the error for an answer that does not come."""
+        """Return the error for a missing answer."""
         return NoAnswerError(
             f"the Hamilton UI at {self.shown} does not answer: check that it is running"
         )

@@ -1,4 +1,4 @@
-"""Hamilton adapters that a run adds to a dataflow. Imports Hamilton: only from inside functions."""
+"""Hamilton adapters of a run. Imports Hamilton: import it in functions only."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from prefect_hamilton.errors import note_node
 
 
 class Observer(base.BasePreNodeExecute, base.BasePostNodeExecute):
-    """Notes how long each node took, and with an exception which node raised it."""
+    """Records the duration of each node, and which node raised an exception."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

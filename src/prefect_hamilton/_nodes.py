@@ -1,4 +1,4 @@
-"""Nodes of a dataflow as Prefect task runs. A node that Hamilton's cache knows has none."""
+"""Nodes of a dataflow as Prefect task runs. A node with a cached result has no task run."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +28,7 @@ def as_tasks(driver: "Driver", selection: Selection) -> None:
 
     The tags `prefect_retries`, `prefect_retry_delay_seconds`, `prefect_timeout_seconds` and
     `prefect_tags` (a list, or names separated by commas) of a node are options of its task. Raises
-    ValueError for one that makes no sense.
+    ValueError for an invalid option.
     """
     nodes = driver.graph.nodes.values()
     selected = {node.name for node in nodes if _is_selected(node, selection)}

@@ -39,8 +39,8 @@ class BlockExecutor(TaskExecutor):
         context = FlowRunContext.get()
         if runner is None and context is None:
             raise RuntimeError(
-                "parallel=True takes the flow's task runner, and there is no flow: execute the "
-                "dataflow in a flow, or give a task runner"
+                "parallel=True uses the task runner of the flow, but there is no flow: execute the "
+                "dataflow in a flow, or pass a task runner"
             )
         self._given = runner
         self._runner: TaskRunner[Any] = runner or context.task_runner  # type: ignore[union-attr]

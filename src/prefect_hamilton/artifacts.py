@@ -1,7 +1,8 @@
-"""What people look at beside a run's work: pictures, progress, previews, summaries, links.
+"""Artifacts that accompany the work of a run: pictures, progress, previews, summaries, links.
 
-None of it makes a run fail, or repeat work that has succeeded: what cannot be published costs a
-warning. An artifact that is the work itself, as a report's, is published with Prefect's functions.
+They never make a run fail or repeat work that has succeeded: an artifact that cannot be published
+causes a warning. If the artifact is the result of the work, such as a report, publish it with
+Prefect's functions.
 """
 
 import re
@@ -18,12 +19,12 @@ R = TypeVar("R")
 
 
 def slug(name: str) -> str:
-    """Return a name as an artifact's key may hold it: lower-case letters, digits and dashes."""
+    """Return a name as an artifact's key: lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def best_effort(what: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
-    """Let a function return None, with a warning that `what` is missing, where it would raise.
+    """Make a function log a warning that `what` is missing, and return None, instead of raising.
 
     For the synchronous code of a flow or task run, whose logger is used.
     """
@@ -35,7 +36,7 @@ def best_effort(what: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
                 return function(*args, **kwargs)
             except Exception as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                get_run_logger().warning("The run goes on without %s (%s)", what, reason)
+                get_run_logger().warning("The run continues without %s (%s)", what, reason)
                 return None
 
         return attempt

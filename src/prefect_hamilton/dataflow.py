@@ -5,14 +5,14 @@
         run = dataflow.execute(features, ["table"], inputs={"path": path})
         return run["table"]
 
-The Hamilton UI shows the execution when it is configured (see `prefect_hamilton.tracking`), and the
-task run gets a picture of the dataflow and a link to the Hamilton UI as artifacts, and the nodes'
-times as a log line. None of these makes a run fail. Each can be turned off: `track`, `link`,
-`picture`, `timings`. Secrets are masked in all of them.
+The Hamilton UI shows the execution if it is configured (see `prefect_hamilton.tracking`). The task
+run gets a picture of the dataflow and a link to the Hamilton UI as artifacts, and a log line with
+the durations of the nodes. None of these can make a run fail. Each can be turned off: `track`,
+`link`, `picture`, `timings`. Secrets are masked in all of them.
 
 A node that raises fails the execution with its own exception's type and a message that names the
-node; see `NodeError`. Outside of a run, as in a test, a dataflow is executed all the same, and
-nothing is published.
+node; see `NodeError`. Outside of a run, as in a test, a dataflow is executed, but nothing is
+published.
 
 Importing this module imports neither Hamilton nor pandas.
 """
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 __all__ = ["Dataflow", "NodeError", "Run", "aexecute", "execute"]
 
 LONGEST = 3
-"""Nodes that the log line about times names."""
+"""Number of nodes in the log line about durations."""
 
 Modules = ModuleType | Sequence[ModuleType]
 Outputs = str | Sequence[str | Callable[..., Any]]
 
 
 class Options(TypedDict, total=False):
-    """The fields of `Dataflow` that `execute` takes as well; they are described there."""
+    """The fields of `Dataflow` that `execute` also accepts; `Dataflow` documents them."""
 
     name: str | None
     tags: Mapping[str, str]
@@ -62,7 +62,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Run:
-    """What an execution gave: `run["node"]` is a node's result.
+    """The results of an execution: `run["node"]` is the result of a node.
 
     `results` is what Hamilton returned: a dict, unless an adapter builds something else. `url` is
     the permalink in the Hamilton UI, None where the run is not tracked. `node_seconds` are the
@@ -81,7 +81,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Dataflow:
-    """A dataflow that is described once and executed as often as one likes.
+    """A dataflow that is defined once and executed any number of times.
 
         FEATURES = Dataflow(features, config={"label": "hours"}).with_cache(path="/data/cache")
         run = FEATURES.execute(["table"], inputs={"path": path})
@@ -91,7 +91,7 @@ class Dataflow:
 
     Attributes:
         modules: The module of the nodes, or several.
-        config: Hamilton's config: what decides which nodes there are. Also given to nodes as input.
+        config: Hamilton's config, which decides which nodes exist. Nodes can also use it as input.
         name: How the dataflow is called in the Hamilton UI's tag `dataflow`; without it as its
             modules are. Pictures, links and the version in the Hamilton UI are named after the
             task, or after the flow where there is no task.
@@ -162,12 +162,12 @@ class Dataflow:
 
         Args:
             outputs: The nodes whose results are wanted: names, or the functions themselves.
-            inputs: What the nodes need that no node computes.
-            overrides: Results of nodes that are then not computed.
+            inputs: Values that the nodes need and that no node computes.
+            overrides: Results of nodes that are not computed.
 
         Raises:
             NodeError: A node failed; it is also of the type that the node raised.
-            ValueError: Hamilton cannot plan the execution, as an input is missing.
+            ValueError: Hamilton cannot plan the execution, for example because an input is missing.
 
         """
         from hamilton import driver
@@ -194,9 +194,9 @@ class Dataflow:
         inputs: Mapping[str, Any] | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> Run:
-        """Do as `execute` does with Hamilton's async driver: nodes may be coroutine functions.
+        """Execute with Hamilton's async driver: nodes may be coroutine functions.
 
-        That driver takes no materializers.
+        The async driver does not support materializers.
         """
         from hamilton import async_driver
 
@@ -214,7 +214,7 @@ class Dataflow:
         return Run(results, tracked.run_url, seconds, observer.seconds)
 
     def driver(self) -> "Driver":
-        """Build Hamilton's driver without any of what a run adds, to look at the dataflow."""
+        """Build Hamilton's driver, without the adapters of a run, to inspect the dataflow."""
         from hamilton import driver
 
         return self._builder(driver.Builder()).build()

@@ -1,4 +1,4 @@
-"""What a dataflow's node raises, with the node's name."""
+"""The error of a dataflow's node, with the node's name."""
 
 from functools import cache
 from typing import Any, Self
@@ -12,7 +12,7 @@ _NODE = "_prefect_hamilton_node"
 
 
 class NodeError(Exception):
-    """A node of a dataflow failed: the message says in one line how, and names the node.
+    """A node of a dataflow failed; the message gives the reason in one line and names the node.
 
     It is of the type that the node raised as well, so `except ValueError` catches the ValueError of
     a node, with its attributes. What the node raised is its `__cause__`.

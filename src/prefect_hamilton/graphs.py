@@ -68,7 +68,7 @@ def show(
     inputs: Mapping[str, Any],
     overrides: Mapping[str, Any] | None = None,
 ) -> None:
-    """Draw and publish what the running task executed; a failure costs a warning."""
+    """Draw and publish what the running task executed; a failure causes a warning only."""
     png = render(driver, final_vars, inputs=inputs, overrides=overrides, title=task_name)
     publish(task_name, png)
 

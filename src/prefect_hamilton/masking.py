@@ -1,7 +1,7 @@
-"""Secrets in text are masked before it leaves for another program: when in doubt, too much is.
+"""Mask secrets in text before it is sent to another program; when in doubt, mask too much.
 
-What a password looks like is not known. Masked is therefore what stands where secrets stand: before
-the last @ of a URL or a word, in the query of a URL, and after a name such as `password=`.
+Since the form of a password is unknown, the places of secrets are masked: before the last @ of a
+URL or a word, the query of a URL, and after a name such as `password=`.
 """
 
 import re

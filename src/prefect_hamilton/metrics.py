@@ -1,10 +1,10 @@
-"""What a task did, in numbers: rows read, rejected and written, and seconds.
+"""Metrics of a task: rows read, rejected and written, and seconds.
 
 Each measurement becomes a Prefect event, `flows.task.measured`, that automations can react to. When
 `OTEL_EXPORTER_OTLP_ENDPOINT` is set it also goes there by OTLP over HTTP; nothing is imported or
 sent for OpenTelemetry otherwise. Every process sends what is new (delta temporality) as the same
-series, without an instance, so that the numbers of all runs add up. A collector that is down, or a
-setting of OpenTelemetry that makes no sense, costs a warning, never the run.
+series, without an instance, so that the numbers of all runs add up. An unavailable collector or an
+invalid setting of OpenTelemetry causes a warning, and never fails the run.
 """
 
 import os
@@ -80,14 +80,19 @@ def _export(metrics: TaskMetrics) -> None:
         sent = _collector().send(metrics, flow_run.get_flow_name() or "")
     except ImportError:
         logger.warning(
-            "Task metrics are not sent: OpenTelemetry is missing, install the dependency group otlp"
+            "Task metrics are not sent, because OpenTelemetry is not installed: install the "
+            "dependency group otlp"
         )
         return
     except Exception as error:  # whatever OpenTelemetry makes of its environment variables
-        logger.warning("Task metrics are not sent: %s; the run goes on without", mask(repr(error)))
+        logger.warning(
+            "Task metrics are not sent: %s; the run continues without them", mask(repr(error))
+        )
         return
     if not sent:
-        logger.warning("Task metrics did not reach the OTLP endpoint; the run goes on without")
+        logger.warning(
+            "Task metrics did not reach the OTLP endpoint; the run continues without them"
+        )
 
 
 class _Collector:

@@ -1,9 +1,9 @@
-"""States of flow runs, read and set where Prefect's client has no call for it.
+"""States of flow runs: functions that Prefect's client lacks.
 
-`propose` holds only while the run is in the state that its sender saw. A request can arrive long
-after it was sent: its sender was stopped, or the network was. A header names the state that the
-sender saw; this project's server refuses the proposal when the run has moved on. Another Prefect
-server does not know the header and decides by its own rules.
+`propose` is accepted only while the run is in the state that its sender saw. A request can arrive
+long after it was sent: its sender was stopped, or the network was. A header names the state that
+the sender saw; this project's server refuses the proposal when the run has moved on. Another
+Prefect server does not know the header and decides by its own rules.
 """
 
 import os
@@ -64,7 +64,7 @@ async def propose(
 
 
 async def restore(client: PrefectClient, flow_run_id: UUID, earned: State[Any]) -> None:
-    """Set a state once more, with its message and the reference to its result.
+    """Set a state again, with its message and the reference to its result.
 
     `set_flow_run_state` would drop the reference.
     """

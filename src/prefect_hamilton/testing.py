@@ -1,7 +1,7 @@
 """Test flows and dataflows.
 
-A dataflow needs no Prefect in a test: `dataflow.execute` returns its results, and `overrides` feed
-a node without those before it. A flow needs a server, which `prefect_harness` starts:
+A test of a dataflow needs no Prefect: `dataflow.execute` returns its results, and `overrides`
+replaces the results of nodes. A flow needs a server, which `prefect_harness` starts:
 
     @pytest.fixture(scope="session", autouse=True)
     def prefect():
@@ -33,14 +33,14 @@ from prefect.settings import PREFECT_SERVER_ANALYTICS_ENABLED, temporary_setting
 from prefect_hamilton.dataflow import Dataflow, Modules
 
 STARTUP_TIMEOUT = 180
-"""Seconds that Prefect's server may take to start; the first time it sets up a database."""
+"""Maximum number of seconds for Prefect's server to start; its first start creates a database."""
 
 
 @contextmanager
 def prefect_harness(startup_timeout: int = STARTUP_TIMEOUT) -> Iterator[None]:
-    """Run flows on a Prefect server of the test's own, with no Hamilton UI: `prefect_test_harness`.
+    """Run flows on a temporary Prefect server, without a Hamilton UI (`prefect_test_harness`).
 
-    What is configured in the environment is left alone.
+    Servers that the environment configures are not used.
     """
     from prefect.testing.utilities import prefect_test_harness
 
@@ -59,7 +59,7 @@ def inputs_of(
     """
     Return the names and types of the inputs from which the outputs are computed.
 
-    Inputs with a default are among them, what the config gives is not. Raises what Hamilton raises
+    Inputs with a default are included, values of the config are not. Raises what Hamilton raises
     for a dataflow whose nodes do not fit together, and ValueError for an output that is no node.
     """
     driver = Dataflow(modules, config or {}).driver()

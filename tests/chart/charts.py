@@ -138,7 +138,7 @@ def check(obj: Object) -> None:
         assert not violations, f"{what} is not restricted: {violations}"
         for container in containers(template):
             names = [e["name"] for e in container.get("env", [])]
-            assert len(names) == len(set(names)), f"{what}: a variable is there twice"
+            assert len(names) == len(set(names)), f"{what}: a variable appears twice"
     empty = list(empty_parts(obj))
     assert not empty, f"{what} has empty parts: {empty}"
 

@@ -58,8 +58,8 @@ HEALTHY = (
 )
 
 CASES: dict[str, tuple[Object, dict[str, str], str, set[str]]] = {
-    "all is well": (SCRAPED, HEALTHY, "8h", set()),
-    "all is well, without a scrape": (ALERTS, HEALTHY, "8h", set()),
+    "all components are healthy": (SCRAPED, HEALTHY, "8h", set()),
+    "all components are healthy, without a scrape": (ALERTS, HEALTHY, "8h", set()),
     "the server cannot be scraped": (SCRAPED, HEALTHY | {UP: "0x500"}, "6m", {"PrefectServerDown"}),
     "the server is unavailable for a moment": (
         ALERTS,

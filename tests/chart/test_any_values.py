@@ -1,4 +1,4 @@
-"""Whatever values the schema lets through render to valid objects, or are refused in a sentence."""
+"""Any values that the schema accepts render to valid objects, or are rejected in a sentence."""
 
 import copy
 import re
@@ -19,7 +19,7 @@ EXAMPLE = profile_values("everything")
 POOLS = ("kubernetes", "GPU_pool")
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=20)
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,9}", fullmatch=True)
-# What Kubernetes wants of labels and annotations is not said by its schemas.
+# The schemas of Kubernetes do not restrict labels and annotations.
 LABELS = st.dictionaries(
     st.from_regex(r"example\.org/[a-z]{1,9}", fullmatch=True),
     st.from_regex(r"[a-z0-9]{0,9}", fullmatch=True),
@@ -38,7 +38,7 @@ def is_kubernetes(node: Object) -> bool:
     """Whether it is a part of a Kubernetes object, alone, in a list or by name, or perhaps null."""
     inner = [node.get(key) for key in ("items", "additionalProperties")]
     inner += [value.get("items") for value in inner if isinstance(value, dict)]
-    parts = [node, *filter(lambda part: isinstance(part, dict), inner), *node.get("anyOf", [])]
+    parts = [node, node.get("then", {}), *filter(lambda part: isinstance(part, dict), inner)]
     names = [part["$ref"].rsplit("/", 1)[1] for part in parts if "$ref" in part]
     return any("." in name or name in {"ParentReference", "Rule"} for name in names)
 
@@ -49,8 +49,8 @@ def leaves(node: Object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
         yield path, node
         return
     node = resolved(node)
-    parts = [resolved(part) for part in node.get("anyOf", [])]
-    mapping = next((part for part in (node, *parts) if "properties" in part), None)
+    alternative = resolved(node.get("then", {}))
+    mapping = next((part for part in (node, alternative) if "properties" in part), None)
     if path == ("workers",):
         (pool,) = node["patternProperties"].values()
         for name in POOLS:
@@ -81,8 +81,8 @@ def any_value(path: tuple[str, ...], node: Object) -> st.SearchStrategy[Any]:
     node = resolved(node)
     if isinstance(node.get("type"), list):
         return st.one_of([any_value(path, {**node, "type": kind}) for kind in node["type"]])
-    if "anyOf" in node:
-        return st.one_of([any_value(path, part) for part in node["anyOf"]])
+    if node.get("type") == "object" and "then" in node:
+        return any_value(path, node["then"])
     if "enum" in node:
         return st.sampled_from(node["enum"])
     match node.get("type"):
@@ -99,9 +99,7 @@ def any_value(path: tuple[str, ...], node: Object) -> st.SearchStrategy[Any]:
             return matching.filter(lambda text: len(text) <= node.get("maxLength", 253))
         case "string":
             return TEXT.filter(lambda text: len(text) >= node.get("minLength", 0))
-        case "array" if (
-            node["items"].get("additionalProperties") is True or "anyOf" in node["items"]
-        ):
+        case "array" if node["items"].get("additionalProperties") is True:
             return st.sampled_from([[], *examples(path)])
         case "array":
             return st.lists(any_value(path, node["items"]), max_size=3)

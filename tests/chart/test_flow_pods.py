@@ -53,7 +53,7 @@ def flow_job(base_job_template: Object, variables: Object | None = None) -> Obje
     job = configuration.job_manifest
     if not job["metadata"]["annotations"]:
         del job["metadata"]["annotations"]
-    # Prefect wants these two in the pod, where Kubernetes ignores them.
+    # Prefect requires these two in the pod, where Kubernetes ignores them.
     for key in ("parallelism", "completions"):
         del job["spec"]["template"]["spec"][key]
     return job

@@ -44,7 +44,7 @@ def test_yaml_is_not_made_in_strings() -> None:
 
 
 @pytest.mark.parametrize("name", PROFILES)
-def test_what_is_rendered_has_no_spaces_at_the_ends_of_lines(
+def test_rendered_manifests_have_no_trailing_spaces(
     name: str, profiles: dict[str, Release]
 ) -> None:
     text = profiles[name].text

@@ -223,6 +223,50 @@ def test_a_wrong_part_of_a_kubernetes_object_is_named(path: str, value: Any, wro
     assert wrong in str(error.value) or wrong[1:].replace("/", ".") in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "wrong"),
+    [
+        ("server.env", {"A": {"value": "x"}}, "'/server/env/A'"),
+        ("server.env", {"A": ["x"]}, "'/server/env/A'"),
+        ("server.resources.limits", {"memory": "1 GB"}, "'/server/resources/limits/memory'"),
+        ("server.podDisruptionBudget.minAvailable", "half", "minAvailable'"),
+        ("workers.gpu.flows.image", {"tag": 3}, "'/workers/gpu/flows/image/tag'"),
+        ("workers.gpu.logLevel", "LOUD", "'/workers/gpu/logLevel'"),
+        ("workers.gpu.podDisruptionBudget", [], "'/workers/gpu/podDisruptionBudget'"),
+        ("global.imageRegistry", "https://registry.example.org", "'/global/imageRegistry'"),
+        ("hamiltonUi.retention.schedule", "daily", "'/hamiltonUi/retention/schedule'"),
+        ("networkPolicy.extraEgress", {"hamiltonUi": []}, "'hamiltonUi' not allowed"),
+        ("extraObjects", [1], "'/extraObjects/0'"),
+        ("worker", None, "missing property 'worker'"),
+    ],
+    ids=json.dumps,
+)
+def test_a_wrong_value_is_reported_in_one_line(path: str, value: Any, wrong: str) -> None:
+    with pytest.raises(RenderError) as error:
+        template_text(at(path, value))
+    lines = str(error.value).partition("prefect-hamilton:\n")[2].split("\n\n")[0].splitlines()
+    assert len(lines) == 1, lines
+    assert wrong in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        ({}, {"maxUnavailable": 1}),
+        ({"maxUnavailable": 0}, {"maxUnavailable": 0}),
+        ({"minAvailable": 0}, {"minAvailable": 0}),
+        ({"minAvailable": "50%"}, {"minAvailable": "50%"}),
+    ],
+    ids=json.dumps,
+)
+def test_a_disruption_budget_has_the_given_bound(
+    budget: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    values = {"worker": {"replicas": 2, "podDisruptionBudget": budget}}
+    spec = render(values).get("PodDisruptionBudget", "worker-kubernetes")["spec"]
+    assert {key: spec[key] for key in spec if key != "selector"} == expected
+
+
 REMOTE = {"server": {"enabled": False}, "hamiltonUi": {"enabled": False}}
 
 

@@ -94,7 +94,7 @@ def test_without_the_right_a_run_does_not_start(
     assert 'cannot create resource "jobs"' in run["state"]["message"]
 
 
-def test_without_the_right_the_end_of_a_pod_is_not_noticed(
+def test_without_the_permission_the_end_of_a_pod_is_not_noticed(
     role: dict[str, Any], cluster: Cluster, tmp_path: Path
 ) -> None:
     told = cluster.start(cluster.probe("waits"), job_variables=LAST_WORDS)

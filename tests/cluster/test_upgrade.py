@@ -31,8 +31,8 @@ def upgrade(cluster: Cluster, *options: str) -> None:
 def wait_for_rollout(cluster: Cluster) -> None:
     """Wait until the new pods are ready and the old ones gone.
 
-    An old server that still ends knows nothing of Valkey: what it is told of a run is missing
-    there, and the events that follow it wait for it.
+    An old server that is still terminating does not use Valkey: events that it receives are missing
+    there, and the events that follow wait for them.
     """
     for workload in cluster.kubectl("get", "deployment,statefulset", "-o", "name").split():
         cluster.kubectl("rollout", "status", workload, "--timeout=300s")

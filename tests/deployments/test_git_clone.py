@@ -216,9 +216,9 @@ def test_private_submodules_are_cloned_with_the_same_token_on_request(
 @pytest.mark.parametrize(
     ("path", "environment", "cause"),
     [
-        ("private/closed", {"FLOWS_ACCESS_TOKEN": "not-the-token"}, "refuses the credential"),
-        ("private/locked", {}, "refuses the credential"),
-        ("absent", {}, "there is no such repository"),
+        ("private/closed", {"FLOWS_ACCESS_TOKEN": "not-the-token"}, "rejects the credential"),
+        ("private/locked", {}, "rejects the credential"),
+        ("absent", {}, "the repository does not exist"),
         ("public", {"FLOWS_BRANCH": "no-such-branch"}, "it has no branch or tag no-such-branch"),
         ("other", {"FLOWS_COMMIT": 40 * "a"}, f"it has no commit {40 * 'a'}"),
     ],
@@ -293,7 +293,7 @@ def test_a_clone_waits_for_a_git_server_longer_than_prefect_does(
 
     assert git_server.answers.read_text() == "", "fewer requests than failures"
     assert run.state.is_completed(), run
-    announced = [line for line in run.log if "Trying again, for 120 s in all" in line]
+    announced = [line for line in run.log if "Retrying for 120 s in total" in line]
     assert len(announced) == waits
     assert "the Git server does not answer" in announced[0] and "503" in announced[0]
 

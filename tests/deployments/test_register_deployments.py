@@ -94,13 +94,13 @@ def test_a_clone_is_retried_after_a_brief_git_server_failure(
         (
             "private/register",
             {"FLOWS_REF": "main", "GIT_ACCESS_TOKEN": "not-the-token"},
-            "refuses the credential",
+            "rejects the credential",
         ),
         ("register-absent", {"FLOWS_REF": 40 * "a"}, f"it has no commit {40 * 'a'}"),
         (
             "register-short",
             {"FLOWS_REF": "abc1234"},
-            "it has no branch or tag abc1234, and a commit is named by its whole SHA",
+            "it has no branch or tag abc1234, and a commit must be given as its full SHA",
         ),
         ("register-word", {"FLOWS_REF": "develop"}, "it has no branch or tag develop;"),
     ],
@@ -208,8 +208,8 @@ def test_a_token_for_an_address_without_tls_is_reported_as_unused(
         f"and FLOWS_REPOSITORY is {url}."
     )
     assert last == (
-        f"bootstrap: Cannot clone {url} at main: the Git server wants a credential, and Prefect "
-        "sends a token only to an https:// address; the chart's value is flows.repository."
+        f"bootstrap: Cannot clone {url} at main: the Git server requires a credential, but Prefect "
+        "sends a token only to an https:// address; correct flows.repository in the chart's values."
     )
     assert git_server.token not in output
 
@@ -222,7 +222,7 @@ def test_an_ambiguous_submodules_setting_is_refused(tmp_path: Path) -> None:
         "FLOWS_SUBMODULES": "false",
     }
     code, output = register("nightly", folder=tmp_path, environment=environment)
-    assert (code, output) == (1, "bootstrap: FLOWS_SUBMODULES may be true or left unset.\n")
+    assert (code, output) == (1, "bootstrap: FLOWS_SUBMODULES must be true or unset.\n")
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,7 @@ def test_an_address_with_a_credential_is_refused_without_quoting_it(
     }
     done = typer.testing.CliRunner().invoke(app, ["register", "nightly"], env=environment)
     assert done.exit_code == 1
-    assert done.output.startswith("bootstrap: FLOWS_REPOSITORY holds a credential")
+    assert done.output.startswith("bootstrap: FLOWS_REPOSITORY contains a credential")
     assert done.output.count("\n") == 1
     for word in ("robot", "hunter", "zebra"):
         assert word not in done.output
@@ -292,7 +292,7 @@ def test_a_refused_token_is_not_shown(
     done = typer.testing.CliRunner().invoke(app, ["register", "nightly"], env=environment)
     output = done.output + "".join(capfd.readouterr())
     assert done.exit_code == 1
-    assert "refuses the credential" in output
+    assert "rejects the credential" in output
     for word in ("hunter", "zebra", quote(token, safe="")):
         assert word not in output
 

@@ -102,7 +102,7 @@ class Fault:
     """A component without which there is nothing to break."""
 
     def happen(self, load: ClusterLoad) -> None:
-        """Break it, wait, mend it."""
+        """Cause the fault, wait, and repair it."""
         load.faults += 1
         self.breaks(load)
         try:

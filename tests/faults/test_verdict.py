@@ -1,4 +1,4 @@
-"""The verdict on a run, without a cluster: what must count as bad does."""
+"""The verdict on a run, without a cluster: each kind of failure counts as one."""
 
 from typing import Any
 

@@ -22,7 +22,7 @@ class Run:
 
 @dataclass
 class Verdict:
-    """What became of a run."""
+    """The outcome of a run."""
 
     word: str
     rows_lost: int = 0

@@ -111,8 +111,14 @@ def test_verdict(improvement: float, low: float | None, expected: str) -> None:
         ({"raw_data_location": "sample:x"}, "There is no sample 'x': choose one of absenteeism-at"),
         ({"raw_data_location": "file:///"}, "Cannot read file:///: it is a folder"),
         ({"raw_data_location": "/etc/passwd"}, "Cannot read /etc/passwd: supported are sample:"),
-        ({"validation_user_ids": [5, 99]}, "No absences of the validation user ids 99 in the"),
-        ({"validation_user_ids": [35]}, "No absences of the validation user ids 35 in the data"),
+        (
+            {"validation_user_ids": [5, 99]},
+            "The data has no absences of the validation user ids 99; it has",
+        ),
+        (
+            {"validation_user_ids": [35]},
+            "The data has no absences of the validation user ids 35; it has",
+        ),
     ],
 )
 def test_a_user_error_is_one_line_without_traceback(

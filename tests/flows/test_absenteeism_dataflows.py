@@ -261,7 +261,10 @@ def test_weights_name_the_columns_of_the_linear_model() -> None:
 @pytest.mark.parametrize(
     ("held_out", "message"),
     [
-        ([1, 77], "No absences of the validation user ids 77 in the data; there are 1, 2, 3"),
+        (
+            [1, 77],
+            "The data has no absences of the validation user ids 77; it has those of 1, 2, 3",
+        ),
         ([], "No validation user ids"),
         ([1, 2, 3, 4, 5, 6, 7], "leave fewer than two people to train on"),
     ],

@@ -100,7 +100,7 @@ def test_the_artifacts_explain_the_result(duckdb_warehouse: str) -> None:
     assert found["pipeline-load-progress"].data == 100.0
     summary = str(found["pipeline-summary"].data)
     assert "# warehouse.test.metrics" in summary
-    assert "All 5,844 records keep every rule." in summary
+    assert "All 5,844 records satisfy every rule." in summary
     assert duckdb_warehouse in str(found["pipeline-link"].data)
     for task in ("validate-metrics", "transform-metrics"):
         assert "data:image/png;base64," in str(found[f"hamilton-dag-{task}"].data)
@@ -136,7 +136,7 @@ def test_too_many_bad_records_fail_the_run_with_the_counts(
     state = run(source_url=url)
     assert state.is_failed()
     assert state.message == (
-        "Rejected 6 of 100 records (6.0%; at most 5.0% may be): 6 value is above the metric's "
+        "Rejected 6 of 100 records (6.0%; the maximum is 5.0%): 6 value is above the metric's "
         "maximum. Nothing was loaded; the rejected records are in warehouse.prod.metrics_quarantine"
     )
     assert len(read(duckdb_warehouse, "quarantine")) == 6
@@ -158,7 +158,7 @@ def test_the_quarantine_keeps_only_the_first_records_of_a_bad_file(
     url = source(tmp_path, bad)
     states = [run(source_url=url), run(source_url=url)]
     for state in states:
-        kept = "the first 5 are in warehouse.prod.metrics_quarantine, 7 more are not kept"
+        kept = "the first 5 are in warehouse.prod.metrics_quarantine, 7 more were not kept"
         assert str(state.message).endswith(f"Nothing was loaded; {kept}")
         assert kept in str(artifacts(run_id(state))["pipeline-summary"].data)
     assert sorted(read(duckdb_warehouse, "quarantine")["record_number"]) == [1, 2, 3, 4, 5]
@@ -293,6 +293,24 @@ def test_a_wrong_argument_is_one_line_with_an_exit_code(
     assert data_pipeline.main(arguments) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if " | " not in line][-1:]
     assert told in line
+
+
+def test_the_help_of_the_command_describes_each_parameter(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        data_pipeline.main(["--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    for name, field in enterprise_data_pipeline.parameters.properties.items():
+        assert f"--{name.replace('_', '-')}" in printed
+        assert " ".join(field["description"].split()) in printed
+
+
+def test_environment_variables_do_not_set_options(
+    monkeypatch: pytest.MonkeyPatch, duckdb_warehouse: str
+) -> None:
+    monkeypatch.setenv("batch_size", "0")
+    assert data_pipeline.main([]) == 0
 
 
 def test_the_command_prints_its_changes(

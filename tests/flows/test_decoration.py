@@ -1,4 +1,4 @@
-"""What decorates a run, pictures and artifacts, can fail without failing or repeating its work."""
+"""Pictures and artifacts of a run can fail without failing or repeating its work."""
 
 from typing import Any
 
@@ -53,9 +53,9 @@ def test_a_load_without_artifacts_is_complete_and_not_repeated(
     assert isinstance(state.result(raise_on_failure=False), LoadSummary), state.message
     assert loads(duckdb_warehouse) == [("complete", 5844)]
     assert "Retry" not in caplog.text
-    assert "The run goes on without its progress (ReadTimeout: artifacts are not" in caplog.text
-    assert caplog.text.count("The run goes on without a table artifact") == 1
-    assert caplog.text.count("The run goes on without a picture of the dataflow") == 2
+    assert "The run continues without its progress (ReadTimeout: artifacts are not" in caplog.text
+    assert caplog.text.count("The run continues without a table artifact") == 1
+    assert caplog.text.count("The run continues without a picture of the dataflow") == 2
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -80,7 +80,7 @@ def test_progress_that_cannot_be_updated_repeats_nothing(
     assert state.is_completed(), state.message
     assert loads(duckdb_warehouse) == [("complete", 5844)]
     assert "Retry" not in caplog.text
-    assert "The run goes on without an update of its progress" in caplog.text
+    assert "The run continues without an update of its progress" in caplog.text
 
 
 def test_a_report_says_that_its_plot_is_missing(
@@ -96,7 +96,7 @@ def test_a_report_says_that_its_plot_is_missing(
     (report,) = markdown(state)
     assert "The plot could not be drawn" in report
     assert "## Latest month" in report
-    assert "The run goes on without the plot (MemoryError: no room for a plot)" in caplog.text
+    assert "The run continues without the plot (MemoryError: no room for a plot)" in caplog.text
 
 
 @pytest.mark.usefixtures("no_artifacts", "no_pictures")
@@ -104,7 +104,7 @@ def test_a_model_without_artifacts_is_evaluated(caplog: pytest.LogCaptureFixture
     state = absenteeism_prediction_flow(return_state=True)
     assert isinstance(state.result(raise_on_failure=False), Evaluation), state.message
     assert "Retry" not in caplog.text
-    assert "The run goes on without a markdown artifact" in caplog.text
+    assert "The run continues without a markdown artifact" in caplog.text
 
 
 @pytest.mark.usefixtures("no_artifacts")

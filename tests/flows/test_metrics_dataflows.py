@@ -98,7 +98,7 @@ def test_text_that_databases_cannot_store_is_rejected_and_escaped(
     result = check([*GOOD, ("2024-02-01", metric, f"1{metric}")], text)
     (rejected,) = result["rejected_records"].to_dict("records")
     assert (rejected["raw_metric"], rejected["raw_value"]) == (written, f"1{written}")
-    reason = "metric holds a NUL or half of a surrogate pair; value is not a number"
+    reason = "metric contains a NUL or half of a surrogate pair; value is not a number"
     assert rejected["reasons"] == reason
     literally = check([*GOOD, ("2024-02-01", "wi\\u0000nd", "1")])
     assert len(literally["accepted_records"]) == len(GOOD) + 1

@@ -54,7 +54,7 @@ def test_a_load_is_reported_once_per_upstream_run(any_warehouse: str) -> None:
 
     second = metrics_quality_report(upstream_flow_run_id=upstream_id, return_state=True)
     assert second.is_completed()
-    assert "has its report already" in str(second.message)
+    assert "has already reported on flow run" in str(second.message)
     assert markdown(second) == []
 
     latest = metrics_quality_report(target_table=table, return_state=True)

@@ -2,7 +2,7 @@
 
 Usage: prefect_names.py < JSON {"signatures": [name, …], "calls": {name: [function, …]}}
 Prints JSON of the same form: each signature without annotations, and the calls of the functions in
-the order in which the source has them. A name that is not there is told as the error's words.
+the order in which the source has them. A missing name is reported with the text of the error.
 """
 
 import ast

@@ -91,7 +91,7 @@ def test_a_pod_waits_for_the_api_at_its_start(pods: Pods, proxy: FaultProxy) -> 
     run = pods.taken_up()
     proxy.refuse()
     with pods.executing(run, **through(proxy)) as pod:
-        read_until(pod, "ConnectError): asking again, for 600 s in all")
+        read_until(pod, "ConnectError). Retrying for 600 s in total")
         proxy.accept()
         output, _ = pod.communicate(timeout=120)
 
@@ -196,7 +196,7 @@ def test_a_long_outage_is_reported_by_exit_code_and_log(pods: Pods, proxy: Fault
     assert code == NO_ANSWER
     assert pods.state(run).type == StateType.PENDING
     sentence = f"The Prefect API has not answered for 0 s (GET /api/flow_runs/{run.id}: 500 "
-    assert f"The flow is not run: {sentence}" in output
+    assert f"The flow is not started: {sentence}" in output
     assert "PREFECT_HAMILTON_API_OUTAGE_SECONDS sets how long to wait" in output
     assert "Traceback" not in output
 
@@ -318,7 +318,7 @@ def test_a_worker_starts_nothing_for_an_ended_run(pods: Pods, end: str, type: St
     code, output = pods.execute(run)
 
     assert code == 0, output
-    assert f"it has ended already, in state '{before.name}'" in output
+    assert f"it has already ended, in state '{before.name}'" in output
     after = pods.state(run)
     assert (after.type, after.name, after.message) == (before.type, before.name, before.message)
     assert after.data == before.data
@@ -391,7 +391,7 @@ def test_a_second_pod_of_an_attempt_does_not_run_the_flow(pods: Pods) -> None:
         code, output = pods.execute(run)
 
         assert code == 1, output
-        assert "The flow is not run: another pod has taken it up" in output
+        assert "The flow is not started: another pod has taken it up" in output
         assert pods.state(run).type == StateType.RUNNING
         assert pods.run_count(run) == 1
 

@@ -286,7 +286,7 @@ def test_the_hamilton_ui_migrates_serves_and_prunes(
     prune = Container(*hardened, image("hamilton-ui"), "prune")
     containers.append(prune)
     assert prune.wait() == 0, prune.log()
-    assert "ended 1 stale runs" in prune.log()
+    assert "marked 1 stale runs as failed" in prune.log()
     assert "deleted 1 old runs" in prune.log()
     assert json.loads(docker("exec", ui.id, "python", "-c", _WHAT_IS_LEFT)) == {
         "runs": {"fresh": "RUNNING", "stale": "FAILURE"},

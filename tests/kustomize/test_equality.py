@@ -134,7 +134,7 @@ def test_nothing_of_helm_is_left_and_two_builds_are_equal(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_what_is_written_by_hand_in_an_overlay_is_short(name: str) -> None:
+def test_the_handwritten_files_of_an_overlay_are_short(name: str) -> None:
     for path in (KUSTOMIZE / "overlays" / name).iterdir():
         assert len(path.read_text().splitlines()) < 60, path
 

@@ -276,7 +276,7 @@ class TestInRuns:
     ) -> None:
         monkeypatch.setattr(graphs, "_DRAW", "raise SystemExit('no layout')")
         assert shop()["total"] == 6
-        assert "goes on without a picture of the dataflow" in caplog.text
+        assert "continues without a picture of the dataflow" in caplog.text
 
 
 # Importing

@@ -100,5 +100,5 @@ def test_a_node_that_fails_in_another_process_is_named() -> None:
 
 
 def test_without_a_flow_a_task_runner_must_be_given() -> None:
-    with pytest.raises(RuntimeError, match="execute the dataflow in a flow, or give a task runner"):
+    with pytest.raises(RuntimeError, match="execute the dataflow in a flow, or pass a task runner"):
         dataflow.execute(squares, "total", inputs={"count": 2}, parallel=True)

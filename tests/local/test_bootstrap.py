@@ -235,13 +235,13 @@ def test_a_flow_of_the_image_is_deployed_without_code_to_pull(
 
 
 @pytest.mark.parametrize("entrypoint", ["no_such.module.flow", "prefect_hamilton.states.beginning"])
-def test_an_entrypoint_that_is_no_flow_of_the_image_is_one_sentence(
+def test_an_entrypoint_that_is_not_a_flow_is_reported_in_one_sentence(
     server: services.Service, tmp_path: Path, entrypoint: str
 ) -> None:
     state = REPORTS | {"deployments": [REPORT | {"entrypoint": entrypoint}]}
     done = apply(write(tmp_path / "state.yaml", state), f"{server.url}/api")
     assert done.returncode == 1
-    assert f"bootstrap: Deployment on-failure: {entrypoint} is no flow of this" in done.stderr
+    assert f"bootstrap: Deployment on-failure: {entrypoint} is not a flow in this" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
@@ -449,11 +449,11 @@ def test_a_required_password_is_reported(tmp_path: Path) -> None:
                 ),
                 (
                     {"actions": [NOTIFY | {"block_document": "alerts"}]},
-                    ".actions.0.block_document: is written as type/name",
+                    ".actions.0.block_document: must be written as type/name",
                 ),
                 (
                     {"actions": [{"type": "pause-work-queue", "work_queue": "default"}]},
-                    ".actions.0.work_queue: is written as work pool/name",
+                    ".actions.0.work_queue: must be written as work pool/name",
                 ),
                 (
                     {"actions": [{"type": "resume-deployment"}]},
@@ -543,14 +543,14 @@ def test_a_wrong_file_is_refused_without_quoting_it(
         (
             "state.yaml",
             "variables:\n- {name: x, value: 1}\nvariables: []\n",
-            "the key variables is there twice",
+            "the key variables appears twice",
         ),
         (
             "state.yaml",
             "variables: [{name: x, 'name': y, value: 1}]",
-            "the key name is there twice",
+            "the key name appears twice",
         ),
-        ("template.json", '{"variables": {"a": 1, "a": 2}}', "the key a is there twice"),
+        ("template.json", '{"variables": {"a": 1, "a": 2}}', "the key a appears twice"),
         ("template.json", '{"variables": {"a": NaN}}', "variables.a: Input should be a finite"),
         ("template.yaml", "variables: &a [*a]", "cyclic reference"),
         ("template.yaml", 2000 * "[" + 2000 * "]", "nested too deeply"),
@@ -863,7 +863,7 @@ def test_an_automation_waits_for_what_it_refers_to(
     assert "block slack-webhook/absent is not registered yet" in done.stdout
 
 
-def test_a_placeholder_that_a_custom_webhook_lacks_is_one_sentence(
+def test_a_placeholder_that_a_custom_webhook_lacks_is_reported_in_one_sentence(
     server: services.Service, tmp_path: Path
 ) -> None:
     values = {"name": "x", "url": "http://example.org", "json_data": {"text": "{{token}}"}}

@@ -60,7 +60,7 @@ def test_correct_runs_have_no_problem(judge: Judge) -> None:
     reported = failed_run_report(trained.state_details.flow_run_id, return_state=True)
     assert judge(outcomes.Report("failed-run-report", ("Completed",)), reported) == []
     assert judge(outcomes.Report("failed-run-report", ("Failed",)), reported) == [
-        "failed-run-report does not say 'Failed'"
+        "failed-run-report does not contain 'Failed'"
     ]
 
 
@@ -77,8 +77,8 @@ def test_missing_rows_are_found(judge: Judge, monkeypatch: pytest.MonkeyPatch) -
 
     assert state.is_completed(), state.message
     problems = judge(outcomes.Pipeline(TABLE), state)
-    assert f"{TABLE} holds 3 rows of it, expected 5,844" in problems
-    assert f"{TABLE}_monthly holds 3 rows of it, expected 192" in problems
+    assert f"{TABLE} has 3 rows of the run, expected 5,844" in problems
+    assert f"{TABLE}_monthly has 3 rows of the run, expected 192" in problems
 
 
 def test_rows_of_an_earlier_run_are_not_counted(
@@ -90,7 +90,7 @@ def test_rows_of_an_earlier_run_are_not_counted(
 
     assert state.is_completed(), state.message
     problems = judge(outcomes.Pipeline(TABLE), state)
-    assert f"{TABLE} holds 0 rows of it, expected 5,844" in problems
+    assert f"{TABLE} has 0 rows of the run, expected 5,844" in problems
     assert any(problem.startswith(f"{TABLE}_loads says nothing of it") for problem in problems)
 
 

@@ -47,7 +47,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalProfile]:
     try:
         started = profile.up()
         assert started.returncode == 0, started.stdout + started.stderr
-        assert "4 deployments in local-process-pool" in started.stdout
+        assert "4 deployments in the work pool local-process-pool" in started.stdout
         profile.log_in()
         yield profile
     finally:
@@ -389,7 +389,7 @@ def test_a_damaged_password_file_is_reported_in_one_sentence(tmp_path: Path, con
     for command in (other.up(), other.run("env"), other.run("login")):
         assert command.returncode == 1
         assert command.stderr == (
-            f"{file} holds no user:password: remove it, and the next make up writes a new one.\n"
+            f"{file} does not contain user:password: remove it, and make up creates a new one.\n"
         )
 
 

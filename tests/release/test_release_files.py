@@ -67,6 +67,41 @@ def test_workflows_have_minimal_rights() -> None:
                 assert "${{" not in step.get("run", ""), "text of an event would be run"
 
 
+def test_ci_and_dev_container_install_the_programs_of_the_tests() -> None:
+    """Otherwise, tests would be skipped there."""
+    listed = re.search(r"packages=\((.+?)\n\)", (ROOT / ".ci/run").read_text(), re.DOTALL)
+    assert listed
+    packages = set(re.findall(r"\]=(\S+)", listed[1]))
+    assert "lighttpd" in packages
+    assert packages <= set(
+        re.findall(r"[\w-]+", (ROOT / ".devcontainer/devcontainer.json").read_text())
+    )
+    runner = {"chromium", "postgresql"}  # in GitHub's image, as Chrome and PostgreSQL
+    for name in ("ci.yaml", "release.yaml"):
+        text = (ROOT / ".github/workflows" / name).read_text()
+        assert packages - runner <= set(re.findall(r"[\w-]+", text)), name
+
+
+def test_each_breaking_change_has_a_section_in_upgrading() -> None:
+    unreleased = CHANGELOG.partition("## [Unreleased]")[2].partition("\n## ")[0]
+    sections = (ROOT / "UPGRADING.md").read_text().count("\n### ")
+    assert sections >= len(re.findall(r"^- Breaking", unreleased, re.MULTILINE)) > 0
+
+
+def test_a_released_chart_names_the_repository_that_publishes_it(tmp_path: Path) -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/release.yaml").read_text())
+    (step,) = [s for s in workflow["jobs"]["chart"]["steps"] if "Chart.yaml" in s.get("name", "")]
+    chart = tmp_path / "charts" / "prefect-hamilton"
+    shutil.copytree(ROOT / "charts" / "prefect-hamilton", chart)
+    url = "https://git.example.org/team/prefect-hamilton"
+
+    subprocess.run(["bash", "-ec", step["run"]], cwd=tmp_path, env={"URL": url}, check=True)
+
+    metadata = yaml.safe_load((chart / "Chart.yaml").read_text())
+    before = yaml.safe_load((ROOT / "charts" / "prefect-hamilton" / "Chart.yaml").read_text())
+    assert metadata == {**before, "home": url, "sources": [url]}
+
+
 def test_the_custom_managers_of_renovate_match() -> None:
     """Their patterns find something in each file that they name."""
     found = {}

@@ -194,9 +194,7 @@ def test_a_migration_names_who_holds_its_lock_for_too_long(postgres: str) -> Non
 
         assert code == 1
         last = output.splitlines()[-1]
-        assert (
-            "was not brought up to date: its lock has been held for 0.1 s by pod server-a" in last
-        )
+        assert "was not migrated: its lock has been held for 0.1 s by pod server-a" in last
         assert f"(process {other.info.backend_pid} of PostgreSQL, user " in last
         assert "pg_terminate_backend" in last
         assert "Traceback" not in output
@@ -221,7 +219,7 @@ def test_an_interrupted_first_migration_starts_again(postgres: str, migrated: Da
     code, output = database.run(*MIGRATE)
 
     assert code == 1
-    assert "did not end, yet it holds flows: drop the table" in output
+    assert "was not completed, but the database contains flows: drop the table" in output
     assert "Traceback" not in output
     assert database.query("SELECT name FROM flow") == [("mine",)]
     with database.connected() as connection:
@@ -230,7 +228,7 @@ def test_an_interrupted_first_migration_starts_again(postgres: str, migrated: Da
     code, output = database.run(*MIGRATE)
 
     assert code == 0, output
-    assert "did not end: it begins again" in output
+    assert "was interrupted: it starts again" in output
     assert database.schema() == migrated.schema()
 
 
@@ -243,7 +241,7 @@ def test_an_interrupted_migration_of_a_used_database_is_reported(postgres: str) 
     code, output = database.run(*MIGRATE)
 
     assert code == 1
-    assert 'up to date: relation "trgm_ix_flow_name" already exists. If' in output
+    assert 'migrated: relation "trgm_ix_flow_name" already exists. If' in output
     assert "drop the index that already exists" in output
     assert "Traceback" not in output
     with database.connected() as connection:  # as it says

@@ -39,7 +39,7 @@ def test_a_pod_is_not_ended_over_heartbeats_of_another_form(heartbeats: dict[str
     alive, said = probe_services.judge(heartbeats, "pod-a", NOW)
 
     assert alive
-    assert said == "Taken for alive: prefect:workers holds no heartbeat of the form host#pid."
+    assert said == "Assumed alive: prefect:workers contains no heartbeat of the form host#pid."
 
 
 def test_the_heartbeats_are_those_of_the_installed_prefect() -> None:

@@ -42,7 +42,7 @@ def test_it_ends_when_the_pool_is_created(api: httpx.Client) -> None:
         output, _ = process.communicate(timeout=60)
 
     assert first == "Waiting for work pool a pool: the bootstrap creates it.\n"
-    assert (process.returncode, output) == (0, "Work pool a pool is there.\n")
+    assert (process.returncode, output) == (0, "The work pool a pool exists.\n")
 
 
 def test_a_wrong_credential_is_reported(

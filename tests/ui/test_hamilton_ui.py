@@ -68,8 +68,8 @@ def test_a_busy_port_is_reported_in_one_sentence(hamilton_ui: HamiltonUi, tmp_pa
     )
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        f"Hamilton UI: port {port} on 127.0.0.1 cannot be used (Address already in use); "
-        "stop what uses it or take another with --port"
+        f"Hamilton UI: port {port} on 127.0.0.1 cannot be used (Address already in use): "
+        "stop the process that uses it, or choose another port with --port"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Prefect's UI as it is prepared for the image and for the local profile: no third party."""
+"""The Prefect UI of the image and of the local profile sends no requests to third parties."""
 
 import filecmp
 import re
@@ -93,8 +93,8 @@ def test_an_unknown_analytics_key_fails_the_build(ui: Path) -> None:
     [
         ("</head>", '<script src="https://cdn.example.org/x.js"></script></head>', "a third party"),
         ("</head>", '<link href="//fonts.example.org/css" /></head>', "a third party"),
-        ('<script type="module"', '<script type="text/javascript"', "does not begin"),
-        ('<meta charset="UTF-8" />', "", "does not begin"),
+        ('<script type="module"', '<script type="text/javascript"', "does not start"),
+        ('<meta charset="UTF-8" />', "", "does not start"),
     ],
 )
 def test_an_unknown_ui_file_fails_the_build(ui: Path, old: str, new: str, reason: str) -> None:

@@ -102,7 +102,7 @@ def logged_in(demo: Demo, page: Page) -> None:
 
 
 def test_the_demo_prints_results_and_links(demo: Demo) -> None:
-    assert "Everything as expected" in demo.printed
+    assert "All results are as expected" in demo.printed
     assert f"{demo.prefect}/dashboard" in demo.printed
     assert re.search(r"warehouse\.prod\.metrics\W+5,844", demo.printed)
 

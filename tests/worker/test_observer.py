@@ -127,7 +127,7 @@ TAKEN = {
     drained: "EvictionByEvictionAPI, Eviction API: evicting",
     lost_with_its_node: "container 'prefect-job' ended with exit code 255 (Unknown)",
     unanswered: "the Prefect API did not answer the pod",
-    gone: "the pod is gone",
+    gone: "the pod no longer exists",
 }
 
 
@@ -167,7 +167,7 @@ async def lose_pod(pool: Pool, kubernetes: KubernetesApi, run: UUID) -> None:
     await see(kubernetes.jobs[name])
 
 
-async def test_the_third_pod_that_is_taken_is_the_last(
+async def test_the_third_lost_pod_crashes_the_run(
     pool: Pool, kubernetes: KubernetesApi, observing: None
 ) -> None:
     run = pool.new_run()

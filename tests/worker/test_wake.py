@@ -1,4 +1,4 @@
-"""A worker takes a flow run up when it hears of it, without waiting for its next poll."""
+"""A worker takes a flow run up when an event announces it, without waiting for its next poll."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ from tests.worker.test_worker import hearing, until
 pytestmark = [pytest.mark.services, pytest.mark.anyio]
 
 
-async def test_a_new_run_and_a_rescheduled_one_are_heard(
+async def test_a_worker_is_notified_of_new_and_rescheduled_runs(
     pool: Pool, kubernetes: KubernetesApi
 ) -> None:
     """This worker never polls."""

@@ -5,10 +5,12 @@ kind: PodDisruptionBudget
 metadata:
   {{- include "prefect-hamilton.metadata" . | nindent 2 }}
 spec:
-  {{- if $budget.minAvailable }}
+  {{- if not (kindIs "invalid" $budget.minAvailable) }}
   minAvailable: {{ $budget.minAvailable }}
+  {{- else if kindIs "invalid" $budget.maxUnavailable }}
+  maxUnavailable: 1
   {{- else }}
-  maxUnavailable: {{ $budget.maxUnavailable | default 1 }}
+  maxUnavailable: {{ $budget.maxUnavailable }}
   {{- end }}
   selector:
     matchLabels:

@@ -1,4 +1,4 @@
-"""What several components share: names and types of values, images, pods, volumes."""
+"""Types that several components share: names, images, pods, volumes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SecretKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$")]
 
 ObjectName = Annotated[str, StringConstraints(pattern=r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 
-"""Name of a class of the cluster, which may have dots."""
+"""Name of an object of the cluster, which may contain dots."""
 
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
 
@@ -45,17 +45,17 @@ Seconds = Annotated[int, Field(ge=1)]
 
 KubernetesObject = dict[str, Any]
 
-"""A part of a Kubernetes object, passed on as it is; the API server checks it."""
+"""A part of a Kubernetes object that is rendered unchanged; the API server checks it."""
 
 
 class Values(BaseModel):
-    """A closed mapping: a key that is not declared is refused. Keys are camelCase."""
+    """A closed mapping: unknown keys are rejected. Keys are camelCase."""
 
     model_config = ConfigDict(extra="forbid", alias_generator=to_camel, populate_by_name=True)
 
 
 Registry = Annotated[
-    str, StringConstraints(pattern=r"^$|^[A-Za-z0-9]([A-Za-z0-9.:/_-]*[a-z0-9])?$")
+    str, StringConstraints(pattern=r"^$|^[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*$")
 ]
 
 Repository = Annotated[
@@ -262,13 +262,18 @@ class Global(PodSettings):
     )
 
 
+Count = Annotated[int, Field(ge=0)] | Annotated[str, StringConstraints(pattern=r"^[0-9]+%$")]
+
+"""A number of pods, or a percentage of them."""
+
+
 class PodDisruptionBudget(Values):
     """PodDisruptionBudget, which is created when there are several replicas."""
 
-    min_available: int | str | None = Field(
+    min_available: Count | None = Field(
         default=None, description="Minimum number or percentage of available pods."
     )
-    max_unavailable: int | str | None = Field(
+    max_unavailable: Count | None = Field(
         default=None, description="Maximum number or percentage of unavailable pods. Defaults to 1."
     )
 

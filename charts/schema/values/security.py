@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from charts.schema import kubernetes
 from charts.schema.values.common import Values
+
+PolicyComponent = Literal[
+    "background-services",
+    "bootstrap",
+    "flow-run",
+    "git-server",
+    "hamilton-ui",
+    "hamilton-ui-retention",
+    "postgres",
+    "secrets",
+    "server",
+    "valkey",
+    "worker",
+]
 
 
 class NetworkPolicy(Values):
@@ -20,7 +36,7 @@ class NetworkPolicy(Values):
             [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}]
         ],
     )
-    extra_egress: dict[str, list[kubernetes.NetworkPolicyEgressRule]] = Field(
+    extra_egress: dict[PolicyComponent, list[kubernetes.NetworkPolicyEgressRule]] = Field(
         default_factory=dict,
         description="Additional egress rules by component, for example `bootstrap` for a Git "
         "server in the cluster whose pods listen on another port than its Service.",

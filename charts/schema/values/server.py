@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from charts.schema.values.common import (
     Autoscaling,
@@ -16,7 +16,6 @@ from charts.schema.values.common import (
     PodSettings,
     Resources,
     Seconds,
-    SecretKey,
     Service,
     Storage,
     Url,
@@ -40,7 +39,7 @@ class Auth(Values):
         "flow pods. If empty, the release's own server gets a Secret with a "
         "random password on first install.",
     )
-    key: SecretKey | Literal[""] = Field(
+    key: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]*$")] = Field(
         default="",
         description="Key of the credential in the Secret. Defaults to `auth-string` or `api-key`.",
     )

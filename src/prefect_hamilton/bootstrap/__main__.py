@@ -1,4 +1,4 @@
-"""Bring the servers to the desired state, register the deployments of a repository."""
+"""Bring the servers to the desired state, and register the deployments of a repository."""
 
 import asyncio
 from pathlib import Path
@@ -37,9 +37,9 @@ def apply_command(
         float, typer.Option(help="Seconds to wait for each server to answer.", min=0)
     ] = 60.0,
 ) -> None:
-    """Apply; a second time changes nothing.
+    """Apply the desired state. Applying it again changes nothing.
 
-    The Prefect server is the one at PREFECT_API_URL (with PREFECT_API_AUTH_STRING when it wants a
+    The Prefect server is the one at PREFECT_API_URL (with PREFECT_API_AUTH_STRING if it requires a
     password), the Hamilton UI the one at HAMILTON_API_URL (with HAMILTON_API_KEY).
     """
 

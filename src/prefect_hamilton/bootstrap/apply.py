@@ -1,7 +1,7 @@
 """Bring a Prefect server and a Hamilton UI to the desired state; write only what differs.
 
-Nothing is removed, and what people add beside it (queues, other variables, a paused pool) stays.
-With a record of what was written last, what people changed since stays, too.
+Nothing is removed, and additions of users (queues, other variables, a paused pool) are kept. With a
+record of what was written last, changes that users made since are kept, too.
 """
 
 import os
@@ -74,7 +74,7 @@ class Change:
 
 
 class _NotYetThereError(Exception):
-    """The server does not answer yet; worth another try."""
+    """The server does not answer yet; a later attempt may succeed."""
 
 
 async def apply(
@@ -180,7 +180,7 @@ async def _probe_prefect(url: str) -> None:
     )
     if response.status_code == httpx.codes.UNAUTHORIZED:
         raise _unauthorized(url)
-    # The server's page answers 200 to any path.
+    # The server's UI answers 200 to any path.
     if response.status_code != httpx.codes.OK or not response.text.startswith('"'):
         raise BootstrapError(
             f"{url} is not a Prefect API ({response.status_code}): set PREFECT_API_URL to the "
@@ -218,7 +218,9 @@ async def _hamilton_project(
     url = os.environ.get("HAMILTON_API_URL", DEFAULT_HAMILTON_URL)
     username = project.username.resolve(os.environ)
     if username is None:
-        raise BootstrapError(f"{project.username.from_env} is not set: the Hamilton UI's user.")
+        raise BootstrapError(
+            f"{project.username.from_env} is not set: set it to a user of the Hamilton UI."
+        )
     await _wait(lambda: _probe_hamilton(url), timeout)
     key = os.environ.get("HAMILTON_API_KEY")
     ensure = partial(hamilton.ensure_project, other_users=tuple(project.users))
@@ -239,7 +241,7 @@ def base_job_template(pool: WorkPool, tracking: Mapping[str, str]) -> dict[str, 
     """Return the file's template or the worker type's own, with the pool's overrides."""
     if pool.base_job_template is not None:
         for name in unset(pool.base_job_template):
-            raise BootstrapError(f"{name} is not set: a base job template names it.")
+            raise BootstrapError(f"{name} is not set, but a base job template refers to it.")
         template: dict[str, Any] = resolve(pool.base_job_template)
     else:
         worker = BaseWorker.get_worker_class_from_type(pool.type)
@@ -417,7 +419,7 @@ async def _deployment(client: PrefectClient, deployment: Deployment, record: NoR
         )
     except (ImportError, MissingFlowError) as error:
         raise BootstrapError(
-            f"Deployment {deployment.name}: {deployment.entrypoint} is no flow of this image "
+            f"Deployment {deployment.name}: {deployment.entrypoint} is not a flow in this image "
             f"({error})."
         ) from None
     name = f"{flow.name}/{deployment.name}"
@@ -429,7 +431,7 @@ async def _deployment(client: PrefectClient, deployment: Deployment, record: NoR
         "tags": deployment.tags,
         "job_variables": resolve(deployment.job_variables),
         "parameter_openapi_schema": parameter_schema(flow).model_dump_for_openapi(),
-        # What a deployment of this name had when it came from a repository of flows.
+        # Settings of a deployment of this name that was registered from a flows repository.
         "pull_steps": [],
         "path": None,
     }

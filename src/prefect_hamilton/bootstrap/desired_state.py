@@ -2,7 +2,7 @@
 
 Several files may be given. Their lists are joined; an entry of a later file replaces the whole
 entry of the same name in an earlier one, so that a profile adds to, or changes, what all share.
-Within a file, two entries of one name are an error, and so is a key that is there twice.
+Within a file, two entries of one name are an error, and so is a key that appears twice.
 """
 
 import json
@@ -34,7 +34,7 @@ from prefect_hamilton.bootstrap import prefect_schemas
 from prefect_hamilton.bootstrap.errors import BootstrapError
 
 FILE = Path(__file__).with_name("desired-state.yaml")
-"""What the servers hold in every profile."""
+"""The objects that every profile has."""
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -44,10 +44,10 @@ class _Closed(BaseModel):
 
 
 class FromEnvironment(_Closed):
-    """A value that is not in the file: that of an environment variable.
+    """The value of an environment variable, which is not in the file.
 
     `default` may name other variables, as in `duckdb:///${PREFECT_HAMILTON_STATE}/x.duckdb`. In a
-    block it is for a new one: a value that somebody gave is never replaced by a default.
+    block, it is used for a new block only: a default never replaces a value that was set.
     """
 
     from_env: Name
@@ -152,7 +152,7 @@ class TagConcurrencyLimit(_Closed):
 
 
 class Deployment(_Closed):
-    """A deployment of a flow that is in the images, so that every repository of flows has it.
+    """A deployment of a flow in the images, which is available to every flows repository.
 
     `entrypoint` is a module path, as in `package.module.flow`: there is no code to pull. A value in
     `job_variables` may come from the environment.
@@ -169,7 +169,7 @@ class Automation(_Closed):
     """An automation in Prefect's own words, but with names instead of ids (`prefect_schemas`).
 
     Instead of `actions` it may have `run_deployment` and `parameters`, which may hold Jinja
-    templates. What is left out of the other fields is left to people.
+    templates. Other fields that are omitted can be changed by users.
     """
 
     name: Name
@@ -221,7 +221,7 @@ class HamiltonProject(_Closed):
 
 
 class DesiredState(_Closed):
-    """Everything that the bootstrap brings about."""
+    """Everything that the bootstrap applies."""
 
     work_pools: list[WorkPool] = []
     variables: list[Variable] = []
@@ -239,7 +239,7 @@ REPOSITORY_MAY_HAVE = (
     "tag_concurrency_limits",
     "automations",
 )
-"""What a repository of flows may ask for: nothing that reads the bootstrap's environment."""
+"""Sections that a flows repository may have: none of them reads the bootstrap's environment."""
 
 
 def load_repository(path: Path) -> DesiredState:
@@ -247,8 +247,8 @@ def load_repository(path: Path) -> DesiredState:
     state = load([path])
     for field in sorted(state.model_fields_set.difference(REPOSITORY_MAY_HAVE)):
         raise BootstrapError(
-            f"{path.name}: {field}: a repository of flows may have "
-            f"{', '.join(REPOSITORY_MAY_HAVE)}; move the rest to the chart's bootstrap.state."
+            f"{path.name}: {field}: a flows repository may only have "
+            f"{', '.join(REPOSITORY_MAY_HAVE)}: move the rest to the chart's bootstrap.state."
         )
     return state
 
@@ -336,7 +336,7 @@ def _refuse_two_of_one_name(path: Path, field: str, entries: Any) -> None:
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML, in which a key that is there twice is an error instead of the last one's value."""
+    """YAML, in which a key that appears twice is an error instead of the last one's value."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Look at the keys as they are written, before `<<` adds others."""
@@ -347,7 +347,7 @@ class _YamlLoader(yaml.SafeLoader):
                 continue
             if (key.tag, key.value) in seen:
                 raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
+                    problem=f"the key {key.value} appears twice", problem_mark=key.start_mark
                 )
             seen.add((key.tag, key.value))
         return node
@@ -356,12 +356,12 @@ class _YamlLoader(yaml.SafeLoader):
 def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, number in Counter(key for key, _ in pairs).items():
         if number > 1:
-            raise ValueError(f"the key {key} is there twice")
+            raise ValueError(f"the key {key} appears twice")
     return dict(pairs)
 
 
 _json = TypeAdapter[JsonValue](JsonValue, config=ConfigDict(allow_inf_nan=False))
-"""What the API takes: no dates, no infinite numbers, no other keys than text."""
+"""Values that the API accepts: no dates, no infinite numbers, only text as keys."""
 
 
 def _read(path: Path) -> Any:

@@ -2,4 +2,4 @@
 
 
 class BootstrapError(Exception):
-    """Something a person can mend; the message names the cause and the way out in one line."""
+    """An error that a user can fix; the message names the cause and the fix in one line."""

@@ -165,7 +165,7 @@ def _action(place: Place, content: Any, ids: Mapping[Reference, UUID] | None) ->
         if kind in content and f"{kind}_id" in model.model_fields.keys() - content.keys():
             name = content.pop(kind)
             if not isinstance(name, str) or name.count("/") != form.count("/"):
-                raise SchemaError((*place, kind), f"is written as {form}")
+                raise SchemaError((*place, kind), f"must be written as {form}")
             content[f"{kind}_id"] = ids[kind, name] if ids else ANY_ID
     try:
         action = model.model_validate(content)

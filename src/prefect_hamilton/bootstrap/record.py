@@ -1,7 +1,7 @@
-"""What the bootstrap wrote last, so that it never writes over what a person changed since.
+"""A record of what the bootstrap wrote last, so that it never overwrites later changes of users.
 
-A file of digests, no values, of the fields of each object. A field that is no longer as it was
-written was changed by a person, and stays as it is; so does one that was there before.
+A file of digests, no values, of the fields of each object. A field that differs from the record was
+changed by a user and is kept; so is a field that existed before.
 """
 
 import hashlib
@@ -60,7 +60,8 @@ class Record(NoRecord):
             raise BootstrapError(f"{path} cannot be read: {error.strerror}.") from error
         except ValueError as error:
             raise BootstrapError(
-                f"{path} is damaged ({error}): remove it; what differs then stays as it is."
+                f"{path} is damaged ({error}): remove it; objects that differ from the files "
+                "are then kept."
             ) from error
 
     def merge(

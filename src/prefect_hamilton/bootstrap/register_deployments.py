@@ -1,4 +1,4 @@
-"""Clones the flow repository as a flow run does and registers its deployments as a person does."""
+"""Clones the flows repository as a flow run does, and registers its deployments."""
 
 import asyncio
 import os
@@ -26,10 +26,10 @@ from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.flow_pod import pull_errors
 
 STATE_FILE = "prefect-state.yaml"
-"""Beside prefect.yaml: what its flows need on the server."""
+"""The file beside prefect.yaml with the objects that its flows need on the server."""
 
 COMMIT = re.compile("(?:[0-9a-f]{40}|[0-9a-f]{64})", re.IGNORECASE)
-"""A whole SHA: a Git server gives out a commit by nothing less."""
+"""A full SHA, because a Git server does not accept a shorter one."""
 
 ADDRESS = re.compile(
     r"(?:(?P<scheme>[a-z][a-z0-9+.-]*)://)?(?P<before_host>[^@]*)@.*", re.IGNORECASE | re.DOTALL
@@ -37,7 +37,7 @@ ADDRESS = re.compile(
 """A URL, or user@host:path as SSH has it, with an @ somewhere."""
 
 FAILURES = (RuntimeError, subprocess.CalledProcessError)
-"""Of `git clone`, which Prefect words, and of `git fetch` for a commit."""
+"""Messages of `git clone`, in Prefect's words, and of `git fetch` for a commit."""
 
 
 def register(names: list[str]) -> int:
@@ -53,12 +53,12 @@ def register(names: list[str]) -> int:
     """
     for name in ("FLOWS_REPOSITORY", "FLOWS_REF"):
         if not os.environ.get(name):
-            raise BootstrapError(f"{name} is not set: it says what to clone.")
+            raise BootstrapError(f"{name} is not set: it must name what to clone.")
     repository, ref = os.environ["FLOWS_REPOSITORY"], os.environ["FLOWS_REF"]
     check_credential(repository)
     if os.environ.get("FLOWS_SUBMODULES") not in (None, "", "true"):
-        # To git_clone any text but the empty one is true.
-        raise BootstrapError("FLOWS_SUBMODULES may be true or left unset.")
+        # git_clone treats any text except the empty one as true.
+        raise BootstrapError("FLOWS_SUBMODULES must be true or unset.")
     named = {"FLOWS_COMMIT": ref.lower()} if COMMIT.fullmatch(ref) else {"FLOWS_BRANCH": ref}
     with tempfile.TemporaryDirectory() as folder:
         checkout = clone(repository, Path(folder), named)
@@ -98,9 +98,9 @@ def check_credential(repository: str) -> None:
     """
     if holds_credential(repository):
         raise BootstrapError(
-            "FLOWS_REPOSITORY holds a credential, which would be stored with each deployment for "
-            "all to read: set the address without it, and GIT_ACCESS_TOKEN to the token (the "
-            "chart's value is flows.gitCredential). An @ in the path is written as %40."
+            "FLOWS_REPOSITORY contains a credential, which would be stored with each deployment, "
+            "where every user can read it: remove it from the address, and set GIT_ACCESS_TOKEN to "
+            "the token (the chart's value is flows.gitCredential). Write an @ in the path as %40."
         )
     if os.environ.get("GIT_ACCESS_TOKEN") and not repository.lower().startswith("https://"):
         typer.echo(
@@ -149,7 +149,7 @@ def reason(error: BaseException) -> str:
 
 
 def say(attempt: RetryCallState) -> None:
-    """Tell why it is tried again."""
+    """Print the reason for another attempt."""
     if attempt.outcome and (error := attempt.outcome.exception()):
         typer.echo(f"Trying again: {reason(error)}")
 

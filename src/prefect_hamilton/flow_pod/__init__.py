@@ -2,7 +2,7 @@
 
 `prefect flow-run execute` is a supervisor that starts a second interpreter for the engine, which
 imports Prefect again: most of the time between a pod's start and the flow's first line. Here the
-supervisor imports Prefect once and forks the engine. What it supervises, and how, is Prefect's own.
+supervisor imports Prefect once and forks the engine. The supervision itself is Prefect's.
 """
 
 JSON_FORMATTER = "PREFECT_LOGGING_FORMATTERS_JSON_CLASS"

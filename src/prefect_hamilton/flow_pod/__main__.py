@@ -10,7 +10,7 @@ from prefect_hamilton.flow_pod import JSON_FORMATTER
 
 
 def flow_run_id() -> UUID:
-    """Return the flow run to execute; exit 2 and say how to name one if there is none."""
+    """Return the flow run to execute; exit 2 with an explanation if there is none."""
     value = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("PREFECT__FLOW_RUN_ID", "")
     try:
         return UUID(value)
@@ -22,17 +22,17 @@ def flow_run_id() -> UUID:
 
 
 if __name__ == "__main__":
-    # A pod may receive SIGTERM while Prefect is still being imported. The signal then waits until
-    # somebody handles it, so that the run is rescheduled.
+    # A pod may receive SIGTERM while Prefect is still being imported. The signal is then held back
+    # until it can be handled, so that the run is rescheduled.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     if os.environ.get("PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER") == "json":
         os.environ.setdefault(JSON_FORMATTER, "prefect_hamilton.logs.JsonFormatter")
 
-    # What Prefect's modules make stays: no search for garbage meanwhile, and none among it later,
-    # which would also copy the pages that the fork shares.
+    # The objects of Prefect's modules are permanent: garbage collection would only take time, and
+    # copy the memory that the fork shares.
     gc.disable()
-    # First: it ends a pod in whose image Prefect does not fit.
+    # Imported first, because it ends the pod if the image has an unsupported version of Prefect.
     from prefect_hamilton.flow_pod import _prefect  # noqa: F401, I001
     from prefect_hamilton.flow_pod import launcher, outages
 

@@ -1,8 +1,8 @@
-"""The names inside Prefect on which a flow pod rests, and the version that has them.
+"""The private names of Prefect that a flow pod uses, and the version that has them.
 
 Prefect promises none of them: `tests/images/test_prefect_contract.py` compares them, their
 signatures and the order of their calls with the installed packages. No other module here imports a
-private name, but for the one in `pull_errors`, which the server's image has without the rest.
+private name, except `pull_errors`, which the image of the server also uses.
 """
 
 import sys
@@ -15,7 +15,7 @@ SUPPORTED = "3.9"
 
 
 def exit_unsupported(missing: str = "") -> None:
-    """End the process with one sentence: which Prefect it needs and what it found."""
+    """End the process with the required and the installed version of Prefect in one sentence."""
     lacks = f", where {missing}" if missing else ""
     sys.exit(
         f"flow_pod: this image supports Prefect {SUPPORTED}.x; found {prefect.__version__}{lacks}"
@@ -52,7 +52,7 @@ try:
         write_private_model,
     )
 
-    # Replaced below: an assignment alone would make a new name in silence.
+    # Imported only to fail if the name no longer exists: it is replaced below.
     from prefect.runner._workspace_supervisor import _launch_engine  # noqa: F401
     from prefect.utilities.engine import propose_state
     from prefect.utilities.processutils import get_sys_executable
@@ -97,7 +97,7 @@ async def prepare_workspace(config: WorkspaceSupervisorConfig, launch: Launch) -
     """Run the pull steps, write the manifest, and call `launch` instead of starting the engine.
 
     This is Prefect's own `python -m prefect.runner._workspace_supervisor`, stopped before its last
-    act. Raises what a step raises.
+    step. Raises the exception of a pull step.
     """
     _workspace_supervisor._launch_engine = launch
     await _workspace_supervisor.supervise(config)

@@ -1,8 +1,9 @@
 """Whether a flow run still waits for this pod.
 
-A worker takes a run up by setting it Pending, and starts a pod for it. A request of a worker that
-hangs may come to the server when another has long taken the run up; Prefect's server accepts it
-after a final state. And a worker may start two pods where it did not hear of the first.
+A worker takes a run up by setting it to Pending, and starts a pod for it. A delayed request of a
+worker may reach the server long after another worker has taken the run up, and Prefect's server
+accepts it even after a final state. A worker may also start a second pod if it got no response
+about the first.
 """
 
 import os
@@ -24,7 +25,7 @@ CONFLICT = 409
 
 
 class NotWaitedForError(Exception):
-    """The flow run does not wait for this pod; says why."""
+    """The flow run does not wait for this pod; the message gives the reason."""
 
     def __init__(self, why: str, exit_code: int) -> None:
         super().__init__(why)
@@ -32,7 +33,7 @@ class NotWaitedForError(Exception):
 
 
 async def take_up(client: PrefectClient, flow_run_id: UUID, *, is_only_pod: bool) -> None:
-    """Return if this pod is to run the flow, or raise NotWaitedForError.
+    """Return if this pod must run the flow; otherwise raise NotWaitedForError.
 
     `is_only_pod` says that the pod's Job starts no other for the same attempt.
     """
@@ -40,7 +41,7 @@ async def take_up(client: PrefectClient, flow_run_id: UUID, *, is_only_pod: bool
     if (earned := earned_state(states)) is not None:
         if states[-1].id != earned.id:
             await restore(client, flow_run_id, earned)
-        raise NotWaitedForError(f"it has ended already, in state {earned.name!r}", exit_code=0)
+        raise NotWaitedForError(f"it has already ended, in state {earned.name!r}", exit_code=0)
     if not is_only_pod or (began := beginning(states)) is None:
         return
     if states[-1].is_scheduled():

@@ -34,7 +34,7 @@ LEAVE_NO_TRACE = (
     "prefect.deployments.steps.set_working_directory",
     "prefect.deployments.steps.pull.set_working_directory",
 )
-"""Pull steps after which this interpreter is as it was, but for its folder."""
+"""Pull steps that change nothing in this interpreter except the working directory."""
 
 
 class Prepared(NamedTuple):
@@ -135,14 +135,14 @@ def _is_git_server_away(error: BaseException) -> bool:
 def _log_git_failure(flow_run: FlowRun, attempt: RetryCallState) -> None:
     if attempt.outcome and (error := attempt.outcome.exception()):
         _prefect.flow_run_logger(flow_run).warning(
-            "Cannot clone: %s. Trying again, for %g s in all.",
+            "Cannot clone: %s. Retrying for %g s in total.",
             pull_errors.explain_wait(error),
             outages.git_seconds(),
         )
 
 
 async def report(flow_run_id: UUID, error: Exception) -> bool:
-    """Tell the flow run's log and state why it cannot run; False if the state could not be set."""
+    """Report in log and state why the flow cannot run; False if the state could not be set."""
     sentence = outages.explain(error) or pull_errors.explain(error)
     async with get_client() as client:
         flow_run = await client.read_flow_run(flow_run_id)
@@ -170,7 +170,7 @@ def run(config_path: Path, go: int) -> int:
     """Run the flow once the descriptor `go` has given the variables of the control channel.
 
     They come as a JSON object, an empty one where there is no channel. Returns the exit code. If
-    `go` ends without a word, the run was not to be started, and 0.
+    `go` is closed without data, the run must not be started, and the code is 0.
     """
     config = _prefect.read_model(config_path, _prefect.WorkspaceSupervisorConfig)
     failure: Exception | None = None
@@ -187,7 +187,7 @@ def run(config_path: Path, go: int) -> int:
     if not said:
         return 0
     if failure is not None:
-        # Not 0 tells the supervisor to mark the run as crashed.
+        # A code other than 0 makes the supervisor mark the run as crashed.
         if anyio.run(report, config.flow_run_id, failure):
             return 0
         return NO_ANSWER if outages.explain(failure) else 1

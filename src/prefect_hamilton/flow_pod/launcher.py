@@ -1,8 +1,8 @@
-"""The supervisor: forks the engine and answers for the flow run until it ends.
+"""The supervisor: forks the engine and is responsible for the flow run until it ends.
 
 Follows `execute` in `prefect/cli/flow_run.py` of Prefect 3.9.1, which Prefect's client lacks. It
-differs where a pod does better: a pod that receives SIGTERM before it has reached the API ends, and
-its run is rescheduled if that can be done within some seconds.
+differs in one point: a pod that receives SIGTERM before it has reached the API ends at once, and
+its run is rescheduled if the API answers within some seconds.
 """
 
 import asyncio
@@ -52,10 +52,10 @@ ANSWER_SECONDS = 8
 """How long the API may take to answer when the pod ends, of the 30 s that Kubernetes gives it."""
 
 STAY_SECONDS = 3
-"""How long a pod that ends sees to it that its run stays rescheduled."""
+"""How long a pod that ends checks that its run stays rescheduled."""
 
 ENGINE_SECONDS = 30
-"""How long the engine may take to end where the API answers: what a flow does at its end."""
+"""How long the engine may take to end if the API answers, with all that the flow does then."""
 
 
 class EngineProcess:
@@ -68,7 +68,7 @@ class EngineProcess:
 
     def let_go(self, channel: dict[str, str]) -> None:
         """Tell the engine to run the flow, and the variables of its control channel."""
-        # A pull step may have ended the engine already, which `wait` then tells.
+        # A pull step may have ended the engine already; `wait` then reports it.
         with (
             contextlib.suppress(BrokenPipeError),
             os.fdopen(self._go, "w", encoding="utf-8") as words,
@@ -78,7 +78,7 @@ class EngineProcess:
     def kill(self) -> None:
         """End the process, and what it has started, at once."""
         if self.returncode is None:
-            # It makes its group itself, which may not have come to pass yet.
+            # The process creates its group itself, and may not have done so yet.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
             os.kill(self.pid, signal.SIGKILL)
@@ -98,7 +98,7 @@ class ForkedEngineStarter:
         self._process = process
         self._control_channel = control_channel
         self.conclusion: AttemptConclusion | None = None
-        """How the attempt ended, by the engine's own word."""
+        """How the attempt ended, as the engine reported it."""
 
     async def start(
         self,
@@ -120,7 +120,7 @@ class ForkedEngineStarter:
     def _channel(self, flow_run_id: UUID) -> dict[str, str]:
         """Return the control channel's variables; none where nothing can listen on loopback.
 
-        As in Prefect, such a run can still be ended, only not told why.
+        As in Prefect, such a run can still be ended, but does not learn the reason.
         """
         try:
             port, token = self._control_channel.register(flow_run_id)
@@ -180,8 +180,8 @@ async def reschedule(client: PrefectClient, flow_run_id: UUID) -> bool:
 async def stay_rescheduled(client: PrefectClient, flow_run_id: UUID) -> None:
     """Reschedule the run once more if it is marked Crashed after all.
 
-    Whoever watches the pods reads the state before it sets Crashed, and may have read it before
-    the run was rescheduled. Watches until the run is taken up, for some seconds at most.
+    An observer of the pods reads the state before it sets Crashed, and may have read it before the
+    run was rescheduled. Watches until the run is taken up, for some seconds at most.
     """
 
     async def is_scheduled() -> bool:
@@ -216,14 +216,14 @@ class Termination:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     async def decide(self, client: PrefectClient, flow_run_id: UUID) -> bool:
-        """Bring about the run's next state; False if that could not be done."""
+        """Set the run's next state; False if that could not be done."""
         return self.intent != "reschedule" or await reschedule(client, flow_run_id)
 
     async def exit_code(self, client: PrefectClient, flow_run_id: UUID, *, decided: bool) -> int:
         """Return the code of a pod that was ended by the signal.
 
-        Not 0 tells Kubernetes, which retries the pod where it may, and the worker, which marks a
-        run as crashed that was not rescheduled.
+        A code other than 0 lets Kubernetes retry the pod if the Job allows it, and the worker mark
+        the run as crashed if it was not rescheduled.
         """
         if self.intent == "relinquish" or not decided:
             return 1
@@ -256,7 +256,7 @@ async def run_until_terminated(
                 logger.info("Engine already reported a final state; leaving it unchanged.")
                 return
             is_decided = await termination.decide(supervised.client, flow_run_id)
-            # Without the API, an engine that ends waits in vain for it to take its last log lines.
+            # Without the API, an engine that ends would wait in vain to send its last log lines.
             await supervised.process_manager.kill(
                 flow_run_id,
                 grace_seconds=ENGINE_SECONDS if is_decided else ANSWER_SECONDS,
@@ -283,11 +283,11 @@ async def exit_code(
     result: FlowRunExecutionResult | None,
     conclusion: AttemptConclusion | None,
 ) -> int:
-    """Return the pod's code after the engine's end: 0 only if the run's state tells how it ended.
+    """Return the pod's exit code after the engine has ended: 0 only if the end is reported.
 
-    Whoever watches the pods then marks the run as crashed. An engine that ends with 0 and without
-    a word of its own may not have run the flow. The server is asked, because the result of Prefect
-    takes a run that is final already for unreported.
+    With another code, the worker marks the run as crashed. An engine that ends with 0 and sends no
+    message may not have run the flow. The server is asked for the state, because Prefect's result
+    treats a run that was final already as unreported.
     """
     if conclusion not in (None, EngineOutcomeReceipt.orchestration_aborted()):
         return 0
@@ -301,17 +301,17 @@ async def exit_code(
         state.is_final()
         or (state.is_scheduled() and state.id != flow_run.state_id)
         or state.is_paused()
-        # The supervisor ends a cancellation, which may not have come to pass yet.
+        # The supervisor completes a cancellation, and may not have done so yet.
         or (state.is_cancelling() and not status)
     ):
         return 0
     logger.error("Flow run process crashed (status code %s), which cannot be reported.", status)
-    # A signal's number is negative; told as a shell does.
+    # The number of a signal is negative; a shell reports 128 plus the number.
     return 128 - status if status < 0 else status or 1
 
 
 async def supervise(flow_run_id: UUID, process: EngineProcess, manifest_path: Path) -> int:
-    """Answer for the flow run until it ends; returns the exit code of the pod."""
+    """Supervise the flow run until it ends; returns the exit code of the pod."""
     termination = Termination()
     watching = anyio.CancelScope()
     code: int | None = None
@@ -334,7 +334,7 @@ async def supervise(flow_run_id: UUID, process: EngineProcess, manifest_path: Pa
                 # Also when it was entered in part: it may wait for the API.
                 stack.push_async_exit(supervised)
                 await supervised.__aenter__()
-                # From here on the signal is heard where the engine can be told of it.
+                # From here on, the signal is handled where it can be passed on to the engine.
                 watching.cancel()
                 starter = ForkedEngineStarter(process, supervised.control_channel)
                 executor = supervised.create_executor(
@@ -356,20 +356,20 @@ async def supervise(flow_run_id: UUID, process: EngineProcess, manifest_path: Pa
 
 
 async def take_up(flow_run_id: UUID, termination: Termination) -> FlowRun | int:
-    """Return the flow run that is to be run, or the exit code of a pod that runs none."""
+    """Return the flow run to execute, or the exit code of a pod that executes none."""
     is_only_pod = termination.intent == "reschedule"
     async with get_client() as client:
         try:
             flow_run = await client.read_flow_run(flow_run_id)
             await attempt.take_up(client, flow_run_id, is_only_pod=is_only_pod)
         except attempt.NotWaitedForError as error:
-            logger.info("The flow is not run: %s.", error)
+            logger.info("The flow is not started: %s.", error)
             return error.exit_code
         except Exception as error:
             if (sentence := outages.explain(error)) is None:
                 raise
-            # No state: the worker, which learns of the end by Kubernetes, schedules the run again.
-            logger.error("The flow is not run: %s", sentence)
+            # No state is set: the worker learns of the end from Kubernetes and reschedules the run.
+            logger.error("The flow is not started: %s", sentence)
             return NO_ANSWER
     return flow_run
 

@@ -1,4 +1,4 @@
-"""While the Prefect API does not answer, each request to it is repeated for a time.
+"""Requests are repeated for a limited time while the Prefect API does not answer.
 
 Prefect's client repeats a request five times, within a minute, and neither after a 500 nor before
 it has reached the API once. A restart of a server or of its database may last longer.
@@ -64,7 +64,7 @@ def _seconds(variable: str, default: float) -> float:
 
 
 def repeat_requests() -> None:
-    """From now on each of Prefect's clients in this process repeats what an outage stops.
+    """Make Prefect's clients in this process repeat requests that fail because of an outage.
 
     The same request is sent again, so that the server recognizes a state that it has already set.
     """
@@ -80,7 +80,7 @@ def repeat_requests() -> None:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the API did not answer, or answered that it cannot, so that it may later."""
+    """Whether the API did not answer, or is unavailable, so that a repeated request may succeed."""
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code in TRANSIENT
     # A wrong address or certificate stays wrong.
@@ -110,7 +110,7 @@ def _give_up(attempts: RetryCallState) -> None:
 
 def _log(attempts: RetryCallState) -> None:
     logger.warning(
-        "The Prefect API does not answer (%s): asking again, for %g s in all.",
+        "The Prefect API does not answer (%s). Retrying for %g s in total.",
         _words(attempts),
         seconds(),
     )

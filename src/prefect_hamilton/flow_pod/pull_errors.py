@@ -1,4 +1,4 @@
-"""Why a deployment's pull steps failed, in one sentence for readers of the flow run."""
+"""Why a deployment's pull steps failed, in one sentence for users of the flow run."""
 
 import re
 import subprocess
@@ -11,43 +11,46 @@ UNREACHABLE = (
     r"returned error: (?:429|5\d\d)|Could not resolve host|name resolution|Connection refused"
     r"|Connection reset|Failed to connect|timed out|hung up|early EOF|unexpected disconnect"
 )
-# What git says, the cause, the way out, the chart's value that it hangs on. The first match counts.
+# Pattern of git's output, cause, way out, and the chart's value to correct. The first match counts.
 CAUSES = (
     (
         r"(?:could not read (?:Username|Password)|Authentication failed) for 'http://",
-        "the Git server wants a credential, and Prefect sends a token only to an https:// address",
-        "give the deployment's git_clone step the https:// address and register it again",
+        "the Git server requires a credential, but Prefect sends a token only to an https:// "
+        "address",
+        "set the https:// address in the deployment's git_clone step and register the deployment "
+        "again",
         "flows.repository",
     ),
     (
         r"could not read (?:Username|Password)|Authentication failed|Permission denied"
         r"|Host key verification failed|returned error: 40[13]",
-        "the Git server refuses the credential, or the lack of one",
-        "give the deployment's git_clone step one that may read the repository",
+        "the Git server rejects the credential, or requires one",
+        "give the deployment's git_clone step a credential that can read the repository",
         "flows.gitCredential",
     ),
     (
         r"Remote branch (?P<ref>[0-9a-fA-F]{4,39}) not found",
-        "it has no branch or tag {ref}, and a commit is named by its whole SHA of 40 digits",
-        "name another in the deployment's git_clone step and register it again",
+        "it has no branch or tag {ref}, and a commit must be given as its full SHA of 40 "
+        "characters",
+        "correct the ref in the deployment's git_clone step and register the deployment again",
         "flows.ref",
     ),
     (
         r"Remote branch (?P<ref>\S+) not found",
         "it has no branch or tag {ref}",
-        "name another in the deployment's git_clone step and register it again",
+        "correct the ref in the deployment's git_clone step and register the deployment again",
         "flows.ref",
     ),
     (
         r"not our ref|unadvertised object|reference is not a tree|bad object|couldn't find remote",
         "it has no commit {ref}",
-        "name another in the deployment's git_clone step and register it again",
+        "correct the ref in the deployment's git_clone step and register the deployment again",
         "flows.ref",
     ),
     (
         r"SSL certificate|certificate verification",
         "the certificate of the Git server is not trusted",
-        "name a file with its authority in the variable GIT_SSL_CAINFO",
+        "set the variable GIT_SSL_CAINFO to a file with its certificate authority",
         "flows.env and bootstrap.env",
     ),
     (
@@ -60,15 +63,15 @@ CAUSES = (
     (
         r"not found|not appear to be a git repository|no such repository|not exported"
         r"|Could not read from remote",
-        "there is no such repository, or it is hidden from this credential",
-        "correct the address in the deployment's git_clone step and register it again",
+        "the repository does not exist, or the credential cannot read it",
+        "correct the address in the deployment's git_clone step and register the deployment again",
         "flows.repository",
     ),
 )
 
 
 def explain(error: BaseException) -> str:
-    """Return the sentence for a flow run; no credential of a URL is in it."""
+    """Return the sentence for a flow run, without credentials of a URL."""
     if (failed := git_failure(error)) is None:
         return _words(error)
     # Only `git clone` names the repository; what follows is `git fetch origin COMMIT`.
@@ -76,22 +79,22 @@ def explain(error: BaseException) -> str:
     cloned = (word for before, word in pairwise(words) if before == "clone")
     repository = next(cloned, "the flow repository")
     cause, way_out, value = _diagnose(failed)
-    advice = f"; {way_out} (chart: {value})" if way_out else ""
+    advice = f"; {way_out} (chart value: {value})" if way_out else ""
     return f"Cannot clone {repository}: {cause}{advice}."
 
 
 def explain_wait(error: BaseException) -> str:
-    """Return the cause alone, for a log line of a clone that is tried again."""
+    """Return only the cause, for the log message of a clone that is retried."""
     failed = git_failure(error)
     return _words(error) if failed is None else _diagnose(failed)[0]
 
 
 def explain_to_installer(error: BaseException, repository: str, ref: str) -> str:
-    """Return the sentence for who sets the chart's values; no credential of a URL is in it."""
+    """Return the sentence for the installer of the chart, without credentials of a URL."""
     if (failed := git_failure(error)) is None:
         return _words(error)
     cause, _, value = _diagnose(failed)
-    advice = f"; the chart's value is {value}" if value else ""
+    advice = f"; correct {value} in the chart's values" if value else ""
     return f"Cannot clone {strip_auth_from_urls_in_text(repository)} at {ref}: {cause}{advice}."
 
 
@@ -109,9 +112,9 @@ def is_unreachable(failed: subprocess.CalledProcessError) -> bool:
 
 
 def _diagnose(failed: subprocess.CalledProcessError) -> tuple[str, str, str]:
-    """Cause, way out and value; the last two are empty when git's words are not known."""
+    """Return cause, way out and value; the last two are empty if git's output is unknown."""
     stderr = strip_auth_from_urls_in_text(_stderr(failed))
-    said = (stderr.strip().splitlines() or ["it said nothing"])[-1].removeprefix("fatal: ")
+    said = (stderr.strip().splitlines() or ["no message"])[-1].removeprefix("fatal: ")
     for pattern, cause, way_out, value in CAUSES:
         if found := re.search(pattern, stderr):
             ref = found.groupdict().get("ref", strip_auth_from_urls_in_text(str(failed.cmd[-1])))

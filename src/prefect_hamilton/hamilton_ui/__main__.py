@@ -18,7 +18,7 @@ WaitSeconds = Annotated[
 
 
 def connect(wait_seconds: float) -> None:
-    """Set Django up and wait for the database; exits 1 with the reason if it does not come."""
+    """Set Django up and wait for the database; exits 1 with the reason if it stays away."""
     from prefect_hamilton.hamilton_ui import database
 
     try:
@@ -40,7 +40,7 @@ def serve() -> None:
 
 @app.command()
 def migrate(wait_seconds: WaitSeconds = 300) -> None:
-    """Bring the database to this version's schema; any number of processes may do so at once."""
+    """Migrate the database to this version's schema; several processes may do so at once."""
     connect(wait_seconds)
     from prefect_hamilton.hamilton_ui import database
 
@@ -61,13 +61,13 @@ def prune(
     ] = 24,
     wait_seconds: WaitSeconds = 60,
 ) -> None:
-    """Delete old runs, and end those whose process is gone."""
+    """Delete old runs, and mark runs whose process has ended as failed."""
     connect(wait_seconds)
     from prefect_hamilton.hamilton_ui import database
 
     if stale_hours:
         ended = database.end_stale_runs(timedelta(hours=stale_hours))
-        logger.info("ended %d stale runs", ended)
+        logger.info("marked %d stale runs as failed", ended)
     if keep_days:
         deleted = database.delete_runs(timedelta(days=keep_days))
         logger.info("deleted %d old runs", deleted)

@@ -1,4 +1,4 @@
-"""The Hamilton UI's database: its schema, and what becomes of old runs."""
+"""The Hamilton UI's database: its schema, and the retention of runs."""
 
 import logging
 from datetime import datetime, timedelta
@@ -68,7 +68,7 @@ def delete_runs(older_than: timedelta) -> int:
 
 
 def end_stale_runs(older_than: timedelta) -> int:
-    """Mark runs as failed that are still RUNNING though nothing was heard of them for so long.
+    """Mark runs as failed that are RUNNING, but have not been updated for this time.
 
     Their process was killed: nothing else ends them. They end when their last node did, or when
     they started. Returns how many.

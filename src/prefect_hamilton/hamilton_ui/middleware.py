@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 
-# Django's admin has nobody to log in and nothing to show; the API's description loads its page from
-# a third party, and is open to anyone without a key.
+# Django's admin has no users and no content. The API documentation loads files from a third party,
+# and requires no key.
 CLOSED = ("/admin", "/api/docs", "/api/openapi.json")
 
 
 def close_unused_pages(
     get_response: Callable[[HttpRequest], HttpResponseBase],
 ) -> Callable[[HttpRequest], HttpResponseBase]:
-    """Answer 404 for pages that nobody needs."""
+    """Answer 404 for unused pages."""
 
     def middleware(request: HttpRequest) -> HttpResponseBase:
         if request.path.startswith(CLOSED):

@@ -6,7 +6,7 @@ needs. Added here:
 
 - HAMILTON_UI_HTTPS: `true` if browsers reach this through HTTPS that ends at a proxy, which sets
   X-Forwarded-Proto; cookies are then for HTTPS only.
-- LOG_LEVEL: WARNING unless set. Logs are one JSON object a line.
+- LOG_LEVEL: WARNING unless set. Logs are one JSON object per line.
 """
 
 import os
@@ -22,7 +22,7 @@ from server.settings import (
 
 from prefect_hamilton.hamilton_ui.logging_config import logging_config
 
-# An empty key would lock everybody out; the chart's way to say "none" is an empty string.
+# An empty key would lock all users out; the chart sets an empty string for no key.
 HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY = HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY or None
 ALLOWED_HOSTS = [host.strip() for host in ALLOWED_HOSTS if host.strip()]
 

@@ -1,8 +1,8 @@
 """The Hamilton UI without its calls to third parties.
 
-The page that the package ships loads Google Analytics, a feedback widget and Google's fonts, and
-has no switch for them. `prepare` takes them out; `content_security_policy` sees to it that a
-browser calls nothing but this server, whatever the page's scripts try.
+The UI in the package loads Google Analytics, a feedback widget and Google's fonts, and has no
+setting for them. `prepare` removes them; `content_security_policy` makes browsers block requests to
+other servers.
 """
 
 import re

@@ -1,1 +1,1 @@
-"""What the image of the Prefect server runs beside Prefect."""
+"""Programs that the image of the Prefect server runs in addition to Prefect."""

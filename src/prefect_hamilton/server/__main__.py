@@ -9,7 +9,7 @@ from prefect_hamilton.server.app import create_app
 
 
 def main() -> None:
-    """Serve until a signal; what no option says comes from Prefect's settings."""
+    """Serve until a signal. Everything else comes from Prefect's settings."""
     server = get_current_settings().server
     parser = argparse.ArgumentParser(prog="prefect_hamilton.server", description=__doc__)
     parser.add_argument("--host", default=server.api.host)

@@ -1,4 +1,4 @@
-"""A small client of the Prefect API for pods that only look: importing Prefect takes a second."""
+"""A small client that reads the Prefect API; importing Prefect would take a second."""
 
 import os
 

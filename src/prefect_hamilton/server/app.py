@@ -22,6 +22,6 @@ def create_app(*, webserver_only: bool) -> FastAPI:
     for error in availability.AWAY:
         api.add_exception_handler(error, availability.answer)
     second_credential.accept(api)
-    # Before Prefect's own route of this path, which waits for a connection of the common pool.
+    # Before Prefect's own route of this path, which waits for a connection of the shared pool.
     api.router.routes.insert(0, APIRoute("/ready", availability.readiness, methods=["GET"]))
     return app

@@ -1,7 +1,7 @@
-"""What the API answers while its database, or Valkey, is away: 503 and when to ask again.
+"""The API answers 503 with Retry-After while its database, or Valkey, is unavailable.
 
 Prefect's own handler knows the errors of a driver, but a refused or timed-out connection is an
-OSError and would be 500, which clients take for an answer and do not repeat.
+OSError and would be 500, which clients do not retry.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 logger = get_logger("server.availability")
 
 RETRY_AFTER_SECONDS = 10
-"""Prefect's client asks five times again, after this and up to a fifth more."""
+"""Prefect's client retries five times, each after this time and up to a fifth more."""
 
 PROBE_SECONDS = 2
 """How long the database may take to answer the readiness probe."""
@@ -37,7 +37,7 @@ AWAY: tuple[type[Exception], ...] = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
     sa.exc.DBAPIError,
-    sa.exc.TimeoutError,  # no connection of the pool came free
+    sa.exc.TimeoutError,  # no connection of the pool became free
     RedisConnectionError,
     RedisTimeoutError,
 )
@@ -45,7 +45,7 @@ AWAY: tuple[type[Exception], ...] = (
 
 
 def is_away(error: Exception) -> bool:
-    """Whether the error says that the database or Valkey cannot be asked at present."""
+    """Whether the error means that the database or Valkey is unavailable."""
     if isinstance(error, OSError):
         return _passed_through_driver(error.__traceback__)
     if isinstance(error, sa.exc.DBAPIError | asyncpg.PostgresError | asyncpg.InterfaceError):
@@ -92,7 +92,7 @@ async def readiness() -> JSONResponse:
 
 
 async def _probe_engine(database: PrefectDBInterface) -> AsyncEngine:
-    """Return an engine with one connection that requests do not wait for, nor it for them."""
+    """Return an engine with a separate connection, which requests do not wait for."""
     if database.dialect.name != "postgresql":
         return await database.engine()
     # Engines are kept by URL and time limit: the limit makes this a separate one.

@@ -1,4 +1,4 @@
-"""Check a release from inside: API, work pools with a worker that is online, Hamilton UI.
+"""Check a release from inside: API, work pools with an online worker, Hamilton UI.
 
 `helm test` runs it. It ends with an error when a check has failed.
 """
@@ -16,7 +16,7 @@ from prefect_hamilton.server.api import client
 
 @dataclass(frozen=True)
 class Check:
-    """What was checked, whether it is so, and what was answered."""
+    """What was checked, whether it passed, and the answer."""
 
     what: str
     passed: bool
@@ -28,7 +28,7 @@ class Check:
 
 
 def prefect(pools: list[str]) -> Iterator[Check]:
-    """Check that the API at PREFECT_API_URL wants its credential, and that each pool is ready."""
+    """Check that the API at PREFECT_API_URL requires a credential, and that each pool is ready."""
     if os.environ.get("PREFECT_API_AUTH_STRING"):
         with client(with_credential=False) as stranger:
             response, answer = _get(stranger, "admin/version")
@@ -58,7 +58,7 @@ def hamilton(url: str) -> Iterator[Check]:
 
 
 def _get(http: httpx.Client, path: str) -> tuple[httpx.Response | None, str]:
-    """Ask once. Returns the response, None if there is none, and it in words."""
+    """Send one request. Returns the response, None if there is none, and a description of it."""
     try:
         response = http.get(path)
     except httpx.TransportError as error:
@@ -71,7 +71,7 @@ def _is_refused(response: httpx.Response | None) -> bool:
 
 
 def main() -> None:
-    """Check what the environment names."""
+    """Check the release that the environment describes."""
     parser = argparse.ArgumentParser(
         prog="prefect_hamilton.server.check_release", description=__doc__
     )

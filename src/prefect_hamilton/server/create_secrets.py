@@ -1,4 +1,4 @@
-"""Create the Secrets that are missing, with random values. An existing one is left as it is.
+"""Create missing Secrets with random values. Existing Secrets are not changed.
 
 Each variable WANTED_SECRET_… holds one as YAML: `name` and `data`, texts in which each $name
 becomes a random text, the same within one Secret; or `name`, `namespace` and `copy`, keys of the
@@ -34,7 +34,7 @@ async def main() -> None:
 
 
 async def create(core: client.CoreV1Api, secret: dict[str, Any]) -> None:
-    """Create one Secret unless there is one of its name."""
+    """Create one Secret unless its name exists."""
     own = (SERVICE_ACCOUNT / "namespace").read_text().strip()
     name, namespace = secret["name"], secret.get("namespace", own)
     body = client.V1Secret(metadata=client.V1ObjectMeta(name=name))

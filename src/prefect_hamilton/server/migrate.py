@@ -1,10 +1,10 @@
-"""Bring the Prefect database to this version's schema, one process at a time.
+"""Migrate the Prefect database to this version's schema, one process at a time.
 
-Waits for PostgreSQL to answer, and for another pod that migrates. A wrong password or a database
-that does not exist ends it at once, with a sentence.
+It waits for PostgreSQL to answer, and for another pod that migrates. With a wrong password or a
+missing database, it ends at once with an explanation.
 
-Registers Prefect's block types too: servers that do so at their start, several at once on an empty
-database, get into each other's way.
+It also registers Prefect's block types, because several servers that do so at the same time on an
+empty database conflict.
 
 Some of Prefect's migrations create indexes outside of a transaction, so that one that is killed
 cannot always be run again. The first migration of an empty database is marked while it runs; when
@@ -38,12 +38,12 @@ from tenacity import (
     wait_fixed,
 )
 
-# Any number that nobody else locks in this database.
+# Any number that no other program locks in this database.
 LOCK = 0x70726566656374
 WAIT_SECONDS = 600
-"""How long PostgreSQL may take to answer."""
+"""Maximum number of seconds to wait for PostgreSQL."""
 LOCK_SECONDS = 1800
-"""How long to wait for another pod that migrates, by default."""
+"""Default maximum number of seconds to wait for another pod that migrates."""
 REPORT_SECONDS = 60
 HOLDER = """
 SELECT session.pid, session.application_name, session.usename, session.client_addr
@@ -53,7 +53,7 @@ WHERE held.locktype = 'advisory' AND held.granted AND held.objsubid = 1
   AND (held.classid::bigint << 32 | held.objid::bigint) = :lock
 """
 FIRST = sa.Table("prefect_hamilton_first_migration", sa.MetaData())
-"""A table that is there from before the first migration of an empty database until after it."""
+"""A table that exists during the first migration of an empty database."""
 # One statement, so that all goes or nothing.
 EMPTY = """
 DO $$
@@ -88,7 +88,7 @@ class LockHeldError(Exception):
 
 
 async def migrate(lock_seconds: float) -> None:
-    """Migrate under the lock, for which to wait so long."""
+    """Migrate with the lock held. `lock_seconds` is the maximum time to wait for it."""
     engine = await provide_database_interface().engine()
     database = get_current_settings().server.database
     where = f"{database.host}:{database.port}/{database.name}"
@@ -102,15 +102,15 @@ async def migrate(lock_seconds: float) -> None:
         sys.exit(f"PostgreSQL at {where} did not answer for {WAIT_SECONDS} s: {error}")
     except LockHeldError as error:
         sys.exit(
-            f"The schema in {where} was not brought up to date: its lock has been held for "
-            f"{lock_seconds:g} s by {error}: wait until that pod has ended, or end what it left in "
-            "PostgreSQL with pg_terminate_backend()."
+            f"The schema in {where} was not migrated: its lock has been held for "
+            f"{lock_seconds:g} s by {error}: wait until that pod has ended, or terminate its "
+            "session in PostgreSQL with pg_terminate_backend()."
         )
     except FATAL as error:
         sys.exit(f"PostgreSQL at {where} refuses user {database.user}: {error}")
     except sa.exc.DBAPIError as error:
         sys.exit(
-            f"The schema in {where} cannot be brought up to date: {reason(error)}. If an earlier "
+            f"The schema in {where} cannot be migrated: {reason(error)}. If an earlier "
             "migration was interrupted, drop the index that already exists and start again, or "
             "restore the backup."
         )
@@ -128,7 +128,7 @@ async def register_block_types(where: str) -> None:
 
 
 def reason(error: sa.exc.DBAPIError) -> BaseException:
-    """Return what PostgreSQL said: SQLAlchemy's words for it hold the name of a class."""
+    """Return the error of PostgreSQL, since SQLAlchemy's text contains the name of a class."""
     return (error.orig and error.orig.__cause__) or error
 
 
@@ -140,10 +140,10 @@ async def mark_first(connection: AsyncConnection, where: str) -> None:
         is_used = sa.text("SELECT EXISTS (SELECT FROM flow)")
         if "flow" in tables and await connection.scalar(is_used):
             sys.exit(
-                f"The first migration of {where} did not end, yet it holds flows: drop the table "
-                f"{FIRST.name} to migrate what is there, or restore a backup."
+                f"The first migration of {where} was not completed, but the database contains "
+                f"flows: drop the table {FIRST.name} to migrate it as it is, or restore a backup."
             )
-        print(f"The first migration of {where} did not end: it begins again.", flush=True)
+        print(f"The first migration of {where} was interrupted: it starts again.", flush=True)
         await connection.execute(sa.text(EMPTY))
     elif not tables:
         await connection.execute(CreateTable(FIRST))
@@ -189,8 +189,8 @@ async def connect(engine: AsyncEngine, where: str, *, first: bool) -> AsyncConne
 async def lock(connection: AsyncConnection, where: str, seconds: float) -> None:
     """Take the lock within some seconds. Raises LockHeldError.
 
-    Asks again and again: a statement that waits would hold up CREATE INDEX CONCURRENTLY of the
-    pod that has the lock.
+    It polls, because a waiting statement would block CREATE INDEX CONCURRENTLY of the pod that has
+    the lock.
     """
     # Under this name another pod reports who holds the lock.
     name = sa.text("SELECT set_config('application_name', :name, false)")
@@ -233,7 +233,7 @@ async def holder(connection: AsyncConnection) -> str:
 
 
 def main() -> None:
-    """Migrate the database that Prefect's settings name."""
+    """Migrate the database of Prefect's settings."""
     parser = argparse.ArgumentParser(prog="prefect_hamilton.server.migrate", description=__doc__)
     parser.add_argument(
         "--lock-timeout",

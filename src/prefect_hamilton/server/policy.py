@@ -1,4 +1,4 @@
-"""Rules about the states of flow runs that Prefect's server lacks."""
+"""Rules about the states of flow runs, in addition to those of Prefect's server."""
 
 import asyncio
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ EXPECTED_STATE = "expected-state"
 
 
 class RequireExpectedState(FlowRunOrchestrationRule):
-    """Refuses a proposal whose sender saw another state of the run than it is in now."""
+    """Rejects a proposal if the run is no longer in the state that the sender saw."""
 
     FROM_STATES = ALL_ORCHESTRATION_STATES
     TO_STATES = ALL_ORCHESTRATION_STATES
@@ -34,17 +34,17 @@ class RequireExpectedState(FlowRunOrchestrationRule):
         proposed_state: State | None,
         context: FlowOrchestrationContext,
     ) -> None:
-        """Abort when the request names a state that is not the run's."""
+        """Abort if the request names a state that is not the current one."""
         expected: UUID | None = context.parameters.get(EXPECTED_STATE)
         if expected is not None and (initial_state is None or initial_state.id != expected):
             await self.abort_transition("The flow run has left the state that was expected.")
 
 
 class PreventPendingAfterEnd(FlowRunOrchestrationRule):
-    """Refuses Pending for a run that has ended.
+    """Rejects Pending for a run that has ended.
 
-    Whoever starts it again proposes Scheduled first. A Pending without that is a worker's request
-    that arrived late, and would make a second execution of a run that is done. Prefect refuses it
+    To start it again, clients propose Scheduled first. Pending without Scheduled is a delayed
+    request of a worker, and would cause a second execution of a completed run. Prefect refuses it
     for Cancelled runs (`PreventPendingTransitions`).
     """
 
@@ -66,11 +66,11 @@ class PreventPendingAfterEnd(FlowRunOrchestrationRule):
 
 
 class FlowPolicy(CoreFlowPolicy):
-    """Prefect's rules and those above, each beside the one that it is like."""
+    """Prefect's rules and those above, each beside the most similar one."""
 
     @staticmethod
     def priority() -> list[Any]:
-        """Return the rules in the order in which they are asked."""
+        """Return the rules in their order of evaluation."""
         after = {
             PreventDuplicateTransitions: RequireExpectedState,
             PreventPendingTransitions: PreventPendingAfterEnd,
@@ -82,7 +82,7 @@ class FlowPolicy(CoreFlowPolicy):
 
 
 async def flow_policy() -> type[FlowPolicy]:
-    """Return the rules; the server asks for them with each proposal."""
+    """Return the rules; the server calls this for each proposal."""
     return FlowPolicy
 
 
@@ -95,6 +95,6 @@ async def orchestration_parameters(
     # The end of a connection is read after its request, and there may be more to read before.
     await asyncio.sleep(0.01)
     if await request.is_disconnected():
-        # A worker that gave up does not make the Job of a state that it no longer asks for.
+        # A worker that gave up would not create the Job for this state.
         raise HTTPException(408, "The sender of the proposal has not waited for its answer.")
     return {EXPECTED_STATE: expected}

@@ -1,7 +1,7 @@
 """Whether the background services of this pod are alive: they leave a heartbeat in Valkey.
 
-Prefect does not document the key and the form of the heartbeats. Where they differ from those of
-Prefect 3.9.1, as they also do before the first heartbeat, the pod is taken to be alive.
+Prefect does not document the key and the form of the heartbeats. If they differ from those of
+Prefect 3.9.1, or before the first heartbeat, the pod is assumed to be alive.
 """
 
 import os
@@ -19,12 +19,12 @@ MAX_AGE_SECONDS = 60
 
 
 def main() -> None:
-    """Exit 0 unless the heartbeats say that no worker of this host is alive."""
+    """Exit 0 unless the heartbeats show that no worker of this host is alive."""
     server = redis.from_url(os.environ["PREFECT_SERVER_DOCKET_URL"], socket_timeout=5)
     try:
         found = server.zrange(WORKERS, 0, -1, withscores=True)
     except redis.ResponseError as error:
-        print(f"Taken for alive: {WORKERS} is of another form ({error}).")
+        print(f"Assumed alive: {WORKERS} has another form ({error}).")
         return
     except redis.RedisError as error:
         sys.exit(f"Valkey does not answer: {error}")
@@ -39,10 +39,10 @@ def main() -> None:
 
 
 def judge(heartbeats: Mapping[str, float], host: str, now: float) -> tuple[bool, str]:
-    """Whether the host is alive, and what there is to say, from when each worker last was."""
+    """Return whether the host is alive, and why, from the time of each worker's heartbeat."""
     known = {name: seconds for name, seconds in heartbeats.items() if "#" in name}
     if not known:
-        return True, f"Taken for alive: {WORKERS} holds no heartbeat of the form host#pid."
+        return True, f"Assumed alive: {WORKERS} contains no heartbeat of the form host#pid."
     newest = max((at for name, at in known.items() if name.split("#")[0] == host), default=0.0)
     if newest < now - MAX_AGE_SECONDS:
         return False, f"No heartbeat of {host} in the last {MAX_AGE_SECONDS} s."

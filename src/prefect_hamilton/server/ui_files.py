@@ -3,8 +3,8 @@
 The files that the package ships start the client of an analytics service, which asks its servers
 for a configuration even where the server's analytics are off, and show pictures of block types
 that come from other hosts. Prefect has no setting for either. `prepare` does what a build without
-a key for that service does, adds a script that shows local pictures, and a policy that keeps a
-browser from calling anything but this server, whatever the pages' scripts try.
+a key for that service does, adds a script that shows local pictures, and adds a policy with which
+browsers block requests to other servers.
 
 Run alone, it prepares the installed package's own files, as an image is built; with a folder, a
 copy that Prefect makes there, for `PREFECT_UI_STATIC_DIRECTORY`.
@@ -46,7 +46,7 @@ THIRD_PARTY = re.compile(r'\b(?:src|href)="(?:https?:)?//[^"]*"')
 
 
 class UiError(Exception):
-    """The UI's files are not those that this module knows, as after an upgrade."""
+    """The UI's files are not those that this module supports, for example after an upgrade."""
 
 
 def prepare(folder: Path) -> None:
@@ -106,7 +106,7 @@ def _with_pictures(page: Path) -> str:
         raise UiError(f"{page}: {error.strerror}") from error
     own = OWN_SCRIPT.search(html)
     if len(HEAD.findall(html)) != 1 or own is None or PICTURES.name in html:
-        raise UiError(f"{page} does not begin as the page of an unchanged UI does")
+        raise UiError(f"{page} does not start like the page of an unmodified UI")
     if other := THIRD_PARTY.search(html):
         raise UiError(f"{page} loads {other.group()} from a third party")
     added = (

@@ -1,4 +1,4 @@
-"""Wait until the Prefect API answers and has the work pool that the bootstrap creates.
+"""Wait until the Prefect API answers and the bootstrap has created the work pool.
 
 The worker's init container runs it. It ends with an error after `WAIT_SECONDS`.
 """
@@ -37,7 +37,7 @@ def wait(api: httpx.Client, pool: str, *, seconds: float = WAIT_SECONDS) -> str:
 
 
 def reason_to_wait(api: httpx.Client, pool: str) -> str:
-    """Ask once. Returns "" when the pool is there."""
+    """Send one request. Returns "" if the pool exists."""
     url = str(api.base_url).rstrip("/")
     try:
         response = api.get(f"work_pools/{quote(pool, safe='')}")
@@ -53,7 +53,7 @@ def reason_to_wait(api: httpx.Client, pool: str) -> str:
 
 
 def main() -> None:
-    """Wait for the pool that is named."""
+    """Wait for the given work pool."""
     parser = argparse.ArgumentParser(
         prog="prefect_hamilton.server.wait_for_work_pool", description=__doc__
     )
@@ -61,8 +61,8 @@ def main() -> None:
     pool = parser.parse_args().pool
     with client() as api:
         if reason := wait(api, pool):
-            sys.exit(f"Work pool {pool} was not there after {WAIT_SECONDS} s. {reason}")
-    print(f"Work pool {pool} is there.")
+            sys.exit(f"The work pool {pool} did not exist after {WAIT_SECONDS} s. {reason}")
+    print(f"The work pool {pool} exists.")
 
 
 if __name__ == "__main__":

@@ -9,24 +9,24 @@ Tracking is on when `HAMILTON_UI_USERNAME` and `HAMILTON_UI_PROJECT_ID` are set.
 `HAMILTON_API_URL` (where runs are sent), `HAMILTON_UI_URL` (what links point at), both
 http://localhost:8241 by default, and `HAMILTON_API_KEY`, the server's shared key.
 
-It is best-effort: whatever the Hamilton UI does, the dataflow's result is the same as without
-tracking. It takes time: the first tracked task of a process imports the SDK (seconds), all waiting
-for the Hamilton UI in one flow run is bounded by `PATIENCE` (6 s, of which the first 0.25 s of a
-call do not count), all summing up of inputs and results by `SUMMARY_TIME` (3 s, and what the last
-one takes above it). After a failure the rest of the flow run (in this process) is not tracked, and
-one warning says why.
+Tracking is best-effort: the result of the dataflow is the same as without tracking. It takes time:
+the first tracked task of a process imports the SDK (seconds), all waiting for the Hamilton UI in
+one flow run is bounded by `PATIENCE` (6 s, of which the first 0.25 s of a call do not count), all
+summaries of inputs and results by `SUMMARY_TIME` (3 s, and what the last one takes above it). After
+a failure the rest of the flow run (in this process) is not tracked, and one warning gives the
+reason.
 
 The UI stores a dataflow's source code, its config, its inputs (up to 10,000 characters each) and a
 summary of every node's result (for a data frame of up to 200,000 cells: statistics of each column;
-for a scalar or a text: the value). Of what is larger, and of objects of unknown types, it stores
-what they are. `HAMILTON_CAPTURE_DATA_STATISTICS=false` keeps every value here: of inputs only the
-type's name is sent, of results only the schema. `HAMILTON_MAX_LIST_LENGTH_CAPTURE` (50) and
+for a scalar or a text: the value). Of larger values, and of objects of unknown types, it stores
+only a description. `HAMILTON_CAPTURE_DATA_STATISTICS=false` keeps every value here: of inputs only
+the type's name is sent, of results only the schema. `HAMILTON_MAX_LIST_LENGTH_CAPTURE` (50) and
 `HAMILTON_MAX_DICT_LENGTH_CAPTURE` (100) bound how many items of a list or a dict a summary holds.
 
-Never pass a secret as input or config, nor return one from a node. What looks like one is masked:
-what stands before the @ of a URL or a word, the query of a URL, what follows `password=` and the
-like. Where an input holds such, the messages of the run's exceptions are kept here as well, for
-they may hold any piece of it.
+Never pass a secret as input or config, nor return one from a node. Text that looks like a secret is
+masked: before the @ of a URL or a word, the query of a URL, and after `password=` and similar
+names. If an input contains one, the messages of the run's exceptions are not sent either, because
+they may contain a part of it.
 """
 
 import importlib
@@ -87,10 +87,10 @@ def track(
 ) -> Iterator[Tracked]:
     """Track the dataflows that are built and executed in this block.
 
-    They show in the Hamilton UI as `prefect_<task_name>`, tagged with the Prefect task, flow and
+    They appear in the Hamilton UI as `prefect_<task_name>`, tagged with the Prefect task, flow and
     flow run, and with `dataflow=<dag_name>` when that is given. The link is published as an
-    artifact of the run unless `link` is false. Exceptions of the block pass through; none comes
-    from the tracking. Where `enabled` is false nothing is tracked.
+    artifact of the run unless `link` is false. Exceptions of the block pass through; tracking
+    raises none. If `enabled` is false, nothing is tracked.
 
     Hamilton's logger is silent meanwhile, also when tracking is off: when a node raises, it would
     log its input values, which could be a URL with a password. The exception reaches the task.
@@ -105,7 +105,7 @@ def track(
             cause = str(error) if isinstance(error, HamiltonError) else repr(error)
             logger.warning(
                 "Hamilton UI tracking is off for the rest of this flow run: %s. "
-                "The flow goes on without it.",
+                "The flow continues without it.",
                 cause,
             )
 

@@ -40,7 +40,7 @@ TIMEOUT = httpx.Timeout(5.0, connect=3.0)
 FLUSH_INTERVAL = 2.0
 """Seconds between two sendings of node updates while a dataflow runs."""
 
-NOT_SUMMED_UP = "not summed up: the time that this flow run may take for it is over"
+NOT_SUMMED_UP = "not summarized: the time limit of this flow run for summaries has passed"
 
 # Its warnings about Git and its tracebacks say nothing that our one warning does not.
 # A level that the user set stays.

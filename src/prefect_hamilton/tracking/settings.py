@@ -1,4 +1,4 @@
-"""Where a flow run is tracked, and how long it may wait for that."""
+"""Where a flow run is tracked, and how long it may wait for the Hamilton UI."""
 
 import os
 import threading
@@ -16,12 +16,12 @@ FREE_WAIT = 0.25
 """Seconds of a single call that do not count: a healthy server's answers never use PATIENCE up."""
 
 SUMMARY_TIME = 3.0
-"""Seconds that one flow run may take to sum up inputs and results; later ones are not summed up."""
+"""Seconds that one flow run may spend on summaries of inputs and results; later ones get none."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Where and as whom to track. Raises HamiltonError when the environment makes no sense."""
+    """Where and as whom to track. Raises HamiltonError if the environment is invalid."""
 
     username: str
     project_id: int
@@ -72,11 +72,11 @@ class FlowRunTracking:
 
     @property
     def may_sum_up(self) -> bool:
-        """Whether there is time left to sum up inputs and results."""
+        """Whether there is time left for summaries of inputs and results."""
         return self._summary_time > 0
 
     def summed_up(self, seconds: float) -> None:
-        """Count `seconds` that summing up took."""
+        """Count `seconds` that a summary took."""
         with self._lock:
             self._summary_time -= seconds
 

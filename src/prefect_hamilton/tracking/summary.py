@@ -1,7 +1,7 @@
-"""Inputs and results as the Hamilton UI may show them: small, without secrets, soon made.
+"""Summaries of inputs and results for the Hamilton UI: small, quick, and without secrets.
 
 The time is bounded by looking at no more than LIMIT characters of a value, and by calling no code
-of unknown types. The Hamilton SDK, which sums up frames and models, would look at all of them.
+of unknown types. The Hamilton SDK, which summarizes frames and models, would look at all of them.
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ from pydantic import BaseModel
 from prefect_hamilton.masking import MASK, holds_secret, mask, mask_code, names_secret
 
 LIMIT = 10_000
-"""Characters up to which a value is shown."""
+"""Maximum number of characters of a value that is shown."""
 
 FRAME_CELLS = 200_000
-"""Cells of a data frame up to which its columns are summed up; 0.5 s or so."""
+"""Maximum number of cells of a data frame whose columns are summarized; takes about 0.5 s."""
 
 FRAME_COLUMNS = 100
-"""Columns up to which a data frame is summed up; the SDK takes some 10 ms for each."""
+"""Maximum number of columns of a data frame that is summarized; each takes the SDK about 10 ms."""
 
 CATEGORIES = 1_000
-"""Categories of a column up to which it is summed up: the SDK lists each."""
+"""Maximum number of categories of a column that is summarized: the SDK lists each."""
 
 TEXT_LIMIT = 1_000_000
 """Characters of a single text in a request; a longer one is the message of an exception."""
@@ -50,8 +50,8 @@ _PRINTED = (
 )
 _CODE = frozenset({"nodes", "code_artifacts", "code_log", "html"})
 _HIDDEN = (
-    "message not kept, for an input of this run holds a password or the query of a URL; "
-    "the flow run's log has it"
+    "message not stored, because an input of this run contains a password or the query of a "
+    "URL; see the log of the flow run"
 )
 
 
@@ -85,7 +85,7 @@ class Shown:
         if isinstance(value, pd.DataFrame | pd.Series | np.ndarray):
             if not constants.CAPTURE_DATA_STATISTICS:  # then it is the schema that is shown
                 return value[:HEAD]
-            return f"{_what(value)}, not summed up" if _is_large(value) else value
+            return f"{_what(value)}, not summarized" if _is_large(value) else value
         if not constants.CAPTURE_DATA_STATISTICS:
             return value
         if isinstance(value, list):

@@ -1,9 +1,9 @@
 """A warehouse for flows: a DuckDB file or a PostgreSQL database, written by idempotent upserts.
 
-Where it is comes from `WAREHOUSE_URL`, else from the Prefect Secret block `warehouse-url`, else, in
-the local profile, it is a DuckDB file in the state folder. Both engines take the same SQL and read
-and write Arrow tables; they differ in how a batch of rows is written and in how one writer waits
-for another.
+Its address comes from `WAREHOUSE_URL`, or else from the Prefect Secret block `warehouse-url`. In
+the local profile, it defaults to a DuckDB file in the state folder. Both engines take the same SQL
+and read and write Arrow tables; they differ in how a batch of rows is written and in how one writer
+waits for another.
 
 A flow describes its tables as `TableSpec` and names a `Target`, `catalog.schema.table`. Beside the
 target table stand its companions: the target's name with the suffix of another spec.
@@ -57,7 +57,7 @@ __all__ = [
     "warehouse_url",
 ]
 
-# Seconds that a writer waits for another one to let go of the DuckDB file or of its rows.
+# Seconds that a writer waits for another one to release the DuckDB file or its rows.
 LOCK_TIMEOUT = 120.0
 
 
@@ -81,7 +81,7 @@ class Warehouse(Protocol):
     def read(
         self, query: str, parameters: Sequence[Any] = (), wanted: "Wanted | None" = None
     ) -> "pd.DataFrame":
-        """Return what a query gives; `?` stands for a parameter.
+        """Return the result of a query; `?` stands for a parameter.
 
         `wanted` is called with some rows at a time and tells which of them to return; the others
         are not held in memory.
@@ -110,8 +110,8 @@ def connect(
     lock in PostgreSQL, then from another thread.
 
     Raises:
-        WarehouseError: It cannot be opened, or somebody holds the file or a lock for
-            `lock_timeout` s. A PostgreSQL URL's own `options=-c lock_timeout=...` comes first.
+        WarehouseError: It cannot be opened, or the file or a lock stays in use for `lock_timeout`
+        s. A PostgreSQL URL's own `options=-c lock_timeout=...` comes first.
 
     """
     # The engines' libraries are imported for the engine that is used.

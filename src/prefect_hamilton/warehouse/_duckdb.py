@@ -137,7 +137,7 @@ def _process_lock(purpose: str, timeout: float) -> Iterator[None]:
     lock = _thread_lock(purpose)
     if not lock.acquire(timeout=timeout):
         raise WarehouseError(
-            f"Another thread of this process has kept the warehouse's lock for {purpose} for "
+            f"Another thread of this process has held the warehouse's lock for {purpose} for "
             f"{timeout:.0f} s: run again when it has ended"
         )
     try:

@@ -1,9 +1,9 @@
-"""What a warehouse raises."""
+"""Errors of a warehouse."""
 
 
 class WarehouseError(Exception):
-    """The warehouse cannot be used as configured; one line with the cause and the way out."""
+    """The warehouse cannot be used as configured; the message names cause and fix in one line."""
 
 
 class TableConflictError(WarehouseError):
-    """A table cannot be created or written as it has to be; waiting does not help."""
+    """A table cannot be created or written; a retry does not help."""

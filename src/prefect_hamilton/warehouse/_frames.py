@@ -1,4 +1,4 @@
-"""Rows on their way between pandas and an engine."""
+"""Conversion of rows between pandas and an engine."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING

@@ -57,8 +57,9 @@ def connect(
             yield PostgresWarehouse(connection)
         except psycopg.errors.LockNotAvailable:
             raise WarehouseError(
-                f"Gave up waiting for a lock in {address}, held by {watch.holder}: let that "
-                "session end its transaction, or end it with pg_terminate_backend, and run again"
+                f"Gave up waiting for a lock in {address}, held by {watch.holder}: wait until "
+                "that session has ended its transaction, or terminate it with "
+                "pg_terminate_backend, and run again"
             ) from None
         except (
             psycopg.OperationalError,
@@ -71,7 +72,10 @@ def _reason(error: "psycopg.Error", parameters: Mapping[str, str]) -> str:
     """Return what libpq or the server said, in one line, unless it holds the password."""
     reason = " ".join(str(error).split())
     if (password := parameters.get("password")) and password in reason:
-        return f"{type(error).__name__} (its text holds the password): check host, port and user"
+        return (
+            f"{type(error).__name__} (the message contains the password, so it is not shown): "
+            "check host, port and user"
+        )
     return reason
 
 
@@ -106,7 +110,7 @@ class _LockWatch:
         interval: float,
         on_wait: Callable[[str], None] | None,
     ) -> None:
-        self.holder = "a session that is not known"
+        self.holder = "an unknown session"
         self._connection = connection
         self._conninfo = conninfo
         self._address = address

@@ -29,7 +29,7 @@ def warehouse_url() -> str:
     """
     if url := os.environ.get(URL_VARIABLE) or _saved_url():
         return url
-    # Only where somebody keeps the folder: a pod's file would go with the pod, and its rows too.
+    # Only if the folder is permanent: a file in a pod would be deleted with the pod.
     if state := os.environ.get(STATE_VARIABLE):
         return f"duckdb:///{Path(state).resolve() / 'warehouse.duckdb'}"
     raise WarehouseError(
@@ -49,13 +49,13 @@ def _saved_url() -> str | None:
     except (ValueError, RuntimeError, httpx.HTTPError) as error:
         if isinstance(error.__cause__, ObjectNotFound):
             return None
-        # Its own message may hold what the block holds.
+        # The original message may contain the value of the block.
         raise WarehouseError(
             f"The Secret block {URL_BLOCK} cannot be loaded ({type(error).__name__}): save it "
             f"again or set {URL_VARIABLE}"
         ) from None
     if not isinstance(value, str):
-        raise WarehouseError(f"The Secret block {URL_BLOCK} does not hold a text: save it again")
+        raise WarehouseError(f"The Secret block {URL_BLOCK} does not contain text: save it again")
     return value
 
 

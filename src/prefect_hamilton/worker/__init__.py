@@ -1,1 +1,1 @@
-"""Prefect's Kubernetes worker, with what keeps a flow run from being doubled, stuck or crashed."""
+"""Prefect's Kubernetes worker, which avoids duplicate, stuck and wrongly crashed flow runs."""

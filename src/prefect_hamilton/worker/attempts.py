@@ -1,7 +1,7 @@
-"""Attempts at a flow run: each begins with the Pending of the worker that takes the run up.
+"""Attempts at a flow run: each begins when a worker takes the run up by setting Pending.
 
-The id of that state names the attempt. A Job carries it, so that nobody judges an attempt by the
-Job of an earlier one.
+The id of that state identifies the attempt. A Job carries it as a label, so that an attempt is not
+judged by the Job of an earlier one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect_hamilton.states import beginning
 
 ATTEMPT_LABEL = "prefect-hamilton/attempt"
-"""Label of a Job: the attempt that it was made for."""
+"""Label of a Job: the attempt for which it was created."""
 
 
 def latest(states: Sequence[State[Any]]) -> UUID | None:
@@ -51,7 +51,7 @@ def of_job(labels: Mapping[str, str]) -> str | None:
 
 
 def mark(job_manifest: dict[str, Any], attempt: UUID) -> None:
-    """Give a Job its attempt, and a name that no second Job of the attempt can have."""
+    """Set a Job's label, and a name that makes a second Job of the same attempt impossible."""
     metadata = job_manifest["metadata"]
     metadata.setdefault("labels", {})[ATTEMPT_LABEL] = str(attempt)
     if prefix := metadata.pop("generateName", None):

@@ -1,4 +1,4 @@
-"""Kubernetes as the worker sees it: where Jobs are made, and which have not finished."""
+"""Requests to Kubernetes: the cluster's name, and the Jobs of flow runs."""
 
 import hashlib
 from collections.abc import Iterable
@@ -56,7 +56,7 @@ def is_finished(job: V1Job) -> bool:
 
 
 def is_outage(error: BaseException | None) -> bool:
-    """Whether Kubernetes' API was away, or could not answer, when this was raised."""
+    """Whether the error means that the API of Kubernetes was unavailable."""
     if isinstance(error, ApiException):
         return (error.status or 0) in (408, 429) or (error.status or 0) >= 500
     return isinstance(error, aiohttp.ClientError | TimeoutError | OSError)

@@ -1,7 +1,7 @@
-"""The observer of Jobs: Prefect's, with a verdict that concerns the attempt it saw.
+"""The observer of Jobs: Prefect's, which judges the attempt to which a Job belongs.
 
-Prefect's observer judges a flow run by any of its Jobs. A Job that this project's worker made says
-which attempt it was for; the others are judged as Prefect does.
+Prefect's observer judges a flow run by any of its Jobs. A Job of this project's worker has a label
+with its attempt; other Jobs are judged as Prefect does.
 """
 
 import logging
@@ -19,7 +19,7 @@ from prefect_hamilton.states import propose
 from prefect_hamilton.worker import attempts, kubernetes, unstarted
 
 DELETED = "Its Job was deleted."
-FAILED = "Its pod failed, and nothing has reported the end of the flow."
+FAILED = "Its pod failed, and the end of the flow was not reported."
 
 
 def install() -> None:
@@ -94,7 +94,7 @@ async def judge_job(
 
 
 async def _verdict(states: list[State[Any]], name: str, namespace: str) -> State[Any]:
-    """Return the next state of a run that is Pending and whose Job has ended or is gone."""
+    """Return the next state of a run that is Pending and whose Job has ended or was deleted."""
     client = await observer._get_kubernetes_client()
     try:
         job = await kubernetes.job_named(client, name, namespace)

@@ -1,8 +1,8 @@
-"""Flow runs that say they wait for a pod or run in one, while no Job of theirs is there.
+"""Find flow runs that are Pending or Running but have no Job.
 
-A worker that died between Pending and its Job leaves such a run, and so does a Job that was
-deleted while no worker was there to see it. Several workers may find the same run: each names the
-state that it saw, and the server takes the first.
+A worker that was killed after it set Pending and before it created the Job leaves such a run, and
+so does a Job that was deleted while no worker was running. Several workers may find the same run:
+each names the state that it saw, and the server accepts the first.
 """
 
 import asyncio
@@ -36,10 +36,10 @@ LOCATION_LABEL = "prefect-hamilton.jobs"
 
 INTERVAL_SECONDS = 60
 GRACE_SECONDS = 120
-"""How long a run may be without a Job: a worker that took it up may be slow to make it."""
+"""How long a run may be without a Job, because a worker may be slow to create it."""
 
-NO_JOB = "No Job was made for it within {} seconds."
-GONE = "Its Job ended or is gone, and nothing has reported the end of the flow."
+NO_JOB = "No Job was created for it within {} seconds."
+GONE = "Its Job has ended or no longer exists, and the end of the flow was not reported."
 
 
 class Sweep:
@@ -70,7 +70,7 @@ class Sweep:
                     await self.sweep()
                 except Exception as error:
                     self._logger.warning(
-                        "Flow runs without a Job were not looked for: %s: %s",
+                        "Could not look for flow runs without a Job: %s: %s",
                         type(error).__name__,
                         error,
                     )
@@ -133,7 +133,7 @@ class Sweep:
     async def _verdict(
         self, run: FlowRun, state: State[Any], jobs: Iterable[V1Job], client: ApiClient
     ) -> State[Any]:
-        """Return what becomes of a run: it waits again, if the flow has not started."""
+        """Return the next state of a run: it is rescheduled if the flow has not started."""
         if not state.is_pending():
             return Crashed(message=GONE)
         states = await self._client.read_flow_run_states(run.id)

@@ -1,8 +1,8 @@
-"""What becomes of a flow run whose pod ended before its flow started.
+"""Decide about a flow run whose pod ended before its flow started.
 
-Nothing of the flow has run, so the run waits for another pod where its own was taken from it:
-deleted, evicted, lost with its node; or where the Prefect API did not answer it. A container that
-failed by itself would fail again.
+Nothing of the flow has run, so the run is rescheduled if the pod was deleted, evicted or lost with
+its node, or if the Prefect API did not answer it. A container that failed by itself would fail
+again.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from prefect.states import Crashed
 from prefect_hamilton.states import NO_ANSWER, rescheduled
 
 NOT_STARTED = "Its pod ended before the flow started"
-"""How the message of each such state begins. They are counted by it."""
+"""How the message of each such state begins. The states are counted by it."""
 
 MAX_TRIES = 3
 
@@ -38,7 +38,7 @@ def verdict(states: Sequence[State[Any]], job: V1Job | None, pods: Iterable[V1Po
     pods = list(pods)
     if (reason := _own_reason(job, pods)) is not None:
         return Crashed(message=f"{NOT_STARTED}: {reason}.")
-    reason = next((each for pod in pods if (each := _taken_by(pod))), "the pod is gone")
+    reason = next((each for pod in pods if (each := _taken_by(pod))), "the pod no longer exists")
     tries = 1 + _tries_before(states)
     if tries < MAX_TRIES:
         return rescheduled(f"{NOT_STARTED}: {reason}. Try {tries} of {MAX_TRIES}.")
@@ -56,7 +56,7 @@ def _tries_before(states: Sequence[State[Any]]) -> int:
 
 
 def _own_reason(job: V1Job | None, pods: Iterable[V1Pod]) -> str | None:
-    """Return why a pod failed by itself; None if none did, so that another may do better."""
+    """Return why a pod failed by itself; None if none did, so that another pod may succeed."""
     for condition in (job and job.status and job.status.conditions) or []:
         # Kubernetes deletes the pods of such a Job.
         if condition.type == "Failed" and condition.reason == "DeadlineExceeded":

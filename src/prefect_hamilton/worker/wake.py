@@ -1,4 +1,4 @@
-"""A worker looks for flow runs as soon as an event says that one waits for it.
+"""A worker looks for flow runs as soon as an event announces one.
 
 Without it, a flow run that is to start now waits for the next poll: half the interval on average.
 Polls go on at their interval: they find runs whose time comes, and what a broken stream has missed.
@@ -17,10 +17,10 @@ STATES = ("Scheduled", "AwaitingRetry", "AwaitingConcurrencySlot", "Resuming", "
 """Names of the states in which a flow run waits for a worker."""
 
 PAUSE_SECONDS = 0.1
-"""Time between two looks: a burst of events is one look."""
+"""Minimum time between two queries, so that a burst of events causes one."""
 
 RECONNECT_SECONDS = 10
-"""Time before a new stream, after one could not be kept; the polls go on meanwhile."""
+"""Time before the stream is opened again after an error; the worker continues to poll."""
 
 
 class Wake:
@@ -62,7 +62,7 @@ class Wake:
     async def _listen(self) -> None:
         while True:
             try:
-                # It would reconnect without a word, and a flow run of the meantime be missed.
+                # The client would reconnect silently and miss the flow runs in between.
                 stream = get_events_subscriber(self._filter, reconnection_attempts=0)
                 async with stream as events:
                     # What waits already.
@@ -70,5 +70,5 @@ class Wake:
                     async for _ in events:
                         self._heard.set()
             except Exception as error:
-                self._logger.info("Events are not heard, the worker only polls: %r", error)
+                self._logger.info("The worker receives no events and only polls: %r", error)
             await anyio.sleep(RECONNECT_SECONDS)

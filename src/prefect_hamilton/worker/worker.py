@@ -1,4 +1,4 @@
-"""The worker of type `kubernetes` that the image runs in the place of Prefect's."""
+"""The worker of type `kubernetes` that the image runs instead of Prefect's."""
 
 import sys
 from typing import Any
@@ -26,10 +26,10 @@ from prefect_hamilton.worker.sweep import LOCATION_LABEL, Sweep
 from prefect_hamilton.worker.wake import Wake
 
 ANSWER_SECONDS = 15
-"""How long the API may take to answer a proposal, before the client asks again."""
+"""How long the API may take to answer a proposal before the client repeats it."""
 
 PROPOSAL_SECONDS = 60
-"""How long the worker asks to take a run up. Its next poll finds the run again."""
+"""How long the worker tries to take a run up. Its next poll finds the run again."""
 
 CONFLICT = 409
 
@@ -39,7 +39,7 @@ class NotWaitedForError(Exception):
 
 
 class Worker(KubernetesWorker):  # type: ignore[misc]
-    """Makes a Job only for the attempt that a flow run waits for, and one for each."""
+    """Creates exactly one Job for each attempt, and only while the flow run waits for it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -110,7 +110,7 @@ class Worker(KubernetesWorker):  # type: ignore[misc]
     async def _propose_crashed_state(
         self, flow_run: FlowRun, message: str, client: PrefectClient | None = None
     ) -> None:
-        """Crash the run; where only an API was away, let it wait instead.
+        """Crash the run; reschedule it instead if an API was unavailable.
 
         Prefect calls this while it handles the error that kept it from making the Job.
         """
@@ -125,7 +125,7 @@ class Worker(KubernetesWorker):  # type: ignore[misc]
                 await propose(self.client, flow_run.id, waits, states[-1].id)
         except httpx.HTTPError:
             # The sweep finds the run when the API is back.
-            self._logger.warning("Flow run could not be put back.", exc_info=True)
+            self._logger.warning("Flow run could not be rescheduled.", exc_info=True)
 
     async def run(
         self,
@@ -133,7 +133,7 @@ class Worker(KubernetesWorker):  # type: ignore[misc]
         configuration: KubernetesWorkerJobConfiguration,
         task_status: anyio.abc.TaskStatus[Any] | None = None,
     ) -> KubernetesWorkerResult:
-        """Make the Job of the attempt, unless the run has moved on."""
+        """Create the Job of the attempt, unless the state of the run has changed."""
         attempt = self._attempts.get(flow_run.id)
         if attempt is not None:
             if not await self._is_waited_for(flow_run, attempt):
@@ -145,12 +145,12 @@ class Worker(KubernetesWorker):  # type: ignore[misc]
         return await super().run(flow_run, configuration, task_status)
 
     async def _is_waited_for(self, flow_run: FlowRun, attempt: UUID) -> bool:
-        """Whether to make the Job; puts back the final state that a late Pending replaced."""
+        """Whether to create the Job; restores the final state that a delayed Pending replaced."""
         states = await self.client.read_flow_run_states(flow_run.id)
         if attempts.is_waited_for(states, attempt):
             return True
         self.get_flow_run_logger(flow_run).warning(
-            "No Job is made for flow run '%s': it does not wait for this worker any more.",
+            "No Job is created for flow run '%s': it no longer waits for this worker.",
             flow_run.id,
         )
         earned = attempts.ended_before(states, attempt)
@@ -161,7 +161,7 @@ class Worker(KubernetesWorker):  # type: ignore[misc]
     async def _note_location(
         self, flow_run: FlowRun, configuration: KubernetesWorkerJobConfiguration
     ) -> None:
-        """Write down where the run's Jobs are; only workers that see them may sweep."""
+        """Record where the run's Jobs are, for workers that look for runs without a Job."""
         async with self._get_configured_kubernetes_client(configuration) as client:
             cluster = kubernetes.cluster_of(client)
         await self.client.update_flow_run_labels(
@@ -171,7 +171,7 @@ class Worker(KubernetesWorker):  # type: ignore[misc]
     async def _create_job(
         self, configuration: KubernetesWorkerJobConfiguration, client: ApiClient
     ) -> V1Job:
-        """Make the Job; that of the attempt may be there, made by a request without an answer."""
+        """Create the Job. It may exist already if the response to an earlier request was lost."""
         try:
             job: V1Job = await super()._create_job(configuration, client)
         except InfrastructureError as error:
@@ -188,7 +188,7 @@ class Worker(KubernetesWorker):  # type: ignore[misc]
 
 
 def _is_outage(error: BaseException | None) -> bool:
-    """Whether Prefect's or Kubernetes' API was away when this was raised."""
+    """Whether the error means that the API of Prefect or Kubernetes was unavailable."""
     if isinstance(error, httpx.HTTPError):
         return _is_transient_api_error(error)
     cause = error.__cause__ if isinstance(error, InfrastructureError) else error
