@@ -4,23 +4,29 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from prefect_hamilton.bootstrap.hamilton import ensure_project
-from tests import services, web
+from tests import first_start, services, web
 
 pytest_plugins = ["tests.browser"]
 
-_HOME = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+_FOLDERS = pytest.StashKey[ExitStack]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    folders = config.stash[_FOLDERS] = ExitStack()
     # Before the first import of Prefect, which reads it.
-    config.stash[_HOME] = tempfile.TemporaryDirectory(prefix="prefect-home-")
-    os.environ["PREFECT_HOME"] = config.stash[_HOME].name
+    home = tempfile.TemporaryDirectory(prefix="prefect-home-")
+    os.environ["PREFECT_HOME"] = folders.enter_context(home)
+    if first_start.SHARED not in os.environ:  # as it is in the other processes of pytest-xdist
+        shared = tempfile.TemporaryDirectory(prefix="prefect-tests-")
+        os.environ[first_start.SHARED] = folders.enter_context(shared)
+        folders.callback(os.environ.pop, first_start.SHARED)
     os.environ["DO_NOT_TRACK"] = "1"
     for name in [n for n in os.environ if n.startswith("HAMILTON_")]:
         del os.environ[name]
@@ -28,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    config.stash[_HOME].cleanup()
+    config.stash[_FOLDERS].close()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
