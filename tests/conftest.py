@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from prefect_hamilton.bootstrap.hamilton import ensure_project
-from tests import first_start, services, web
+from tests import services, shared, web
 
 pytest_plugins = ["tests.browser"]
 
@@ -23,10 +23,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # Before the first import of Prefect, which reads it.
     home = tempfile.TemporaryDirectory(prefix="prefect-home-")
     os.environ["PREFECT_HOME"] = folders.enter_context(home)
-    if first_start.SHARED not in os.environ:  # as it is in the other processes of pytest-xdist
-        shared = tempfile.TemporaryDirectory(prefix="prefect-tests-")
-        os.environ[first_start.SHARED] = folders.enter_context(shared)
-        folders.callback(os.environ.pop, first_start.SHARED)
+    if shared.FOLDER not in os.environ:  # as it is in the other processes of pytest-xdist
+        folder = tempfile.TemporaryDirectory(prefix="prefect-tests-")
+        os.environ[shared.FOLDER] = folders.enter_context(folder)
+        folders.callback(os.environ.pop, shared.FOLDER)
     os.environ["DO_NOT_TRACK"] = "1"
     for name in [n for n in os.environ if n.startswith("HAMILTON_")]:
         del os.environ[name]

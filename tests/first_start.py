@@ -5,37 +5,33 @@ tests do with it. Here one process makes each database, whichever asks first, an
 it. A server that starts with a copy checks it, and makes only what it lacks.
 """
 
-import fcntl
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from scripts import local_profile
+from tests import shared
 
 ROOT = Path(__file__).parent.parent
-
-SHARED = "PREFECT_HAMILTON_TESTS"
-"""Variable with a folder that all processes of one run of the tests share."""
 
 
 def prefect(home: Path) -> None:
     """Put the database of a new Prefect server in its home, unless it has one."""
     if not (home / "prefect.db").exists():
-        _copy(_once("prefect", _migrate_prefect), home)
+        _copy(shared.once("prefect", _migrate_prefect), home)
 
 
 def hamilton_ui(state: Path) -> None:
     """Put the database of a new Hamilton UI in its state folder, unless it has one."""
     if not (state / "db.sqlite3").exists():
-        _copy(_once("hamilton-ui", _migrate_hamilton_ui), state)
+        _copy(shared.once("hamilton-ui", _migrate_hamilton_ui), state)
 
 
 def prefect_ui(state: Path) -> None:
     """Put the files of the Prefect UI in the state folder of a local profile."""
-    _copy(_once("prefect-ui", local_profile.prepare) / "prefect-ui", state / "prefect-ui")
+    _copy(shared.once("prefect-ui", local_profile.prepare) / "prefect-ui", state / "prefect-ui")
 
 
 def profile(state: Path) -> None:
@@ -47,21 +43,6 @@ def profile(state: Path) -> None:
 
 def _copy(made: Path, folder: Path) -> None:
     shutil.copytree(made, folder, symlinks=True, dirs_exist_ok=True)
-
-
-def _once(name: str, make: Callable[[Path], None]) -> Path:
-    """Return the folder of this name, made by the first process that asks for it."""
-    shared = Path(os.environ[SHARED])
-    folder = shared / name
-    with (shared / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
-            draft = shared / f"{name}.draft"
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir()
-            make(draft)
-            draft.rename(folder)
-    return folder
 
 
 def _migrate_prefect(home: Path) -> None:
