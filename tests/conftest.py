@@ -37,6 +37,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[_FOLDERS].close()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with long timeouts first: what starts last is short, and no process idles."""
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        if mark := item.get_closest_marker("timeout"):
+            seconds[item.path] = max(seconds[item.path], int(mark.args[0]))
+    items.sort(key=lambda item: -seconds[item.path])
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which groups of tests were skipped: what passed says nothing about them."""
     skipped = Counter(

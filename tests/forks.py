@@ -20,6 +20,7 @@ PACKAGES = [
     "flows.dataflows.metrics_quality",
     "hamilton.driver",
     "hypothesis",
+    "prefect.cli.deployment",
     "prefect.flow_engine",
     "prefect_hamilton.bootstrap.apply",
     "prefect_hamilton.bootstrap.record",

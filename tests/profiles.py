@@ -12,7 +12,7 @@ import psutil
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from scripts import local_profile
-from tests import first_start, services
+from tests import first_start, forks, services
 
 
 class LocalProfile:
@@ -93,14 +93,8 @@ class LocalProfile:
     def prefect(self, *arguments: str) -> str:
         noted = local_profile.running(self.state)
         assert noted is not None
-        done = subprocess.run(
-            ["prefect", *arguments],
-            cwd=services.ROOT,
-            env=noted.profile.environment(),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = forks.run("prefect", *arguments, env=noted.profile.environment())
+        done.check_returncode()
         return done.stdout
 
     def trigger(self, deployment: str, name: str, *options: str) -> dict[str, Any]:

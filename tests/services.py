@@ -192,6 +192,20 @@ def prefect_server(
     }
     with _running(command, port, "/api/health", home / "server.log", env) as service:
         yield service
+        _send_what_is_pending()
+
+
+def _send_what_is_pending() -> None:
+    """Let this process's Prefect send its logs and events while the server still answers.
+
+    What it has left at its end it would try to send for a minute.
+    """
+    if "prefect.logging.handlers" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        for worker in (APILogWorker, EventsWorker):
+            worker.drain_all(timeout=5)
 
 
 @contextmanager
