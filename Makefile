@@ -56,7 +56,7 @@ kind-down: .venv/run.stamp ## Delete the kind cluster and its data
 
 test: .venv/dev.stamp ## Run lint and all tests without a cluster; some tests: OPTIONS='tests/local -k down'
 	@$(MAKE) --no-print-directory lint
-	@.venv/bin/pytest -n 2 --dist loadfile $(OPTIONS)
+	@.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder $(OPTIONS)
 
 test-cluster: .venv/dev.stamp ## Build and test the images, test the chart on kind; on another cluster: KUBECONFIG=file VALUES=file
 ifeq ($(origin KUBECONFIG),command line)

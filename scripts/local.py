@@ -410,7 +410,7 @@ def _tail(state: Path) -> str:
 
 def _get(url: str, what: str) -> httpx.Response:
     try:
-        response = httpx.get(url, timeout=5, trust_env=False)
+        response = httpx.get(url, timeout=5, trust_env=False, verify=local_profile.tls())
         response.raise_for_status()
     except httpx.HTTPError as error:
         raise _NotYet(f"{what} does not respond") from error

@@ -7,12 +7,14 @@ uses it to find all processes, even if their parent was killed.
 
 import contextlib
 import errno
+import functools
 import os
 import secrets
 import shlex
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -36,6 +38,12 @@ MARKER = "PREFECT_HAMILTON_RUNNING"
 
 GRACE = 8.0
 """Seconds that processes have to terminate before they are killed."""
+
+
+@functools.cache
+def tls() -> ssl.SSLContext:
+    """Return the certificates for all clients: to read them takes longer than a request."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 class ProfileError(Exception):
@@ -98,7 +106,9 @@ class Profile(BaseModel, frozen=True):
 
     def client(self, timeout: float = 30) -> httpx.Client:
         """Return an authenticated client of the Prefect API."""
-        return httpx.Client(base_url=self.api_url, auth=self.auth, timeout=timeout, trust_env=False)
+        return httpx.Client(
+            base_url=self.api_url, auth=self.auth, timeout=timeout, trust_env=False, verify=tls()
+        )
 
     def settings(self) -> dict[str, str]:
         """Return what `make env` exports: enough for any command of Prefect in a terminal.
@@ -266,14 +276,7 @@ def running(state: Path) -> Running | None:
 
 def processes(state: Path) -> list[psutil.Process]:
     """Return all processes of the profile: honcho, servers, worker, flow runs, orphans too."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARKER) == str(state) and process.status() != "zombie":
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue  # ended meanwhile, or another user's
-    return found
+    return [process for process in psutil.process_iter() if _belongs(process, state)]
 
 
 def executed_flow_runs(state: Path) -> set[str]:
@@ -288,7 +291,11 @@ def executed_flow_runs(state: Path) -> set[str]:
 def manager(state: Path) -> psutil.Process | None:
     """Return the honcho process of the profile if it is alive."""
     noted = running(state)
-    return next((p for p in processes(state) if noted and p.pid == noted.pid), None)
+    try:
+        process = psutil.Process(noted.pid) if noted else None
+    except psutil.Error:
+        return None
+    return process if process and _belongs(process, state) else None
 
 
 def check_ports(profile: Profile) -> None:
@@ -406,6 +413,13 @@ def _prepare_ui(state: Path) -> None:
     for other in target.parent.iterdir():
         if other != target and not other.name.startswith("draft-"):
             shutil.rmtree(other, ignore_errors=True)
+
+
+def _belongs(process: psutil.Process, state: Path) -> bool:
+    try:
+        return process.environ().get(MARKER) == str(state) and process.status() != "zombie"
+    except (psutil.Error, OSError):
+        return False  # ended meanwhile, or another user's
 
 
 def _command(process: psutil.Process) -> str:

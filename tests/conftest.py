@@ -4,23 +4,29 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from prefect_hamilton.bootstrap.hamilton import ensure_project
-from tests import services, web
+from tests import services, shared, web
 
 pytest_plugins = ["tests.browser"]
 
-_HOME = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+_FOLDERS = pytest.StashKey[ExitStack]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    folders = config.stash[_FOLDERS] = ExitStack()
     # Before the first import of Prefect, which reads it.
-    config.stash[_HOME] = tempfile.TemporaryDirectory(prefix="prefect-home-")
-    os.environ["PREFECT_HOME"] = config.stash[_HOME].name
+    home = tempfile.TemporaryDirectory(prefix="prefect-home-")
+    os.environ["PREFECT_HOME"] = folders.enter_context(home)
+    if shared.FOLDER not in os.environ:  # as it is in the other processes of pytest-xdist
+        folder = tempfile.TemporaryDirectory(prefix="prefect-tests-")
+        os.environ[shared.FOLDER] = folders.enter_context(folder)
+        folders.callback(os.environ.pop, shared.FOLDER)
     os.environ["DO_NOT_TRACK"] = "1"
     for name in [n for n in os.environ if n.startswith("HAMILTON_")]:
         del os.environ[name]
@@ -28,7 +34,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    config.stash[_HOME].cleanup()
+    config.stash[_FOLDERS].close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with long timeouts first: what starts last is short, and no process idles."""
+    seconds: Counter[Path] = Counter()
+    for item in items:
+        if mark := item.get_closest_marker("timeout"):
+            seconds[item.path] = max(seconds[item.path], int(mark.args[0]))
+    items.sort(key=lambda item: -seconds[item.path])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

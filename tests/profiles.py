@@ -12,14 +12,19 @@ import psutil
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from scripts import local_profile
-from tests import services
+from tests import first_start, forks, services
 
 
 class LocalProfile:
-    """The commands of the profile with a separate state folder and ports."""
+    """The commands of the profile with a separate state folder and ports.
 
-    def __init__(self, state: Path) -> None:
+    Its servers' databases are copies of migrated ones, unless it is `new`.
+    """
+
+    def __init__(self, state: Path, *, new: bool = False) -> None:
         self.state = state
+        if not new:
+            first_start.profile(state)
         self.port, self.hamilton_port = services.free_port(), services.free_port()
         self.api = httpx.Client(base_url=f"http://127.0.0.1:{self.port}/api", timeout=60)
 
@@ -88,14 +93,8 @@ class LocalProfile:
     def prefect(self, *arguments: str) -> str:
         noted = local_profile.running(self.state)
         assert noted is not None
-        done = subprocess.run(
-            ["prefect", *arguments],
-            cwd=services.ROOT,
-            env=noted.profile.environment(),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = forks.run("prefect", *arguments, env=noted.profile.environment())
+        done.check_returncode()
         return done.stdout
 
     def trigger(self, deployment: str, name: str, *options: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import psycopg
 import tenacity
 
 from scripts import local_profile
+from tests import first_start
 
 ROOT = Path(__file__).parent.parent
 
@@ -74,16 +75,18 @@ class Service:
 
     def wait_until_ready(self, seconds: float = 180) -> None:
         """Return when the server answers; RuntimeError with its log when it ends or does not."""
-        for attempt in tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(httpx.HTTPError),
-            stop=tenacity.stop_after_delay(seconds),
-            wait=tenacity.wait_fixed(0.1),
-            reraise=True,
-        ):
-            with attempt:
-                if not self.alive:
-                    raise RuntimeError(f"{self.command} ended: {self.log.read_text()}")
-                httpx.get(self.url + self.ready_path, timeout=2).raise_for_status()
+        # One client: each reads the certificates of all authorities first.
+        with httpx.Client(base_url=self.url, timeout=2) as client:
+            for attempt in tenacity.Retrying(
+                retry=tenacity.retry_if_exception_type(httpx.HTTPError),
+                stop=tenacity.stop_after_delay(seconds),
+                wait=tenacity.wait_fixed(0.1),
+                reraise=True,
+            ):
+                with attempt:
+                    if not self.alive:
+                        raise RuntimeError(f"{self.command} ended: {self.log.read_text()}")
+                    client.get(self.ready_path).raise_for_status()
 
     def start(self) -> None:
         """Start (again) on the same port with the same data."""
@@ -134,6 +137,7 @@ def _running(
 def hamilton_ui(state: Path, global_key: str | None = None) -> Iterator[Service]:
     """A Hamilton UI with its data in `state`, which only answers to `global_key` when given."""
     state.mkdir(parents=True, exist_ok=True)
+    first_start.hamilton_ui(state)
     port = free_port()
     command = [sys.executable, "-m", "scripts.hamilton_ui"]
     command += ["--port", str(port), "--state", str(state)]
@@ -147,6 +151,7 @@ def prefect_ui(state: Path) -> Iterator[Service]:
     """Prefect's UI as the local profile with this state folder serves it, without an API."""
     port = free_port()
     profile = local_profile.Profile(state=state, port=port)
+    first_start.prefect_ui(state)
     local_profile.prepare(state)
     command = [sys.executable, "-m", "scripts.prefect_ui", "--port", str(port)]
     with _running(
@@ -167,9 +172,12 @@ def prefect_server(
 ) -> Iterator[Service]:
     """A Prefect server, its database in `home` unless the settings name another.
 
+    The database is a copy of a migrated one.
     `program` is a module and its arguments; `OWN_SERVER` is what the image runs.
     """
     home.mkdir(parents=True, exist_ok=True)
+    if python == sys.executable and not any("DATABASE" in name for name in settings):
+        first_start.prefect(home)
     port = port or free_port()
     command = [str(python), "-m", *program]
     command += ["--host", "127.0.0.1", "--port", str(port)]
@@ -184,6 +192,20 @@ def prefect_server(
     }
     with _running(command, port, "/api/health", home / "server.log", env) as service:
         yield service
+        _send_what_is_pending()
+
+
+def _send_what_is_pending() -> None:
+    """Let this process's Prefect send its logs and events while the server still answers.
+
+    What it has left at its end it would try to send for a minute.
+    """
+    if "prefect.logging.handlers" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        for worker in (APILogWorker, EventsWorker):
+            worker.drain_all(timeout=5)
 
 
 @contextmanager
@@ -232,6 +254,8 @@ def postgres(programs: Path) -> Iterator[str]:
 @contextmanager
 def local_prefect(profile: local_profile.Profile) -> Iterator[None]:
     """The local profile's Prefect server, and its UI if that has a separate port."""
+    first_start.prefect(profile.state / "prefect")
+    first_start.prefect_ui(profile.state)
     local_profile.prepare(profile.state)
     environment = profile.environment()
     log = profile.state / "logs" / "server.log"

@@ -114,7 +114,7 @@ def render(
 ) -> Release:
     """Render, and check every object against Kubernetes and Pod Security `restricted`."""
     text = template_text(values, name=name, namespace=namespace)
-    release = Release(text, [o for o in yaml.safe_load_all(text) if o])
+    release = Release(text, [o for o in yaml.load_all(text, Loader=yaml.CSafeLoader) if o])
     keys = {
         (o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in release.objects
     }

@@ -4,8 +4,7 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -24,6 +23,7 @@ from prefect.variables import Variable
 from flows import data_pipeline, tables
 from flows.data_pipeline import LoadSummary, enterprise_data_pipeline
 from prefect_hamilton import warehouse
+from tests import forks
 from tests.services import ROOT
 from tests.web import WebServer
 
@@ -320,14 +320,9 @@ def test_the_command_prints_its_changes(
     assert "5,844 rows and 192 months written to warehouse.prod.metrics" in capsys.readouterr().out
 
 
-def pipeline_process(prefect_api: str, *arguments: str) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.flows.pipeline_process", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PREFECT_API_URL": prefect_api},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def pipeline_process(prefect_api: str, *arguments: str) -> BaseProcess:
+    env = os.environ | {"PREFECT_API_URL": prefect_api}
+    return forks.start("tests.flows.pipeline_process", *arguments, env=env)
 
 
 # The rows of the sample are written in 74 transactions of 80, the months in three more.
@@ -338,7 +333,7 @@ def test_a_killed_load_that_is_repeated_loses_and_duplicates_nothing(
     any_warehouse: str, prefect_api: str, transactions: int, again: str
 ) -> None:
     process = pipeline_process(prefect_api, "20", str(transactions))
-    assert process.wait(timeout=200) == -signal.SIGKILL
+    assert forks.exit_code(process, 200) == -signal.SIGKILL
     (before,) = read(any_warehouse, "loads").to_dict("records")
     assert before["status"] == "loading"
     killed = before["flow_run_id"]
@@ -346,7 +341,7 @@ def test_a_killed_load_that_is_repeated_loses_and_duplicates_nothing(
     assert len(rows) == before["rows_written"] == min(80 * transactions, SAMPLE_ROWS)
 
     arguments = ["500", "0", killed] if again == "rescheduled" else ["500", "0"]
-    assert pipeline_process(prefect_api, *arguments).wait(timeout=200) == 0
+    assert forks.exit_code(pipeline_process(prefect_api, *arguments), 200) == 0
 
     rows = read(any_warehouse, "metrics")
     assert len(rows) == len(rows.drop_duplicates(["metric", "time"])) == SAMPLE_ROWS
@@ -363,6 +358,6 @@ def test_a_killed_load_that_is_repeated_loses_and_duplicates_nothing(
 
 def test_two_simultaneous_loads_both_succeed(duckdb_warehouse: str, prefect_api: str) -> None:
     processes = [pipeline_process(prefect_api, "100", "0") for _ in range(2)]
-    assert [process.wait(timeout=200) for process in processes] == [0, 0]
+    assert [forks.exit_code(process, 200) for process in processes] == [0, 0]
     assert len(read(duckdb_warehouse, "metrics")) == SAMPLE_ROWS
     assert list(read(duckdb_warehouse, "loads")["status"]) == ["complete", "complete"]

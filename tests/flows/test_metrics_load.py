@@ -1,6 +1,5 @@
 """Loads of metrics on each warehouse: in any order, killed or not, the tables are the same."""
 
-import multiprocessing
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from flows.metrics_load import Held, Transformed
 from flows.tables import LOADS, METRICS, MONTHLY
 from prefect_hamilton import warehouse
 from prefect_hamilton.warehouse import TableSpec, Target, Warehouse
+from tests import forks
 
 SPECS = [METRICS, MONTHLY, LOADS]
 
@@ -251,11 +251,10 @@ def load_in_process(url: str, source: pd.DataFrame, run_id: str, start: Barrier)
 def test_two_simultaneous_loads_of_one_table_keep_all_rows(
     any_warehouse: str,
 ) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    start = spawn.Barrier(2)
+    start = forks.context.Barrier(2)
     sources = {"a": days("2024-01-01", 300, 3.0), "b": days("2024-06-01", 300, 5.0)}
     processes = [
-        spawn.Process(target=load_in_process, args=(any_warehouse, source, run_id, start))
+        forks.context.Process(target=load_in_process, args=(any_warehouse, source, run_id, start))
         for run_id, source in sources.items()
     ]
     for process in processes:

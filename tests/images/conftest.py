@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import environments
+from tests import environments, shared
 from tests.services import Service
 
 if TYPE_CHECKING:
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def prefect_client_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prefect_client_python() -> Path:
     """A Python with what an image of flow pods has of Prefect."""
-    folder = tmp_path_factory.mktemp("flow-pod") / "venv"
-    # The second group has tenacity, which is the other import of `flow_pod`.
-    return environments.make_locked(folder, "flow-pod", "bootstrap")
+
+    def make(folder: Path) -> None:
+        # The second group has tenacity, which is the other import of `flow_pod`.
+        environments.make_locked(folder / "venv", "flow-pod", "bootstrap")
+
+    return shared.once("flow-pod", make) / "venv/bin/python"
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
 """Hamilton's cache in Prefect's result storage: nodes are computed once, whatever process asks."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from prefect_hamilton import dataflow
+from tests import forks
 from tests.library import cached_flow, totals
 
 pytestmark = pytest.mark.services
@@ -15,13 +14,8 @@ pytestmark = pytest.mark.services
 
 def run(storage: Path, api: str, **env: str) -> list[str]:
     """Run the flow in a separate process; returns its output."""
-    done = subprocess.run(
-        [sys.executable, cached_flow.__file__, str(storage)],
-        env=os.environ | {"PREFECT_API_URL": api} | env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = os.environ | {"PREFECT_API_URL": api} | env
+    done = forks.run("tests.library.cached_flow", storage, env=environment)
     assert done.returncode == (9 if "DIE" in env else 0), done.stderr
     return done.stdout.splitlines()
 

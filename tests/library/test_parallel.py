@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from prefect import flow
+from prefect.context import root_settings_context
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 from prefect_dask import DaskTaskRunner
 
@@ -36,8 +37,10 @@ def adding(runner: str = "the flow's", **inputs: int) -> dataflow.Run:
 
 
 @pytest.fixture(autouse=True)
-def api_of_other_processes(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def api_of_threads_and_processes(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    # Threads have the settings of the process, and would start a server of their own without.
+    monkeypatch.setattr("prefect.context.GLOBAL_SETTINGS_CONTEXT", root_settings_context())
 
 
 @pytest.fixture(scope="module")

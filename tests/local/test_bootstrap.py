@@ -8,7 +8,6 @@ import queue
 import re
 import stat
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect_hamilton.bootstrap import desired_state
 from prefect_hamilton.bootstrap.apply import _comparable
 from prefect_hamilton.bootstrap.errors import BootstrapError
-from tests import services
+from tests import forks, services
 
 pytestmark = pytest.mark.services
 
@@ -71,8 +70,6 @@ EVENT = {"type": "event", "posture": "Reactive", "expect": ["x"], "threshold": 1
 SEQUENCE = {"type": "sequence", "within": 60, "triggers": [EVENT, EVENT | {"expect": ["y"]}]}
 NOTIFY = {"type": "send-notification", "block_document": "slack-webhook/alerts", "body": "Failed."}
 
-APPLY = [sys.executable, "-m", "prefect_hamilton.bootstrap", "apply"]
-
 
 def write(path: Path, content: object) -> Path:
     path.write_text(yaml.safe_dump(content))
@@ -82,22 +79,15 @@ def write(path: Path, content: object) -> Path:
 def apply(
     file: Path, api_url: str, *more: str, timeout: str = "30", **env: str
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "prefect_hamilton.bootstrap",
-            "apply",
-            "--file",
-            file,
-            "--timeout",
-            timeout,
-            *more,
-        ],
+    return forks.run(
+        "prefect_hamilton.bootstrap",
+        "apply",
+        "--file",
+        file,
+        "--timeout",
+        timeout,
+        *more,
         env=os.environ | {"PREFECT_API_URL": api_url, "THE_URL": "duckdb:///s3cret"} | env,
-        capture_output=True,
-        text=True,
-        check=False,
     )
 
 

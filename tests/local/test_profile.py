@@ -23,7 +23,7 @@ from websockets.typing import Origin, Subprotocol
 
 from prefect_hamilton import warehouse
 from scripts import local, local_profile
-from tests import services
+from tests import first_start, services
 from tests.profiles import LocalProfile, wait_until
 
 # One profile for the module: these tests belong on one process, in this order.
@@ -42,7 +42,7 @@ def users_prefect_files() -> dict[Path, float]:
 
 @pytest.fixture(scope="module")
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalProfile]:
-    profile = LocalProfile(tmp_path_factory.mktemp("state"))
+    profile = LocalProfile(tmp_path_factory.mktemp("state"), new=True)
     before = users_prefect_files()
     try:
         started = profile.up()
@@ -436,6 +436,7 @@ def test_a_server_that_ends_at_once_shows_its_log(tmp_path: Path) -> None:
 def test_all_interrupted_runs_start_again_beyond_one_result_page(
     prefect_server: services.Service, tmp_path: Path
 ) -> None:
+    first_start.prefect_ui(tmp_path)
     local_profile.prepare(tmp_path)
     profile = local_profile.Profile(
         state=tmp_path, port=prefect_server.port, api_port=prefect_server.port

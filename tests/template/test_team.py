@@ -102,7 +102,7 @@ def test_an_unprepared_flows_folder_is_refused_with_the_fix(
     folder.mkdir()
     for name, text in files.items():
         (folder / name).write_text(text)
-    profile = LocalProfile(tmp_path / "state")
+    profile = LocalProfile(tmp_path / "state", new=True)
     done = profile.up("--flows", str(folder))
     assert done.returncode == 1
     assert said in done.stderr

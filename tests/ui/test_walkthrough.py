@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from scripts import local_profile
-from tests import prefect_views, services
+from tests import first_start, prefect_views, services
 from tests.browser import PATIENCE, log_in, opens, shows
 
 pytestmark = [
@@ -68,6 +68,7 @@ class Demo:
 def demo(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """Run the demo on free ports with a separate state folder."""
     state = tmp_path_factory.mktemp("state")
+    first_start.profile(state)
     environment = os.environ | {"PREFECT_HAMILTON_STATE": str(state)}
     port, api_port, hamilton_port = (services.free_port() for _ in range(3))
 
