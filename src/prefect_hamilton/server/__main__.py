@@ -1,6 +1,7 @@
 """Start the server: `prefect server start` for the application of this package."""
 
 import argparse
+import logging
 
 import uvicorn
 from prefect.settings import get_current_settings
@@ -25,7 +26,8 @@ def main() -> None:
         ws_ping_timeout=server.api.websocket_ping_timeout,
         # Uvicorn's loggers are in Prefect's configuration, with the same format.
         log_config=None,
-        log_level=server.logging_level.lower(),
+        # At DEBUG, Uvicorn would log the frames of WebSockets, and the first has the credential.
+        log_level=max(logging.getLevelNamesMapping()[server.logging_level.upper()], logging.INFO),
     )
 
 
