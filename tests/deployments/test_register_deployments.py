@@ -323,7 +323,7 @@ def test_the_state_file_of_a_repository_cannot_read_bootstrap_secrets(tmp_path: 
     path = tmp_path / "prefect-state.yaml"
     secret = {"name": "a", "type": "secret", "values": {"value": {"from_env": "WAREHOUSE_URL"}}}
     path.write_text(yaml.safe_dump({"blocks": [secret]}))
-    with pytest.raises(BootstrapError, match=r"^prefect-state\.yaml: blocks: a repository"):
+    with pytest.raises(BootstrapError, match=r"^prefect-state\.yaml: blocks: a flows repository"):
         desired_state.load_repository(path)
 
 

@@ -245,12 +245,13 @@ def test_the_helm_release_rolls_back_tests_and_heals() -> None:
 
 
 def wanted_keys() -> dict[str, set[str]]:
-    """Return the keys of each Secret that production's pods read."""
+    """Return the keys of each Secret that production's pods need."""
     found: dict[str, set[str]] = {}
     for obj in overlay("production"):
         for container in containers(t) if (t := pod_template(obj)) else ():
             for variable in container.get("env", []):
-                if source := variable.get("valueFrom", {}).get("secretKeyRef"):
+                source = variable.get("valueFrom", {}).get("secretKeyRef")
+                if source and not source.get("optional"):
                     found.setdefault(source["name"], set()).add(source["key"])
         if obj["kind"] == "ServiceMonitor":
             for source in obj["spec"]["endpoints"][0]["basicAuth"].values():
