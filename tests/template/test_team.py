@@ -30,7 +30,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory, team: Path) -> Iterator[Lo
     try:
         started = profile.up("--flows", str(team))
         assert started.returncode == 0, started.stdout + started.stderr
-        assert "1 deployment in local-process-pool" in started.stdout
+        assert "1 deployment in the work pool local-process-pool" in started.stdout
         assert "prefect deployment run daily-revenue/daily-revenue\n" in started.stdout
         profile.log_in()
         yield profile

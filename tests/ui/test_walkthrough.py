@@ -195,7 +195,7 @@ def test_the_run_form_explains_its_parameters(demo: Demo, page: Page) -> None:
         f"{demo.ui}/deployments/deployment/{deployment['id']}/run",
         "source_url",
         "batch_size",
-        "How many rows are written in one transaction",
+        "Number of rows per transaction",
     )
 
 
