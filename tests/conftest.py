@@ -37,8 +37,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[_FOLDERS].close()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files with long timeouts first: what starts last is short, and no process idles."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the files, put those with long timeouts first.
+
+    What starts last is then short, and no process idles. The suite on a cluster, in one process,
+    ends with the file that installs the release again.
+    """
+    if not hasattr(config, "workerinput"):
+        return
     seconds: Counter[Path] = Counter()
     for item in items:
         if mark := item.get_closest_marker("timeout"):
