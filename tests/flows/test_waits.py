@@ -57,7 +57,8 @@ def test_a_row_that_stays_locked_fails_and_names_the_holder(
     )
     address = warehouse.describe(loaded)
     assert told == [f"Waiting for a lock in {address}, {who}"]
-    assert str(error.value).startswith(f"Gave up waiting for a lock in {address}, {who}: wait until ")
+    message = f"Gave up waiting for a lock in {address}, {who}: wait until "
+    assert str(error.value).startswith(message)
     holder.rollback()
     assert {value for _, value in stored(loaded)} == {1.0}
 
