@@ -75,7 +75,6 @@ def configure(state: Path) -> None:
         "DJANGO_SETTINGS_MODULE": "prefect_hamilton.hamilton_ui.settings_local",
         "DJANGO_SECRET_KEY": secret_key(state),
         "HAMILTON_BASE_DIR": str(state),
-        "WEB_CONCURRENCY": "1",  # SQLite has one writer at a time anyway
     }
 
 
@@ -108,7 +107,9 @@ def main(
             state = state.absolute()
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
             configure(state)
-            os.environ["HAMILTON_UI_BIND"] = f"fd://{listener.fileno()}"
+            # One worker: SQLite has one writer at a time anyway. `make down` waits for 8 seconds.
+            options = f"--bind fd://{listener.fileno()} --workers 1 --graceful-timeout 5"
+            os.environ["GUNICORN_CMD_ARGS"] = options
             migrate()
         except OSError as error:
             raise CannotServeError(f"the state folder {state} cannot be used: {error}") from error

@@ -1,7 +1,7 @@
-"""Gunicorn's configuration of the Hamilton UI.
+"""Gunicorn's configuration of the Hamilton UI; GUNICORN_CMD_ARGS overrides it.
 
-HAMILTON_UI_BIND is what it listens on (PORT on every address, as a pod needs it), WEB_CONCURRENCY
-the number of processes (2).
+PORT is the port on every address, as a pod needs it (8241), WEB_CONCURRENCY the number of processes
+(2).
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from django.conf import settings
 
 wsgi_app = "server.wsgi:application"
-bind = os.environ.get("HAMILTON_UI_BIND") or f"0.0.0.0:{os.environ.get('PORT', '8241')}"
+bind = f"0.0.0.0:{os.environ.get('PORT', '8241')}"  # the address of a pod
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
 threads = 8
 preload_app = True
