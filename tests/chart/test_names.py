@@ -1,4 +1,4 @@
-"""Names of objects: the short ones of the Hamilton UI, and those that an upgrade must not change."""
+"""Short names of the Hamilton UI's objects, and names that an upgrade must not change."""
 
 from collections.abc import Iterator
 from pathlib import Path
