@@ -376,12 +376,12 @@ def test_all_errors_are_reported_at_once() -> None:
 def test_env_is_merged_by_name_and_null_removes() -> None:
     release = render(
         {
-            "global": {"env": {"SHARED": "1", "PREFECT_HOME": "/elsewhere"}},
+            "global": {"env": {"SHARED": "1", "PREFECT_HOME": "/other"}},
             "server": {"env": {"SHARED": 2, "FLAG": True, "PREFECT_SERVER_LOGGING_LEVEL": None}},
         }
     )
     found = env(pod_template(release.get("Deployment", "server"))["spec"]["containers"][0])
-    assert (found["SHARED"], found["FLAG"], found["PREFECT_HOME"]) == ("2", "true", "/elsewhere")
+    assert (found["SHARED"], found["FLAG"], found["PREFECT_HOME"]) == ("2", "true", "/other")
     worker = env(
         pod_template(release.get("Deployment", "worker-kubernetes"))["spec"]["containers"][0]
     )
