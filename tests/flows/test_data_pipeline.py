@@ -21,7 +21,8 @@ from prefect.utilities.callables import parameter_schema
 from prefect.variables import Variable
 
 from flows import data_pipeline, tables
-from flows.data_pipeline import LoadSummary, enterprise_data_pipeline
+from flows.data_pipeline import enterprise_data_pipeline
+from flows.pipeline_report import LoadSummary
 from prefect_hamilton import warehouse
 from tests import forks
 from tests.services import ROOT
@@ -153,7 +154,7 @@ def test_too_many_bad_records_fail_the_run_with_the_counts(
 def test_the_quarantine_keeps_only_the_first_records_of_a_bad_file(
     duckdb_warehouse: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_pipeline, "QUARANTINE_LIMIT", 5)
+    monkeypatch.setattr(tables, "QUARANTINE_LIMIT", 5)
     bad = [{"time": f"day {number}", "metric": "wind", "value": 1} for number in range(12)]
     url = source(tmp_path, bad)
     states = [run(source_url=url), run(source_url=url)]

@@ -12,7 +12,8 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.sync import concurrency
 from prefect.states import Running
 
-from flows import data_pipeline
+from flows import write_slot
+from flows.data_pipeline import enterprise_data_pipeline
 from flows.tables import METRICS
 from prefect_hamilton import warehouse
 from prefect_hamilton.warehouse import WarehouseError
@@ -163,14 +164,14 @@ def writes(messages: list[str], on_wait: ExitStack | None) -> None:
         if on_wait:
             on_wait.close()
 
-    with data_pipeline._writing(tell) as connection:
+    with write_slot.writing(enterprise_data_pipeline.name, tell) as connection:
         connection.prepare(TARGET, [METRICS])
 
 
 @pytest.fixture
 def slot(prefect_api: str) -> Iterator[ExitStack]:
     """The only slot to write, held until the stack is closed."""
-    name = data_pipeline.WRITE_LIMIT
+    name = write_slot.WRITE_LIMIT
     with get_client(sync_client=True) as client:
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
         try:
@@ -185,13 +186,11 @@ def slot(prefect_api: str) -> Iterator[ExitStack]:
 def test_a_slot_that_stays_taken_fails_and_names_possible_holders(
     slot: ExitStack, duckdb_warehouse: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_pipeline, "SLOT_NOTICE", 0.1)
-    monkeypatch.setattr(data_pipeline, "SLOT_TIMEOUT", 5)
+    monkeypatch.setattr(write_slot, "SLOT_NOTICE", 0.1)
+    monkeypatch.setattr(write_slot, "SLOT_TIMEOUT", 5)
     name = f"writer-{uuid4()}"
     with get_client(sync_client=True) as client:
-        other = client.create_flow_run(
-            data_pipeline.enterprise_data_pipeline, name=name, state=Running()
-        )
+        other = client.create_flow_run(enterprise_data_pipeline, name=name, state=Running())
         try:
             messages: list[str] = []
             with pytest.raises(WarehouseError) as error:
@@ -210,7 +209,7 @@ def test_a_slot_that_stays_taken_fails_and_names_possible_holders(
 def test_a_load_takes_a_slot_that_becomes_free(
     slot: ExitStack, duckdb_warehouse: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_pipeline, "SLOT_NOTICE", 0.1)
+    monkeypatch.setattr(write_slot, "SLOT_NOTICE", 0.1)
     messages: list[str] = []
     writes(messages, slot)
     assert len(messages) == 1
