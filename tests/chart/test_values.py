@@ -66,8 +66,8 @@ def test_migration_guide_names_existing_values() -> None:
     guide = (ROOT / "docs" / "migrate-from-prefect-helm.md").read_text()
     rows = [line.split("|")[2] for line in guide.splitlines() if line.startswith("| `")]
     assert len(rows) > 50
-    for ours in rows:
-        for name in re.findall(r"`([a-z][A-Za-z.]+)(?::(?!//)[^`]*)?`", ours):
+    for row in rows:
+        for name in re.findall(r"`([a-z][A-Za-z.]+)(?::(?!//)[^`]*)?`", row):
             component, _, setting = name.partition(".")
             is_pod_setting = (setting or name) in shared and component in components | shared
             assert name in known or is_pod_setting or name in OTHER_WORDS, name

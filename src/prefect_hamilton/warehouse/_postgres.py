@@ -84,7 +84,7 @@ def _bound_waits(connection: "psycopg.Connection[Any]", lock_timeout: float) -> 
     # Not as `options` of the connection: PgBouncer refuses those.
     connection.execute(
         "SELECT set_config(name, wanted, false) FROM pg_settings JOIN (VALUES "
-        "('lock_timeout', %s), ('idle_in_transaction_session_timeout', %s)) AS ours (name, wanted) "
+        "('lock_timeout', %s), ('idle_in_transaction_session_timeout', %s)) AS caps (name, wanted) "
         "USING (name) WHERE setting = '0' AND source <> 'client'",
         (f"{max(1, round(lock_timeout * 1000))}ms", f"{round(IDLE_TIMEOUT * 1000)}ms"),
     )
