@@ -77,7 +77,8 @@ def test_old_hamilton_runs_are_deleted_by_a_job(cluster: Cluster) -> None:
 
 def test_an_unrelated_pod_reaches_only_the_uis(cluster: Cluster) -> None:
     (worker,) = cluster.get("pods", "-l", "app.kubernetes.io/component=worker")["items"]
-    uis = {f"{RELEASE}-server:4200", f"{RELEASE}-ui:8241"}
+    # The last is the name that the Service had in 0.1.0.
+    uis = {f"{RELEASE}-{name}" for name in ("server:4200", "ui:8241", "hamilton-ui:8241")}
     closed = {
         f"{RELEASE}-postgres:5432",
         f"{RELEASE}-git-server:9418",
