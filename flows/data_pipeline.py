@@ -10,50 +10,27 @@ import json
 import math
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from contextvars import copy_context
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 from uuid import UUID
 
-import httpx
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
-    FlowRunFilter,
-    FlowRunFilterId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
-from prefect.client.schemas.objects import StateType
-from prefect.client.schemas.sorting import FlowRunSort
-from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 from prefect.states import Failed
 from prefect.variables import Variable
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from flows import extract, memory, metrics_load, tables
+from flows import extract, memory, metrics_load, pipeline_report, tables, write_slot
 from flows.limits import DEFAULT_MEGABYTES, DEFAULT_SECONDS, Limits
 from flows.metrics_load import LARGEST_BATCH, Held, Transformed
+from flows.pipeline_report import Checked, LoadSummary
 from flows.tables import DEFAULT_TARGET
 from prefect_hamilton import command_line, dataflow, warehouse
-from prefect_hamilton.artifacts import (
-    best_effort,
-    create_link_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect_hamilton.artifacts import create_progress_artifact, update_progress_artifact
 from prefect_hamilton.metrics import measure
 from prefect_hamilton.warehouse import Target, TargetTable
 
@@ -62,17 +39,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State, TaskRun
 
 DEFAULT_SOURCE = "sample:seattle-weather"
-WRITE_LIMIT = "warehouse-writes"
-# Seconds after which the slot of a killed writer is free again; a running writer renews its lease.
-WRITE_LEASE = 60.0
-# Seconds of waiting for a slot after which a run logs it, and after which it fails.
-SLOT_NOTICE = 5.0
-SLOT_TIMEOUT = 1800.0
-NAMED_RUNS = 5
 PROGRESS_INTERVAL = 1.0  # seconds between two updates of the progress artifact
-# Maximum number of rejected records per run that are kept: enough to see the fault of a source.
-QUARANTINE_LIMIT = 10_000
-PREVIEW_ROWS = 20
 DIMENSION_FILE = Path(__file__).parent / "data" / "metric_dimension.csv"
 
 
@@ -82,29 +49,6 @@ class DataQualityError(Exception):
 
 class SettingError(Exception):
     """A Prefect variable has an invalid value."""
-
-
-class LoadSummary(BaseModel):
-    """What a run did, in numbers of records and rows."""
-
-    source: str
-    target_table: str
-    rows_read: int
-    rows_rejected: int
-    rows_written: int
-    months_written: int
-    anomalies: int
-    gaps: int
-
-
-@dataclass(frozen=True)
-class Checked:
-    """Outcome of the quality dataflow; see `flows.dataflows.metrics_quality`."""
-
-    accepted: "pd.DataFrame"
-    rejected: "pd.DataFrame"
-    gaps: "pd.DataFrame"
-    report: dict[str, Any]
 
 
 def _may_pass(_task: Any, _run: Any, state: "State[Any]") -> bool:
@@ -186,19 +130,21 @@ def quarantine_rejected(rejected: "pd.DataFrame", source: str, target: Target) -
     """
     logger = get_run_logger()
     with measure("quarantine_rejected") as metrics:
-        kept = rejected.head(QUARANTINE_LIMIT)
+        kept = rejected.head(tables.QUARANTINE_LIMIT)
         rows = kept.assign(
             record_id=_record_ids(kept, source),
             source=source,
             flow_run_id=_flow_run_id(),
             rejected_at=metrics_load.utc_now(),
         )
-        with _writing(logger.info) as connection:
+        with write_slot.writing(enterprise_data_pipeline.name, logger.info) as connection:
             connection.prepare(target, [tables.QUARANTINE])
             connection.upsert(target, [(tables.QUARANTINE, rows)])
         metrics.rows_read = metrics.rows_rejected = len(rejected)
         metrics.rows_written = len(rows)
-    logger.warning("Rejected %s records; %s", f"{len(rejected):,}", _kept(len(rejected), target))
+    logger.warning(
+        "Rejected %s records; %s", f"{len(rejected):,}", pipeline_report.kept(len(rejected), target)
+    )
 
 
 @task(name="transform_metrics", cache_policy=NO_CACHE)
@@ -265,7 +211,7 @@ def load_metrics(
     )
     with (
         measure("load_metrics") as metrics,
-        _writing(logger.info) as connection,
+        write_slot.writing(enterprise_data_pipeline.name, logger.info) as connection,
         metrics_load.exclusively(connection, target),
     ):
         connection.prepare(target, [tables.METRICS, tables.MONTHLY, tables.LOADS])
@@ -383,8 +329,8 @@ def enterprise_data_pipeline(
         anomalies=int(transformed.metrics["is_anomaly"].sum()),
         gaps=checked.report["gaps"],
     )
-    _publish(summary, checked, transformed, target)
-    logger.info("Done: %s", _in_short(summary))
+    pipeline_report.publish(summary, checked, transformed, target)
+    logger.info("Done: %s", pipeline_report.in_short(summary))
     return summary
 
 
@@ -406,149 +352,13 @@ def _require_quality(
     ratio = report["rows_rejected"] / report["rows_read"]
     if ratio <= max_rejected_ratio and report["rows_accepted"]:
         return
-    create_markdown_artifact(
-        markdown=_quality_markdown(checked, target),
-        key="pipeline-summary",
-        description=f"Rejected: {source}",
-    )
+    pipeline_report.publish_rejection(checked, source, target)
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in report["reasons"].items())
     raise DataQualityError(
         f"Rejected {report['rows_rejected']:,} of {report['rows_read']:,} records "
         f"({ratio:.1%}; the maximum is {max_rejected_ratio:.1%}): {reasons}. Nothing was loaded; "
-        f"{_kept(report['rows_rejected'], target)}"
+        f"{pipeline_report.kept(report['rows_rejected'], target)}"
     )
-
-
-def _kept(rejected: int, target: Target) -> str:
-    """Return where the rejected records are, and how many are not there."""
-    table = target.shown(tables.QUARANTINE)
-    if rejected <= QUARANTINE_LIMIT:
-        return f"the rejected records are in {table}"
-    more = rejected - QUARANTINE_LIMIT
-    return f"the first {QUARANTINE_LIMIT:,} are in {table}, {more:,} more were not kept"
-
-
-@best_effort("its summary")
-def _publish(
-    summary: LoadSummary, checked: Checked, transformed: Transformed, target: Target
-) -> None:
-    """Publish a preview, a summary and a link."""
-    latest = _latest(transformed.metrics)
-    create_table_artifact(
-        table=json.loads(latest.to_json(orient="records", date_format="iso", double_precision=3)),
-        key="pipeline-preview",
-        description=f"The latest {len(latest)} rows of {summary.target_table}",
-    )
-    markdown = f"""# {summary.target_table}
-
-{_in_short(summary)}
-
-| | |
-|---|---:|
-| Records read | {summary.rows_read:,} |
-| Records rejected | {summary.rows_rejected:,} |
-| Rows written | {summary.rows_written:,} |
-| Months written | {summary.months_written:,} |
-| Anomalies | {summary.anomalies:,} |
-
-## Metrics
-
-{_metrics_markdown(transformed.metrics)}
-
-{_quality_markdown(checked, target)}"""
-    create_markdown_artifact(
-        markdown=markdown, key="pipeline-summary", description=f"Loaded {summary.target_table}"
-    )
-    address = warehouse.describe(warehouse.warehouse_url())
-    create_link_artifact(
-        link=transformed.run_url or address,
-        link_text=(
-            "Run in the Hamilton UI"
-            if transformed.run_url
-            else f"{summary.target_table} in {address}"
-        ),
-        key="pipeline-link",
-        description=f"Where {summary.target_table} came to be: {address}",
-    )
-
-
-def _latest(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """Return the last rows by time and metric, without sorting a copy of all."""
-    times = rows["time"].nlargest(PREVIEW_ROWS)
-    latest: pd.DataFrame = rows[rows["time"] >= times.min()].sort_values(["time", "metric"])
-    return latest.tail(PREVIEW_ROWS)
-
-
-def _metrics_markdown(rows: "pd.DataFrame") -> str:
-    lines = [
-        "| Metric | Unit | From | To | Rows | Mean | Anomalies |",
-        "|---|---|---|---|--:|--:|--:|",
-    ]
-    for metric, part in rows.groupby("metric"):
-        unit = part["unit"].iloc[0]
-        lines.append(
-            f"| {_cell(metric)} | {unit if isinstance(unit, str) else ''} "
-            f"| {part['time'].min():%Y-%m-%d} | {part['time'].max():%Y-%m-%d} | {len(part):,} "
-            f"| {part['value'].mean():,.2f} | {int(part['is_anomaly'].sum()):,} |"
-        )
-    return "\n".join(lines)
-
-
-def _quality_markdown(checked: Checked, target: Target) -> str:
-    """Return the quality report: what was rejected and why, and where time has holes."""
-    report = checked.report
-    lines = ["## Data quality", ""]
-    if report["rows_rejected"]:
-        share = report["rows_rejected"] / report["rows_read"]
-        lines += [
-            f"{report['rows_rejected']:,} of {report['rows_read']:,} records ({share:.1%}) were "
-            f"rejected; {_kept(report['rows_rejected'], target)}.",
-            "",
-            "| Reason | Records |",
-            "|---|--:|",
-            *(f"| {reason} | {count:,} |" for reason, count in report["reasons"].items()),
-        ]
-    else:
-        lines.append(f"All {report['rows_read']:,} records satisfy every rule.")
-    lines.append("")
-    if report["gaps"]:
-        lines += [
-            f"{report['gaps']:,} gaps in time, {report['missing_in_gaps']:,} records missing in "
-            "them; the longest:",
-            "",
-            "| Metric | Last before | First after | Missing |",
-            "|---|---|---|--:|",
-        ]
-        longest = checked.gaps.sort_values("missing", ascending=False).head(10)
-        lines += [
-            f"| {_cell(gap.metric)} | {gap.last_before:%Y-%m-%d %H:%M} "
-            f"| {gap.first_after:%Y-%m-%d %H:%M} | {gap.missing:,} |"
-            for gap in longest.itertuples()
-        ]
-    else:
-        lines.append("No gaps in time.")
-    if report["unknown_metrics"]:
-        names = ", ".join(_cell(name) for name in report["unknown_metrics"])
-        lines += [
-            "",
-            "These metrics have no unit and no range check, because they are not in the metric "
-            f"dimension: {names}.",
-        ]
-    return "\n".join(lines)
-
-
-def _in_short(summary: LoadSummary) -> str:
-    return (
-        f"{summary.rows_read:,} records read from {summary.source}, "
-        f"{summary.rows_rejected:,} rejected, {summary.rows_written:,} rows and "
-        f"{summary.months_written:,} months written to {summary.target_table}, "
-        f"{summary.anomalies:,} anomalies, {summary.gaps:,} gaps in time"
-    )
-
-
-def _cell(value: object) -> str:
-    """Return text from the data that cannot break a markdown table."""
-    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def _shown(source_url: str) -> str:
@@ -592,74 +402,9 @@ def _flow_run_id() -> str:
     return str(flow_run.get_id())
 
 
-@contextmanager
-def _writing(on_wait: Callable[[str], None]) -> Iterator[warehouse.Warehouse]:
-    """Open the warehouse for writing, with the slot that bounds how many write at once."""
-    with (
-        _write_slot(on_wait),
-        warehouse.connect(warehouse.warehouse_url(), on_wait=on_wait) as connection,
-    ):
-        yield connection
-
-
-@contextmanager
-def _write_slot(on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Hold a slot of the limit.
-
-    When there is none within SLOT_NOTICE, `on_wait` is called with a sentence, from another thread.
-
-    Raises:
-        WarehouseError: None became free within SLOT_TIMEOUT.
-
-    """
-    limit = f"a slot of the global concurrency limit {WRITE_LIMIT}"
-    notice = threading.Timer(
-        SLOT_NOTICE,
-        # With the context of this run: settings, ids.
-        copy_context().run,
-        [lambda: on_wait(f"Waiting for {limit}; {_other_runs()}")],
-    )
-    notice.daemon = True
-    slot = concurrency(
-        WRITE_LIMIT, strict=False, lease_duration=WRITE_LEASE, timeout_seconds=SLOT_TIMEOUT
-    )
-    with ExitStack() as held:
-        notice.start()
-        try:
-            held.enter_context(slot)
-        except TimeoutError:
-            raise warehouse.WarehouseError(
-                f"Waited {SLOT_TIMEOUT:.0f} s for {limit}; {_other_runs()}: wait for those runs or "
-                "cancel them, or raise the limit, and run again"
-            ) from None
-        finally:
-            notice.cancel()
-        yield
-
-
-def _other_runs() -> str:
-    """Name the runs that may hold a slot: Prefect's API does not report which of them does."""
-    with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
-        found = client.read_flow_runs(
-            flow_filter=FlowFilter(name=FlowFilterName(any_=[enterprise_data_pipeline.name])),
-            flow_run_filter=FlowRunFilter(
-                id=FlowRunFilterId(not_any_=[UUID(_flow_run_id())]),
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
-            ),
-            sort=FlowRunSort.START_TIME_ASC,
-            limit=NAMED_RUNS,
-        )
-        if found:
-            return f"other runs of this flow are running: {', '.join(run.name for run in found)}"
-    return (
-        "no other run of this flow is running; a killed run holds its slot for up to "
-        f"{WRITE_LEASE:.0f} s"
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the flow once from the command line; returns the exit code."""
-    return command_line.run(enterprise_data_pipeline, _in_short, arguments)
+    return command_line.run(enterprise_data_pipeline, pipeline_report.in_short, arguments)
 
 
 if __name__ == "__main__":

@@ -533,8 +533,8 @@ def _next_page(document: _Document, response: httpx.Response) -> httpx.URL | Non
         raise ExtractError(f"Cannot read {shown}: its next page is not an http(s) URL")
     # The scheme may differ: behind a proxy, many services think that they are at http.
     if (following.host, following.port) != (response.url.host, response.url.port):
-        elsewhere = _one_line(public_url(str(following)))
-        raise ExtractError(f"Cannot read {shown}: its next page is on another host ({elsewhere})")
+        address = _one_line(public_url(str(following)))
+        raise ExtractError(f"Cannot read {shown}: its next page is on another host ({address})")
     return following
 
 

@@ -2,8 +2,8 @@
 
 The statistics of a record and the months depend on the records around it, so a load reads those
 first. One load of a target at a time does so (`exclusively`), from its first read to its last
-write. That also tells what a load that was killed left half-way: whatever is still `loading` then
-will go no further, and the next load of the target calculates its months again.
+write. So a load that is still `loading` then was killed: it does not continue, and the next load
+of the target calculates its months again.
 """
 
 import json

@@ -10,6 +10,8 @@ from types import MappingProxyType
 from prefect_hamilton.warehouse import TableSpec
 
 DEFAULT_TARGET = "warehouse.prod.metrics"
+# Maximum number of rejected records per run that are kept: enough to see the fault of a source.
+QUARANTINE_LIMIT = 10_000
 
 
 def _spec(suffix: str, key: tuple[str, ...], columns: dict[str, str]) -> TableSpec:

@@ -287,7 +287,7 @@ def warehouse_url(server: Server) -> str:
 def show_links(profile: Profile, runs: list[Run]) -> None:
     """Print links to the most interesting views."""
     by_label = {run.label: run for run in runs}
-    pages = {
+    views = {
         "Dashboard": "/dashboard",
         "Run with retries": f"/runs/flow-run/{by_label['retries'].id}",
         "Failed run": f"/runs/flow-run/{by_label['retries, none left'].id}",
@@ -296,7 +296,7 @@ def show_links(profile: Profile, runs: list[Run]) -> None:
         "Event feed": "/events",
         "Automations": "/automations",
     }
-    for label, path in pages.items():
+    for label, path in views.items():
         console.print(f"{label:<23} {profile.ui_url}{path}")
     console.print(f"{'Password of Prefect':<23} make login")
     console.print(f"{'Hamilton UI':<23} {profile.hamilton_url}   user {HAMILTON_USER}")

@@ -1,6 +1,6 @@
 """Serve the Prefect UI without the API: `python -m scripts.prefect_ui --port 4200`.
 
-For the local profile with `--api-port`: the page on one port, the API on another. The page learns
+For the local profile with `--api-port`: the UI on one port, the API on another. The UI learns
 the API's address from `PREFECT_UI_API_URL`. Unlike a second `prefect server start`, this opens no
 database and offers no second API, whose events the first would not see.
 """

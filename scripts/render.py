@@ -53,7 +53,7 @@ images:
 
 
 class RenderError(Exception):
-    """What a person can mend; the message names the cause and the way out."""
+    """An error that the user can fix; the message names the cause and the fix."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
 
+from charts.schema.text import in_words
+
 SCHEMAS = Path(__file__).parent / "kubernetes-api"
 VERSION = "1.37"
 """The newest version in the folder, which has every field of the older ones."""
@@ -30,6 +32,17 @@ _CUSTOM = {
     ),
 }
 """Definitions inside the schemas of custom resources: kind and path."""
+_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_SUBDOMAIN = rf"{_LABEL}(\.{_LABEL})*$"
+_WORDS = {
+    rf"^{_LABEL}$": "a name of lowercase letters, digits and hyphens, such as my-name",
+    rf"^{_SUBDOMAIN}": "a name of lowercase letters, digits, hyphens and dots, such as my-name",
+    rf"^$|^{_SUBDOMAIN}": "the name of an API group, such as gateway.networking.k8s.io",
+    "^[a-zA-Z]([-a-zA-Z0-9]*[a-zA-Z0-9])?$": "the kind of an object, such as Gateway",
+    "^(0|(([0-9]+)y)?(([0-9]+)w)?(([0-9]+)d)?(([0-9]+)h)?(([0-9]+)m)?(([0-9]+)s)?"
+    "(([0-9]+)ms)?)$": "a duration with units, such as 30s or 1h30m",
+}
+"""The regular expressions in these definitions, in words."""
 
 
 def _part(name: str) -> WithJsonSchema:
@@ -64,7 +77,18 @@ def resolve(schema: dict[str, Any]) -> None:
         pending.remove(name)
         if name not in schema["$defs"]:
             schema["$defs"][name] = definition = _definition(name)
+            _say(definition)
             pending |= _replace(definition)
+
+
+def _say(node: Any) -> None:
+    """Let every regular expression in a definition be reported in words."""
+    for child in node.values() if isinstance(node, dict) else node:
+        if isinstance(child, dict | list):
+            _say(child)
+    if isinstance(node, dict) and isinstance(node.get("pattern"), str):
+        pattern = node.pop("pattern")
+        node.update(in_words(pattern, _WORDS[pattern]))
 
 
 def _replace(node: Any) -> set[str]:

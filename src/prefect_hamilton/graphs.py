@@ -97,8 +97,8 @@ def render(
         list(final_vars),
         inputs=dict(inputs or {}),
         overrides=dict(overrides or {}),
-        # Graphviz as a library, unlike the dot program, labels no node by its name unless told:
-        # Hamilton's legend counts on it.
+        # The dot program labels nodes by their names by default, as Hamilton's legend requires.
+        # Graphviz as a library does not.
         graphviz_kwargs={"graph_attr": graph_attr, "node_attr": {"label": r"\N"}},
     )
     return _draw(_without_secrets(_ordered_source(digraph), driver.graph.config))

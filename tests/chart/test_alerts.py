@@ -38,7 +38,7 @@ def job(name: str, *, failed_pods: str, failed: bool | None) -> dict[str, str]:
 
 def retention(*, scheduled: str, succeeded: str | None, due: str) -> dict[str, str]:
     """Return the CronJob; the values are in seconds since the start of the test."""
-    labels = '{namespace="flows",cronjob="demo-prefect-hamilton-hamilton-ui-retention"}'
+    labels = '{namespace="flows",cronjob="demo-prefect-hamilton-ui-retention"}'
     series = {
         f"kube_cronjob_created{labels}": "0x500",
         f"kube_cronjob_status_last_schedule_time{labels}": scheduled,
@@ -111,7 +111,7 @@ CASES: dict[str, tuple[Object, dict[str, str], str, set[str]]] = {
     ),
     "a retention Job failed and the next one succeeded": (
         ALERTS,
-        job("hamilton-ui-retention-29000000", failed_pods="3x500", failed=True)
+        job("ui-retention-29000000", failed_pods="3x500", failed=True)
         | retention(scheduled="60x59 3660x500", succeeded="0x61 3720x500", due="86400x500"),
         "4h",
         set(),

@@ -94,8 +94,8 @@ def any_value(path: tuple[str, ...], node: Object) -> st.SearchStrategy[Any]:
             return st.integers(node.get("minimum", 0), node.get("maximum", 10**6))
         case "number":
             return st.sampled_from([0.5, 1, 2.5, 300])
-        case "string" if "pattern" in node:
-            matching = st.from_regex(re.compile(node["pattern"], re.ASCII), fullmatch=True)
+        case "string" if pattern := node.get("if", {}).get("pattern"):
+            matching = st.from_regex(re.compile(pattern, re.ASCII), fullmatch=True)
             return matching.filter(lambda text: len(text) <= node.get("maxLength", 253))
         case "string":
             return TEXT.filter(lambda text: len(text) >= node.get("minLength", 0))

@@ -197,12 +197,12 @@ def test_the_bootstrap_understands_its_state(
 
 
 def test_role_template_and_observer_use_the_same_namespace() -> None:
-    release = render({"flows": {"namespace": "elsewhere"}})
-    assert template(release)["job_configuration"]["namespace"] == "elsewhere"
-    assert release.get("Role", "worker")["metadata"]["namespace"] == "elsewhere"
+    release = render({"flows": {"namespace": "team-flows"}})
+    assert template(release)["job_configuration"]["namespace"] == "team-flows"
+    assert release.get("Role", "worker")["metadata"]["namespace"] == "team-flows"
     worker = release.get("Deployment", "worker-kubernetes")["spec"]["template"]["spec"]
     observed = env(worker["containers"][0])["PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"]
-    assert observed == "elsewhere"
+    assert observed == "team-flows"
     assert env(worker["containers"][0])["PREFECT_API_URL"] == (
         "http://demo-prefect-hamilton-server.flows:4200/api"
     )

@@ -37,7 +37,7 @@ def test_the_default_values_are_a_complete_installation(default: Release) -> Non
         for kind, name in default.names()
         if kind in ("Deployment", "StatefulSet")
     }
-    assert workloads == {"server", "worker-kubernetes", "hamilton-ui", "postgres"}
+    assert workloads == {"server", "worker-kubernetes", "ui", "postgres"}
     jobs = {labels(job)[COMPONENT] for job in default.of("Job")}
     assert jobs == {"bootstrap", "secrets"}
 
@@ -119,7 +119,7 @@ def test_several_servers_share_everything(profiles: dict[str, Release]) -> None:
     budgets = {
         o["metadata"]["name"].split("hamilton-", 1)[1] for o in release.of("PodDisruptionBudget")
     }
-    assert budgets == {"server", "background-services", "worker-kubernetes", "hamilton-ui"}
+    assert budgets == {"server", "background-services", "worker-kubernetes", "ui"}
     for deployment in release.of("Deployment"):
         assert pod_template(deployment)["spec"]["topologySpreadConstraints"]
 

@@ -27,13 +27,13 @@ def test_roles_are_minimal(default: Release) -> None:
 
 
 def test_secrets_are_read_only_to_copy_them() -> None:
-    release = render({"flows": {"namespace": "elsewhere"}})
+    release = render({"flows": {"namespace": "team-flows"}})
     roles = {
         r["metadata"]["namespace"]: r
         for r in release.of("Role")
         if "secrets" in r["metadata"]["name"]
     }
-    assert rules(roles["elsewhere"]) == {("", "secrets", "create")}
+    assert rules(roles["team-flows"]) == {("", "secrets", "create")}
     reading = [rule for rule in roles["flows"]["rules"] if "get" in rule["verbs"]]
     assert len(reading) == 1
     assert set(reading[0]["resourceNames"]) == {

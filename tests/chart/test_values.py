@@ -66,8 +66,8 @@ def test_migration_guide_names_existing_values() -> None:
     guide = (ROOT / "docs" / "migrate-from-prefect-helm.md").read_text()
     rows = [line.split("|")[2] for line in guide.splitlines() if line.startswith("| `")]
     assert len(rows) > 50
-    for ours in rows:
-        for name in re.findall(r"`([a-z][A-Za-z.]+)(?::(?!//)[^`]*)?`", ours):
+    for row in rows:
+        for name in re.findall(r"`([a-z][A-Za-z.]+)(?::(?!//)[^`]*)?`", row):
             component, _, setting = name.partition(".")
             is_pod_setting = (setting or name) in shared and component in components | shared
             assert name in known or is_pod_setting or name in OTHER_WORDS, name
@@ -250,6 +250,48 @@ def test_a_wrong_value_is_reported_in_one_line(path: str, value: Any, wrong: str
 
 
 @pytest.mark.parametrize(
+    ("path", "value", "wanted"),
+    [
+        ("nameOverride", "My Name", "a name of lowercase letters, digits and hyphens"),
+        ("server.host", "https://prefect.example.org", "a host name in lowercase without scheme"),
+        ("server.url", "prefect.example.org", "an http or https URL"),
+        ("flows.repository", "example.org/flows", "the URL of a Git repository"),
+        ("server.image.tag", "a:b", "the tag of an image"),
+        ("server.image.digest", "3f1", "sha256: and 64 lowercase hexadecimal digits"),
+        ("server.image.repository", "Prefect/Server", "the name of an image in lowercase"),
+        ("server.resources.limits", {"memory": "1 GB"}, "a quantity of Kubernetes"),
+        ("worker.podDisruptionBudget.minAvailable", "half", "a number or a percentage"),
+        ("hamiltonUi.retention.schedule", "daily", "a cron expression of five fields"),
+        ("serviceMonitor.interval", "30", "a duration with a unit"),
+        ("hamiltonUi.allowedHosts", ["http://x"], "a host name or address without scheme"),
+        ("postgres.databases.prefect.user", "A-B", "a name of lowercase letters, digits and under"),
+        ("auth.key", "a b", "a key of a Secret"),
+        ("ingress.className", "Nginx!", "a name of lowercase letters, digits, hyphens and dots"),
+        ("gateway.parentRefs", [{"name": "a", "kind": "!"}], "the kind of an object"),
+    ],
+    ids=json.dumps,
+)
+def test_a_text_in_a_wrong_form_is_reported_in_words(path: str, value: Any, wanted: str) -> None:
+    with pytest.raises(RenderError) as error:
+        template_text(at(path, value))
+    assert f"value must be '{wanted}" in str(error.value)
+
+
+def test_no_regular_expression_is_reported() -> None:
+    """Only as a condition, of which Helm prints nothing, or for names of keys."""
+
+    def patterns(node: Any, key: str = "") -> list[str]:
+        if isinstance(node, list):
+            return [found for child in node for found in patterns(child)]
+        if not isinstance(node, dict):
+            return []
+        own = [node["pattern"]] if isinstance(node.get("pattern"), str) and key != "if" else []
+        return [*own, *(f for name, child in node.items() for f in patterns(child, name))]
+
+    assert patterns(SCHEMA) == []
+
+
+@pytest.mark.parametrize(
     ("budget", "expected"),
     [
         ({}, {"maxUnavailable": 1}),
@@ -334,12 +376,12 @@ def test_all_errors_are_reported_at_once() -> None:
 def test_env_is_merged_by_name_and_null_removes() -> None:
     release = render(
         {
-            "global": {"env": {"SHARED": "1", "PREFECT_HOME": "/elsewhere"}},
+            "global": {"env": {"SHARED": "1", "PREFECT_HOME": "/other"}},
             "server": {"env": {"SHARED": 2, "FLAG": True, "PREFECT_SERVER_LOGGING_LEVEL": None}},
         }
     )
     found = env(pod_template(release.get("Deployment", "server"))["spec"]["containers"][0])
-    assert (found["SHARED"], found["FLAG"], found["PREFECT_HOME"]) == ("2", "true", "/elsewhere")
+    assert (found["SHARED"], found["FLAG"], found["PREFECT_HOME"]) == ("2", "true", "/other")
     worker = env(
         pod_template(release.get("Deployment", "worker-kubernetes"))["spec"]["containers"][0]
     )

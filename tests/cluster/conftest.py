@@ -96,7 +96,7 @@ def other_cluster(folder: Path) -> Iterator[Cluster]:
         kind.wait_until_ready(cluster.context, timeout=600)
         for service, port, forwarded in (
             ("server", 4200, cluster.port),
-            ("hamilton-ui", 8241, cluster.hamilton_port),
+            ("ui", 8241, cluster.hamilton_port),
         ):
             forward = (
                 f"kubectl -n {NAMESPACE} port-forward svc/{RELEASE}-{service} {forwarded}:{port}"

@@ -66,7 +66,7 @@ def test_a_wrong_password_is_refused(cluster: Cluster) -> None:
 
 
 def test_old_hamilton_runs_are_deleted_by_a_job(cluster: Cluster) -> None:
-    cron = f"cronjob/{RELEASE}-hamilton-ui-retention"
+    cron = f"cronjob/{RELEASE}-ui-retention"
     cluster.kubectl("create", "job", "retention-now", f"--from={cron}")
     try:
         cluster.kubectl("wait", "job/retention-now", "--for=condition=complete", "--timeout=120s")
@@ -77,13 +77,14 @@ def test_old_hamilton_runs_are_deleted_by_a_job(cluster: Cluster) -> None:
 
 def test_an_unrelated_pod_reaches_only_the_uis(cluster: Cluster) -> None:
     (worker,) = cluster.get("pods", "-l", "app.kubernetes.io/component=worker")["items"]
-    pages = {f"{RELEASE}-server:4200", f"{RELEASE}-hamilton-ui:8241"}
+    # The last is the name that the Service had in 0.1.0.
+    uis = {f"{RELEASE}-{name}" for name in ("server:4200", "ui:8241", "hamilton-ui:8241")}
     closed = {
         f"{RELEASE}-postgres:5432",
         f"{RELEASE}-git-server:9418",
         f"{worker['status']['podIP']}:8080",
     }
-    assert cluster.reachable(*pages, *closed) == pages
+    assert cluster.reachable(*uis, *closed) == uis
 
 
 def test_a_pod_that_is_not_restricted_is_refused(cluster: Cluster) -> None:

@@ -15,7 +15,7 @@ from tests.deployments.git_server import git
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), needs_kind]
 
-NAMESPACE = "elsewhere"
+NAMESPACE = "remote"
 GIT_SERVER = Path(__file__).parent / "git-server"
 IMAGE = "prefect-hamilton/private-git:test"
 FLOW = """
@@ -38,7 +38,7 @@ pull:
 deployments:
   - name: team
     entrypoint: flow.py:private
-    work_pool: {name: elsewhere}
+    work_pool: {name: remote}
 """
 
 
@@ -128,8 +128,8 @@ def serve(cluster: Cluster, keys: dict[str, str], folder: Path) -> None:
 @pytest.mark.parametrize(
     ("credential", "repository"),
     [
-        ("token", "https://private-git.elsewhere:8443/git/flows.git"),
-        ("ssh", "ssh://git@private-git.elsewhere:2222/srv/git/flows.git"),
+        ("token", "https://private-git.remote:8443/git/flows.git"),
+        ("ssh", "ssh://git@private-git.remote:2222/srv/git/flows.git"),
     ],
 )
 def test_a_remote_worker_runs_flows_of_a_private_repository(
@@ -139,7 +139,7 @@ def test_a_remote_worker_runs_flows_of_a_private_repository(
     namespace: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    known_host = f"[private-git.elsewhere]:2222 {namespace['host_key.pub']}\n"
+    known_host = f"[private-git.remote]:2222 {namespace['host_key.pub']}\n"
     content = {
         "token": {"token": namespace["token"]},
         "ssh": {"ssh-privatekey": namespace["client_key"] + "\n", "known_hosts": known_host},
@@ -157,7 +157,7 @@ def test_a_remote_worker_runs_flows_of_a_private_repository(
         "hamiltonUi": {"enabled": False},
         "postgres": {"enabled": False},
         "warehouse": {"enabled": False},
-        "workers": {"elsewhere": {}},
+        "workers": {"remote": {}},
         "bootstrap": trust,
         "flows": trust
         | {

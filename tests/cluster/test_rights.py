@@ -97,12 +97,12 @@ def test_without_the_right_a_run_does_not_start(
 def test_without_the_permission_the_end_of_a_pod_is_not_noticed(
     role: dict[str, Any], cluster: Cluster, tmp_path: Path
 ) -> None:
-    told = cluster.start(cluster.probe("waits"), job_variables=LAST_WORDS)
+    reported = cluster.start(cluster.probe("waits"), job_variables=LAST_WORDS)
     deleted = cluster.start(cluster.probe("waits"))
     cluster.wait_for_state(deleted, "Running")
-    cluster.wait_for_log(told, "last words")
+    cluster.wait_for_log(reported, "last words")
     with without(cluster, role, ENDED, tmp_path):
-        untold = cluster.start(cluster.probe("waits"), job_variables=LAST_WORDS)
+        unreported = cluster.start(cluster.probe("waits"), job_variables=LAST_WORDS)
         pending = cluster.start(cluster.probe("waits"), job_variables={"cpu_request": "64"})
         cluster.wait_for_log(pending, "Insufficient cpu")
         cluster.cancel(pending)
@@ -110,10 +110,10 @@ def test_without_the_permission_the_end_of_a_pod_is_not_noticed(
         selector = f"prefect.io/flow-run-id={deleted}"
         cluster.kubectl("delete", "job", "-l", selector, "--cascade=orphan")
         wait_until_refused(cluster, "jobs", "get")
-        cluster.wait_for_state(untold, "Crashed")
+        cluster.wait_for_state(unreported, "Crashed")
         # A minute later, when all that was logged has arrived.
         wait_until_refused(cluster, "jobs", "delete")
-        assert "last words" not in cluster.log(untold)
+        assert "last words" not in cluster.log(unreported)
     cluster.wait_for_state(pending, "Cancelled")
     cluster.let_go(deleted)
     cluster.wait_for_state(deleted, "Completed")

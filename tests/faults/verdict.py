@@ -32,7 +32,7 @@ class Verdict:
 def judge(run: Run, rows: Sequence[Mapping[str, Any]], hit: Collection[str] = ()) -> Verdict:
     """Return the verdict on a run; `hit` are the pods that a fault killed.
 
-    An execution in such a pod may begin again elsewhere. Any other one counts: a run has exactly
+    An execution in such a pod may begin again in another. Any other one counts: a run has exactly
     one of them, and, if its flow retries, those that failed before.
     """
     earned, outcome = EARNED.get(run.kind, ("COMPLETED", "ok"))

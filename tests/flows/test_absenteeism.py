@@ -185,8 +185,8 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Held out: 1 of 33 people" in capsys.readouterr().out
 
     assert absenteeism.main(["--raw-data-location", "file:///no/such.csv"]) == 1
-    told = "Failed: Cannot read file:///no/such.csv: No such file or directory\n"
-    assert told in capsys.readouterr().err
+    expected = "Failed: Cannot read file:///no/such.csv: No such file or directory\n"
+    assert expected in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("status", "attempts"), [(503, 3), (404, 1)])

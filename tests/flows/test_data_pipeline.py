@@ -21,7 +21,8 @@ from prefect.utilities.callables import parameter_schema
 from prefect.variables import Variable
 
 from flows import data_pipeline, tables
-from flows.data_pipeline import LoadSummary, enterprise_data_pipeline
+from flows.data_pipeline import enterprise_data_pipeline
+from flows.pipeline_report import LoadSummary
 from prefect_hamilton import warehouse
 from tests import forks
 from tests.services import ROOT
@@ -153,7 +154,7 @@ def test_too_many_bad_records_fail_the_run_with_the_counts(
 def test_the_quarantine_keeps_only_the_first_records_of_a_bad_file(
     duckdb_warehouse: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_pipeline, "QUARANTINE_LIMIT", 5)
+    monkeypatch.setattr(tables, "QUARANTINE_LIMIT", 5)
     bad = [{"time": f"day {number}", "metric": "wind", "value": 1} for number in range(12)]
     url = source(tmp_path, bad)
     states = [run(source_url=url), run(source_url=url)]
@@ -206,14 +207,14 @@ def test_an_invalid_url_is_tried_four_times_and_reported(
     state = run(source_url="invalid://url")
     assert state.is_failed()
     assert str(state.message).startswith("Cannot read invalid://url: supported are sample:")
-    told = [record.getMessage() for record in caplog.records if "Retr" in record.getMessage()]
-    assert [message.rpartition(" - ")[2] for message in told] == [
+    messages = [record.getMessage() for record in caplog.records if "Retr" in record.getMessage()]
+    assert [message.rpartition(" - ")[2] for message in messages] == [
         "Retry 1/3 will start 2 second(s) from now",
         "Retry 2/3 will start 2 second(s) from now",
         "Retry 3/3 will start 2 second(s) from now",
         "Retries are exhausted",
     ]
-    assert all("invalid://url" in message for message in told)
+    assert all("invalid://url" in message for message in messages)
 
 
 @pytest.mark.parametrize(("status", "attempts"), [(404, 1), (503, 4)])
@@ -280,7 +281,7 @@ def test_the_run_form_describes_every_parameter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["--batch-size", "0"], "batch_size: Input should be greater than or equal to 1"),
         (["--target-table", "metrics"], "'metrics' is not catalog.schema.table"),
@@ -288,11 +289,11 @@ def test_the_run_form_describes_every_parameter() -> None:
     ],
 )
 def test_a_wrong_argument_is_one_line_with_an_exit_code(
-    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert data_pipeline.main(arguments) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if " | " not in line][-1:]
-    assert told in line
+    assert expected in line
 
 
 def test_the_help_of_the_command_describes_each_parameter(

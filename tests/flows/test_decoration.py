@@ -10,8 +10,9 @@ from prefect.client.orchestration._artifacts.client import ArtifactClient
 
 from flows import tables
 from flows.absenteeism import Evaluation, absenteeism_prediction_flow
-from flows.data_pipeline import LoadSummary, enterprise_data_pipeline
+from flows.data_pipeline import enterprise_data_pipeline
 from flows.metrics_report import metrics_quality_report
+from flows.pipeline_report import LoadSummary
 from prefect_hamilton import graphs, warehouse
 from tests.flows.test_data_pipeline import artifacts, read, run_id
 from tests.flows.test_reports import markdown

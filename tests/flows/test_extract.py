@@ -66,8 +66,8 @@ def test_every_format_gives_the_same_records(tmp_path: Path, name: str) -> None:
 
 def test_a_plain_file_over_http_by_name_or_content_type(web_server: WebServer) -> None:
     assert values(read_records(web_server.serve("/r.csv", CSV))) == [0.1 + 0.2, None, 7.0]
-    untold = web_server.serve("/export?day=1", CSV, Content_Type="text/csv; charset=utf-8")
-    assert len(read_records(untold)) == 3
+    url = web_server.serve("/export?day=1", CSV, Content_Type="text/csv; charset=utf-8")
+    assert len(read_records(url)) == 3
 
 
 @pytest.mark.parametrize("key", ["results", "data", "items"])

@@ -267,7 +267,7 @@ def test_two_simultaneous_loads_of_one_table_keep_all_rows(
         rows = loader.read(METRICS)
         assert list(rows["time"]) == list(days("2024-01-01", 452)["time"])
         assert set(rows["value"]) == {3.0, 5.0}
-        assert set(rows["value"][152:300]) in ({3.0}, {5.0})  # of whoever came last
+        assert set(rows["value"][152:300]) in ({3.0}, {5.0})  # of the last load
         loader.assert_tables_follow_from_the_observations()
         assert list(loader.read(LOADS)["status"]) == ["complete", "complete"]
 

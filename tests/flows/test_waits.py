@@ -12,7 +12,8 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.sync import concurrency
 from prefect.states import Running
 
-from flows import data_pipeline
+from flows import write_slot
+from flows.data_pipeline import enterprise_data_pipeline
 from flows.tables import METRICS
 from prefect_hamilton import warehouse
 from prefect_hamilton.warehouse import WarehouseError
@@ -45,10 +46,10 @@ def holder(loaded: str) -> Iterator["psycopg.Connection[tuple[object, ...]]"]:
 def test_a_row_that_stays_locked_fails_and_names_the_holder(
     loaded: str, holder: "psycopg.Connection[tuple[object, ...]]"
 ) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     with (
         pytest.raises(WarehouseError) as error,
-        warehouse.connect(loaded, lock_timeout=4, on_wait=told.append) as connection,
+        warehouse.connect(loaded, lock_timeout=4, on_wait=messages.append) as connection,
     ):
         connection.upsert(TARGET, [(METRICS, rows(3, 2.0))])
     who = (
@@ -56,7 +57,7 @@ def test_a_row_that_stays_locked_fails_and_names_the_holder(
         "(user loader, application other program, idle in transaction)"
     )
     address = warehouse.describe(loaded)
-    assert told == [f"Waiting for a lock in {address}, {who}"]
+    assert messages == [f"Waiting for a lock in {address}, {who}"]
     message = f"Gave up waiting for a lock in {address}, {who}: wait until "
     assert str(error.value).startswith(message)
     holder.rollback()
@@ -85,14 +86,14 @@ def test_a_lock_held_by_another_session_fails_after_the_timeout_and_names_the_ho
     loaded: str,
 ) -> None:
     with warehouse.connect(loaded) as first, first.exclusively("report"):
-        told: list[str] = []
+        messages: list[str] = []
         with (
             pytest.raises(WarehouseError, match=r"held by process \d+ .*prefect-hamilton"),
-            warehouse.connect(loaded, lock_timeout=4, on_wait=told.append) as second,
+            warehouse.connect(loaded, lock_timeout=4, on_wait=messages.append) as second,
             second.exclusively("report"),
         ):
             pass
-        assert len(told) == 1
+        assert len(messages) == 1
     with warehouse.connect(loaded) as third, third.exclusively("report"):
         pass
 
@@ -122,7 +123,9 @@ def test_two_threads_of_one_duckdb_file_wait_for_each_other(duckdb_warehouse: st
 
 def test_a_session_ended_by_the_server_is_reported_in_one_sentence(loaded: str) -> None:
     with (
-        pytest.raises(WarehouseError, match=r"/warehouse failed: .*terminating connection") as told,
+        pytest.raises(
+            WarehouseError, match=r"/warehouse failed: .*terminating connection"
+        ) as error,
         warehouse.connect(loaded) as connection,
         connection.exclusively("report"),
         psycopg.connect(loaded, autocommit=True) as other,
@@ -130,7 +133,7 @@ def test_a_session_ended_by_the_server_is_reported_in_one_sentence(loaded: str) 
         pid = connection.read("SELECT pg_backend_pid() AS pid")["pid"][0]
         other.execute("SELECT pg_terminate_backend(%s)", (int(pid),))
         connection.upsert(TARGET, [(METRICS, rows(3))])
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -153,22 +156,22 @@ def test_a_session_is_bounded_unless_the_url_says_otherwise(
 
 
 @flow(validate_parameters=False)
-def writes(told: list[str], on_wait: ExitStack | None) -> None:
+def writes(messages: list[str], on_wait: ExitStack | None) -> None:
     """Open the warehouse for writing as the pipeline does; on the first wait, close `on_wait`."""
 
     def tell(message: str) -> None:
-        told.append(message)
+        messages.append(message)
         if on_wait:
             on_wait.close()
 
-    with data_pipeline._writing(tell) as connection:
+    with write_slot.writing(enterprise_data_pipeline.name, tell) as connection:
         connection.prepare(TARGET, [METRICS])
 
 
 @pytest.fixture
 def slot(prefect_api: str) -> Iterator[ExitStack]:
     """The only slot to write, held until the stack is closed."""
-    name = data_pipeline.WRITE_LIMIT
+    name = write_slot.WRITE_LIMIT
     with get_client(sync_client=True) as client:
         client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
         try:
@@ -183,24 +186,22 @@ def slot(prefect_api: str) -> Iterator[ExitStack]:
 def test_a_slot_that_stays_taken_fails_and_names_possible_holders(
     slot: ExitStack, duckdb_warehouse: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_pipeline, "SLOT_NOTICE", 0.1)
-    monkeypatch.setattr(data_pipeline, "SLOT_TIMEOUT", 5)
+    monkeypatch.setattr(write_slot, "SLOT_NOTICE", 0.1)
+    monkeypatch.setattr(write_slot, "SLOT_TIMEOUT", 5)
     name = f"writer-{uuid4()}"
     with get_client(sync_client=True) as client:
-        other = client.create_flow_run(
-            data_pipeline.enterprise_data_pipeline, name=name, state=Running()
-        )
+        other = client.create_flow_run(enterprise_data_pipeline, name=name, state=Running())
         try:
-            told: list[str] = []
+            messages: list[str] = []
             with pytest.raises(WarehouseError) as error:
-                writes(told, None)
+                writes(messages, None)
         finally:
             client.delete_flow_run(other.id)
     limit = "a slot of the global concurrency limit warehouse-writes"
-    assert len(told) == 1
-    assert told[0].startswith(f"Waiting for {limit}; other runs of this flow are running: ")
+    assert len(messages) == 1
+    assert messages[0].startswith(f"Waiting for {limit}; other runs of this flow are running: ")
     assert str(error.value).startswith(f"Waited 5 s for {limit}; other runs")
-    assert name in told[0]
+    assert name in messages[0]
     assert name in str(error.value)
 
 
@@ -208,9 +209,9 @@ def test_a_slot_that_stays_taken_fails_and_names_possible_holders(
 def test_a_load_takes_a_slot_that_becomes_free(
     slot: ExitStack, duckdb_warehouse: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_pipeline, "SLOT_NOTICE", 0.1)
-    told: list[str] = []
-    writes(told, slot)
-    assert len(told) == 1
+    monkeypatch.setattr(write_slot, "SLOT_NOTICE", 0.1)
+    messages: list[str] = []
+    writes(messages, slot)
+    assert len(messages) == 1
     with warehouse.connect(duckdb_warehouse) as connection:
         assert connection.has_table(TARGET, METRICS)

@@ -191,17 +191,17 @@ def test_a_load_waits_for_a_file_held_by_another_process(tmp_path: Path) -> None
         f"{tmp_path}/warehouse.duckdb has been in use by another process for 1 s "
         f"(process {holder.pid}): close it there and run again"
     )
-    told: list[str] = []
+    messages: list[str] = []
 
     def release(message: str) -> None:
-        told.append(message)
+        messages.append(message)
         assert holder.stdin
         holder.stdin.close()
 
     with warehouse.connect(url, on_wait=release) as connection:
         connection.prepare(TARGET, [METRICS])
     assert holder.wait(timeout=30) == 0
-    assert told == [
+    assert messages == [
         f"Waiting for {tmp_path}/warehouse.duckdb, in use by another process (process {holder.pid})"
     ]
 

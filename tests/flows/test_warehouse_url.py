@@ -67,9 +67,9 @@ def test_a_block_that_cannot_be_loaded_is_not_treated_as_missing(
     monkeypatch.setenv("PREFECT_HAMILTON_STATE", str(tmp_path))
     with pytest.raises(
         WarehouseError, match=r"Secret block warehouse-url cannot be loaded"
-    ) as told:
+    ) as error:
         warehouse.warehouse_url()
-    assert "s3cret" not in str(told.value)
+    assert "s3cret" not in str(error.value)
 
 
 @pytest.mark.services
@@ -148,26 +148,26 @@ def test_an_unencoded_password_is_reported_with_the_fix(
     password: str,
 ) -> None:
     url = f"postgresql://u:{password}@127.0.0.1:1/warehouse"
-    (told,) = set(messages(url))
-    assert "percent-encode the password (% as %25, @ as %40, / as %2F)" in told
-    assert "s3cret" not in told
+    (message,) = set(messages(url))
+    assert "percent-encode the password (% as %25, @ as %40, / as %2F)" in message
+    assert "s3cret" not in message
 
 
 def test_a_libpq_message_with_the_password_is_hidden() -> None:
     with (
-        pytest.raises(WarehouseError, match=r"to postgresql://127\.0\.0\.1:1/w") as told,
+        pytest.raises(WarehouseError, match=r"to postgresql://127\.0\.0\.1:1/w") as error,
         warehouse.connect("postgresql://u:refused@127.0.0.1:1/w"),
     ):
         pass
-    assert "refused" not in str(told.value)
+    assert "refused" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     "url", ["duckdb://[/w.duckdb", "postgresql://h:my/warehouse", "postgresql://h:99999/warehouse"]
 )
 def test_an_invalid_url_is_reported_in_one_sentence(url: str) -> None:
-    (told,) = set(messages(url))
-    assert told.startswith("The warehouse's URL (WAREHOUSE_URL or Secret block warehouse-url) ")
+    (message,) = set(messages(url))
+    assert message.startswith("The warehouse's URL (WAREHOUSE_URL or Secret block warehouse-url) ")
 
 
 @pytest.mark.services

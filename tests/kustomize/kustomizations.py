@@ -182,10 +182,10 @@ ALLOWED: tuple[Allowed, ...] = (
 
 
 def differences(
-    ours: Sequence[Object], charts: Sequence[Object], allowed: Sequence[Allowed] = ALLOWED
+    built: Sequence[Object], charts: Sequence[Object], allowed: Sequence[Allowed] = ALLOWED
 ) -> list[str]:
     """Return where two sets of objects differ beyond what is allowed, one line each."""
-    one, other = (comparable(objects, allowed) for objects in (ours, charts))
+    one, other = (comparable(objects, allowed) for objects in (built, charts))
     lines = [f"only Kustomize has {key}" for key in sorted(one.keys() - other.keys())]
     lines += [f"only the chart has {key}" for key in sorted(other.keys() - one.keys())]
     for key in sorted(one.keys() & other.keys()):

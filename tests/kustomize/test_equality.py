@@ -147,12 +147,12 @@ def test_every_allowed_difference_is_there(allowed: object) -> None:
 
 
 def test_the_comparison_sees_what_differs() -> None:
-    ours, theirs = list(overlay("staging")), chart_of("staging")
-    assert differences(ours[:-1], theirs)
-    assert differences(ours, theirs[:-1])
-    server = next(o for o in theirs if o["kind"] == "Deployment")
+    built, expected = list(overlay("staging")), chart_of("staging")
+    assert differences(built[:-1], expected)
+    assert differences(built, expected[:-1])
+    server = next(o for o in expected if o["kind"] == "Deployment")
     server["spec"]["template"]["spec"]["containers"][0]["env"].append({"name": "A", "value": "b"})
-    (line,) = differences(ours, theirs)[-1:]
+    (line,) = differences(built, expected)[-1:]
     assert "in the chart" in line
 
 

@@ -257,8 +257,8 @@ class TestInRuns:
         with caplog.at_level(logging.WARNING):
             state: Any = asyncio.run(async_shop(return_state=True))  # type: ignore[arg-type]
         # Prefect's events have a connection of their own, which can be late or closed here.
-        ours = [r for r in caplog.records if not r.name.startswith("prefect._internal")]
-        assert ours == []
+        records = [r for r in caplog.records if not r.name.startswith("prefect._internal")]
+        assert records == []
         run = state.result()
         assert set(artifacts(state)) == {"hamilton-dag-compute", "hamilton-run-compute"}
         in_ui = hamilton_run(ui, run.url)

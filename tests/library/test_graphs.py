@@ -44,7 +44,7 @@ def _driver() -> driver.Driver:
     return driver.Builder().with_modules(ad_hoc_utils.module_from_source(DATAFLOW)).build()
 
 
-def _render_elsewhere(tmp_path: Path, **env: str) -> tuple[bytes, str]:
+def _render_in_a_process(tmp_path: Path, **env: str) -> tuple[bytes, str]:
     """Render in another process; returns the PNG and what it wrote to standard error."""
     script = tmp_path / "render.py"
     target = tmp_path / "picture.png"
@@ -80,10 +80,10 @@ def test_the_same_dataflow_gives_the_same_bytes_in_any_process_and_on_any_machin
     no_fonts.write_text("<fontconfig></fontconfig>")
     here = graphs.render(_driver(), ["joined"], inputs=INPUTS, title="A title")
     bare = {"PATH": str(tmp_path), "FONTCONFIG_FILE": str(no_fonts), "HOME": str(tmp_path)}
-    elsewhere, stderr = _render_elsewhere(tmp_path, PYTHONHASHSEED="1", **bare)
-    again, _ = _render_elsewhere(tmp_path, PYTHONHASHSEED="2")
+    there, stderr = _render_in_a_process(tmp_path, PYTHONHASHSEED="1", **bare)
+    again, _ = _render_in_a_process(tmp_path, PYTHONHASHSEED="2")
 
-    digests = {hashlib.sha256(png).hexdigest() for png in (here, elsewhere, again)}
+    digests = {hashlib.sha256(png).hexdigest() for png in (here, there, again)}
     assert len(digests) == 1
     assert "ontconfig" not in stderr
 

@@ -136,8 +136,8 @@ def test_a_collector_that_is_down_causes_one_warning(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     assert measured_flow(return_state=True).is_completed()
     assert measured_flow(return_state=True).is_completed()
-    told = [record for record in caplog.records if "did not reach" in record.getMessage()]
-    assert len(told) == 1
+    records = [record for record in caplog.records if "did not reach" in record.getMessage()]
+    assert len(records) == 1
 
 
 def test_a_setting_that_opentelemetry_refuses_causes_one_warning_per_task_run(
@@ -146,5 +146,5 @@ def test_a_setting_that_opentelemetry_refuses_causes_one_warning_per_task_run(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_METRICS_EXEMPLAR_FILTER", "bogus")
     assert measured_flow(return_state=True).is_completed()
-    told = [record for record in caplog.records if "are not sent: " in record.getMessage()]
-    assert len(told) == 1
+    records = [record for record in caplog.records if "are not sent: " in record.getMessage()]
+    assert len(records) == 1

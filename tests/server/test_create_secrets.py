@@ -100,11 +100,11 @@ def test_the_secrets_job_creates_secrets_once(
 def test_the_secrets_job_copies_secrets_into_the_flow_namespace(
     secrets: Secrets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(monkeypatch, {"flows": {"namespace": "elsewhere"}})
+    run(monkeypatch, {"flows": {"namespace": "team-flows"}})
     for name, key in (
         ("auth", "auth-string"),
         ("postgres", "warehouse-url"),
         ("hamilton-ui", "api-key"),
     ):
         whole = secrets["flows", f"demo-prefect-hamilton-{name}"]
-        assert secrets["elsewhere", f"demo-prefect-hamilton-{name}"] == {key: whole[key]}
+        assert secrets["team-flows", f"demo-prefect-hamilton-{name}"] == {key: whole[key]}

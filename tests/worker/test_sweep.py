@@ -129,23 +129,23 @@ async def test_runs_with_a_job_ended_runs_and_runs_of_other_pools_are_unchanged(
     waits, runs, ended = [await with_job(pool) for _ in range(3)]
     pool.api.propose(runs, "RUNNING")
     end(pool, ended)
-    elsewhere = await with_job(pool)
-    pool.api.propose(elsewhere, "RUNNING")
+    foreign = await with_job(pool)
+    pool.api.propose(foreign, "RUNNING")
     [its_job] = [
         name
         for name, job in kubernetes.jobs.items()
-        if job["metadata"]["labels"]["prefect.io/flow-run-id"] == str(elsewhere)
+        if job["metadata"]["labels"]["prefect.io/flow-run-id"] == str(foreign)
     ]
     del kubernetes.jobs[its_job]
-    await client.update_flow_run_labels(elsewhere, {sweep.LOCATION_LABEL: "another/default"})
+    await client.update_flow_run_labels(foreign, {sweep.LOCATION_LABEL: "another/default"})
     other_pool = Pool(pool.server)
     other = other_pool.new_run()
     other_pool.api.propose(other, "PENDING")
-    before = [pool.api.state(run) for run in (waits, runs, ended, elsewhere, other)]
+    before = [pool.api.state(run) for run in (waits, runs, ended, foreign, other)]
 
     await sweep_of(pool, client).sweep()
 
-    assert [pool.api.state(run) for run in (waits, runs, ended, elsewhere, other)] == before
+    assert [pool.api.state(run) for run in (waits, runs, ended, foreign, other)] == before
 
 
 async def test_the_grace_period_starts_at_the_latest_state(

@@ -8,34 +8,100 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 from charts.schema import kubernetes
+from charts.schema.text import Text
 
-DNS_LABEL = r"^$|^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+DnsLabel = Annotated[
+    str,
+    StringConstraints(max_length=63),
+    Text(
+        r"^$|^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        "a name of lowercase letters, digits and hyphens, such as my-name",
+    ),
+]
 
-HOST = r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+Host = Annotated[
+    str,
+    StringConstraints(max_length=253),
+    Text(
+        r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        "a host name in lowercase without scheme, port and path, such as app.example.org",
+    ),
+]
 
-URL = r"^$|^https?://[A-Za-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._~%-]+)*$"
+Url = Annotated[
+    str,
+    Text(
+        r"^$|^https?://[A-Za-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._~%-]+)*$",
+        "an http or https URL without user, query and final slash, such as https://app.example.org",
+    ),
+]
 
-GIT_URL = r"^$|^(https?|ssh|git)://[A-Za-z0-9._~:@%+/-]+$|^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:[A-Za-z0-9._~+/-]+$"
+GitUrl = Annotated[
+    str,
+    Text(
+        r"^$|^(https?|ssh|git)://[A-Za-z0-9._~:@%+/-]+$"
+        r"|^[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:[A-Za-z0-9._~+/-]+$",
+        "the URL of a Git repository, such as https://git.example.org/flows.git or "
+        "ssh://git@git.example.org/flows.git",
+    ),
+]
 
-TAG = r"^$|^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$"
+Tag = Annotated[
+    str,
+    Text(
+        r"^$|^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$",
+        "the tag of an image: letters, digits, dots, hyphens and underscores, such as 1.2.3",
+    ),
+]
 
-DIGEST = r"^$|^sha256:[0-9a-f]{64}$"
+Digest = Annotated[
+    str, Text(r"^$|^sha256:[0-9a-f]{64}$", "sha256: and 64 lowercase hexadecimal digits")
+]
 
-Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9.]+([numkKMGTPE]i?)?$")] | int | float
+Quantity = (
+    Annotated[
+        str,
+        Text(r"^[0-9.]+([numkKMGTPE]i?)?$", "a quantity of Kubernetes, such as 500m, 2 or 1Gi"),
+    ]
+    | int
+    | float
+)
 
-DnsLabel = Annotated[str, StringConstraints(pattern=DNS_LABEL, max_length=63)]
+Duration = Annotated[
+    str, Text(r"^([0-9]+(ms|[smhd]))+$", "a duration with a unit, such as 30s or 1m")
+]
 
-Host = Annotated[str, StringConstraints(pattern=HOST, max_length=253)]
+CronSchedule = Annotated[
+    str,
+    Text(
+        r"^@[a-z]+$|^\S+( \S+){4}$",
+        "a cron expression of five fields, such as 17 3 * * *, or @daily",
+    ),
+]
 
-Url = Annotated[str, StringConstraints(pattern=URL)]
+_KEY_WORDS = "a key of a Secret: letters, digits, dots, hyphens and underscores, such as api-key"
 
-SecretKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]+$")]
+SecretKey = Annotated[str, Text(r"^[A-Za-z0-9._-]+$", _KEY_WORDS)]
 
-ObjectName = Annotated[str, StringConstraints(pattern=r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+OptionalSecretKey = Annotated[str, Text(r"^[A-Za-z0-9._-]*$", _KEY_WORDS)]
+
+ObjectName = Annotated[
+    str,
+    Text(
+        r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        "a name of lowercase letters, digits, hyphens and dots, such as my-name",
+    ),
+]
 
 """Name of an object of the cluster, which may contain dots."""
 
-Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
+Identifier = Annotated[
+    str,
+    Text(
+        r"^[a-z_][a-z0-9_]{0,62}$",
+        "a name of lowercase letters, digits and underscores, such as prefect_user",
+    ),
+]
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -55,11 +121,20 @@ class Values(BaseModel):
 
 
 Registry = Annotated[
-    str, StringConstraints(pattern=r"^$|^[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*$")
+    str,
+    Text(
+        r"^$|^[A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9._-]+)*$",
+        "a registry without scheme, such as registry.example.org or registry.example.org/team",
+    ),
 ]
 
 Repository = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._/-]*[a-z0-9])?$", min_length=1)
+    str,
+    StringConstraints(min_length=1),
+    Text(
+        r"^[a-z0-9]([a-z0-9._/-]*[a-z0-9])?$",
+        "the name of an image in lowercase without registry and tag, such as team/server",
+    ),
 ]
 
 
@@ -70,15 +145,9 @@ class Image(Values):
         default="", description="Registry of the image. Defaults to `global.imageRegistry`."
     )
     repository: Repository = Field(description="Repository, without the registry.")
-    tag: str = Field(
-        default="",
-        description="Tag. Defaults to the version of the chart.",
-        pattern=TAG,
-    )
-    digest: str = Field(
-        default="",
-        description="Digest (`sha256:…`). Takes precedence over the tag.",
-        pattern=DIGEST,
+    tag: Tag = Field(default="", description="Tag. Defaults to the version of the chart.")
+    digest: Digest = Field(
+        default="", description="Digest (`sha256:…`). Takes precedence over the tag."
     )
 
 
@@ -262,7 +331,10 @@ class Global(PodSettings):
     )
 
 
-Count = Annotated[int, Field(ge=0)] | Annotated[str, StringConstraints(pattern=r"^[0-9]+%$")]
+Count = (
+    Annotated[int, Field(ge=0)]
+    | Annotated[str, Text(r"^[0-9]+%$", "a number or a percentage, such as 1 or 50%")]
+)
 
 """A number of pods, or a percentage of them."""
 

@@ -8,11 +8,11 @@ from pydantic import Field, StringConstraints
 
 from charts.schema import kubernetes
 from charts.schema.values.common import (
-    GIT_URL,
     TOLERATION,
     DnsLabel,
     Env,
     EnvFrom,
+    GitUrl,
     Image,
     ObjectName,
     PodSettings,
@@ -122,12 +122,11 @@ class Flows(FlowSettings):
         "of the release.",
     )
     service_account: ServiceAccount = Field(default_factory=ServiceAccount)
-    repository: str = Field(
+    repository: GitUrl = Field(
         default="",
         description="Git URL of the flows repository. The deployments of its prefect.yaml are"
         " registered. If empty, nothing is registered, unless `gitServer` is "
         "enabled.",
-        pattern=GIT_URL,
     )
     ref: Annotated[str, StringConstraints(min_length=1)] = Field(
         default="main", description="Branch, tag or whole commit SHA of the flows repository."

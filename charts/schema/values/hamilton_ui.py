@@ -6,8 +6,10 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
+from charts.schema.text import Text
 from charts.schema.values.common import (
     Component,
+    CronSchedule,
     DnsLabel,
     Host,
     Image,
@@ -21,6 +23,14 @@ from charts.schema.values.common import (
     Values,
     resources,
 )
+
+AllowedHost = Annotated[
+    str,
+    Text(
+        r"^[A-Za-z0-9.*:\[\]-]+$",
+        "a host name or address without scheme and path, such as app.example.org",
+    ),
+]
 
 
 class S3(Values):
@@ -44,10 +54,8 @@ class HamiltonRetention(Values):
     """CronJob that deletes old Hamilton runs and marks abandoned ones as failed."""
 
     enabled: bool = Field(default=True, description="Run the CronJob.")
-    schedule: str = Field(
-        default="17 3 * * *",
-        description="Schedule of the CronJob, as a cron expression.",
-        pattern=r"^@[a-z]+$|^\S+( \S+){4}$",
+    schedule: CronSchedule = Field(
+        default="17 3 * * *", description="Schedule of the CronJob, as a cron expression."
     )
     days: int = Field(
         default=90, ge=0, description="Number of days after which runs are deleted. 0 keeps them."
@@ -78,8 +86,8 @@ class HamiltonUi(Component):
         description="Public URL of the Hamilton UI, used in links. Defaults to a URL made "
         "from `host`.",
     )
-    allowed_hosts: list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.*:\[\]-]+$")]] = (
-        Field(default_factory=list, description="Additional host names that requests may use.")
+    allowed_hosts: list[AllowedHost] = Field(
+        default_factory=list, description="Additional host names that requests may use."
     )
     project: str = Field(
         default="flows", description="Project in which flow runs are tracked.", min_length=1

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from charts.schema import kubernetes
-from charts.schema.values.common import Values
+from charts.schema.values.common import Duration, Values
 
 
 class Logs(Values):
@@ -27,11 +27,7 @@ class ServiceMonitor(Values):
     labels: dict[str, str] = Field(
         default_factory=dict, description="Labels by which Prometheus selects the object."
     )
-    interval: str = Field(
-        default="30s",
-        description="Interval between two scrapes.",
-        pattern=r"^([0-9]+(ms|[smhd]))+$",
-    )
+    interval: Duration = Field(default="30s", description="Interval between two scrapes.")
 
 
 class PrometheusRule(Values):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from charts.schema.values.common import (
     Autoscaling,
@@ -12,6 +12,7 @@ from charts.schema.values.common import (
     DnsLabel,
     Host,
     Image,
+    OptionalSecretKey,
     PodDisruptionBudget,
     PodSettings,
     Resources,
@@ -39,7 +40,7 @@ class Auth(Values):
         "flow pods. If empty, the release's own server gets a Secret with a "
         "random password on first install.",
     )
-    key: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]*$")] = Field(
+    key: OptionalSecretKey = Field(
         default="",
         description="Key of the credential in the Secret. Defaults to `auth-string` or `api-key`.",
     )

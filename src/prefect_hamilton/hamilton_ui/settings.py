@@ -35,7 +35,7 @@ MIDDLEWARE = [
     *[m for m in MIDDLEWARE[1:] if m != "django.middleware.security.SecurityMiddleware"],
 ]
 
-# The page's own files are named after their content: a browser may keep them for ever.
+# The UI's files are named after their content, so a browser may cache them for ever.
 WHITENOISE_ROOT = BASE_DIR / "build"
 WHITENOISE_IMMUTABLE_FILE_TEST = r"^/assets/"
 STATICFILES_DIRS: list[Path] = []

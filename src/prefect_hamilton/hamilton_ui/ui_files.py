@@ -17,7 +17,7 @@ POLICY = "; ".join(
         "default-src 'self'",
         "img-src 'self' data: blob:",
         "font-src 'self' data:",
-        "style-src 'self' 'unsafe-inline'",  # the page's components style themselves inline
+        "style-src 'self' 'unsafe-inline'",  # the UI's components have inline styles
         "object-src 'none'",
         "base-uri 'self'",
         "form-action 'self'",
@@ -25,7 +25,7 @@ POLICY = "; ".join(
     )
 )
 
-# The page's own script and style sheets have relative addresses; its script is the only module.
+# The UI's own script and style sheets have relative addresses; its script is the only module.
 THIRD_PARTY = re.compile(
     r"""<script(?![^>]*\btype="module")[^>]*>.*?</script>\s*
       | <link\b[^>]*\bhref="https?://[^>]*>\s*
@@ -33,7 +33,7 @@ THIRD_PARTY = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 
-# The page's font came from there; without it a browser falls back to Times.
+# The UI's font comes from a third party; without one, a browser uses Times.
 FONT = "<style>html { font-family: Inter, system-ui, sans-serif }</style>\n  </head>"
 
 

@@ -84,7 +84,7 @@ def _bound_waits(connection: "psycopg.Connection[Any]", lock_timeout: float) -> 
     # Not as `options` of the connection: PgBouncer refuses those.
     connection.execute(
         "SELECT set_config(name, wanted, false) FROM pg_settings JOIN (VALUES "
-        "('lock_timeout', %s), ('idle_in_transaction_session_timeout', %s)) AS ours (name, wanted) "
+        "('lock_timeout', %s), ('idle_in_transaction_session_timeout', %s)) AS caps (name, wanted) "
         "USING (name) WHERE setting = '0' AND source <> 'client'",
         (f"{max(1, round(lock_timeout * 1000))}ms", f"{round(IDLE_TIMEOUT * 1000)}ms"),
     )
@@ -116,7 +116,7 @@ class _LockWatch:
         self._address = address
         self._interval = interval
         self._on_wait = on_wait
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="lock-watch", daemon=True)
 
@@ -151,9 +151,9 @@ class _LockWatch:
         if not found:
             return
         self.holder = " and ".join(f"process {holder} ({what})" for holder, what in found.items())
-        if self._on_wait and found.keys() != self._told:
+        if self._on_wait and found.keys() != self._reported:
             self._on_wait(f"Waiting for a lock in {self._address}, held by {self.holder}")
-        self._told = set(found)
+        self._reported = set(found)
 
 
 def _copy(cursor: "psycopg.Cursor[Any]", into: str, table: "pa.Table") -> None:

@@ -1,9 +1,14 @@
 {{- define "prefect-hamilton.hamilton-ui.name" -}}
+{{ include "prefect-hamilton.fullname" . }}-ui
+{{- end }}
+
+{{/* Name of what outlives an upgrade, unchanged since 0.1.0: the volume, the Secret, the certificate. */}}
+{{- define "prefect-hamilton.hamilton-ui.keptName" -}}
 {{ include "prefect-hamilton.fullname" . }}-hamilton-ui
 {{- end }}
 
 {{- define "prefect-hamilton.hamilton-ui.secretName" -}}
-{{- .Values.hamiltonUi.existingSecret | default (include "prefect-hamilton.hamilton-ui.name" .) }}
+{{- .Values.hamiltonUi.existingSecret | default (include "prefect-hamilton.hamilton-ui.keptName" .) }}
 {{- end }}
 
 {{- define "prefect-hamilton.hamilton-ui.settings" -}}
@@ -26,9 +31,11 @@
 
 {{/* The host names under which the Hamilton UI answers, with a comma between them. */}}
 {{- define "prefect-hamilton.hamilton-ui.allowedHosts" -}}
-{{- $name := include "prefect-hamilton.hamilton-ui.name" . }}
+{{- $hosts := list }}
+{{- range $name := list (include "prefect-hamilton.hamilton-ui.name" .) (include "prefect-hamilton.hamilton-ui.keptName" .) }}
 {{- $qualified := printf "%s.$(POD_NAMESPACE)" $name }}
-{{- $hosts := list $name $qualified (printf "%s.svc" $qualified) (printf "%s.svc.cluster.local" $qualified) }}
+{{- $hosts = concat $hosts (list $name $qualified (printf "%s.svc" $qualified) (printf "%s.svc.cluster.local" $qualified)) }}
+{{- end }}
 {{- $public := (urlParse (include "prefect-hamilton.hamilton-ui.url" .)).host | splitList ":" | first }}
 {{- concat $hosts (list $public) (.Values.hamiltonUi.allowedHosts | default list) | uniq | join "," }}
 {{- end }}
@@ -128,7 +135,7 @@ HAMILTON_LOCAL_BLOB_DIR: /tmp
 {{- if not .Values.hamiltonUi.s3.bucket }}
 - name: data
   persistentVolumeClaim:
-    claimName: {{ .Values.hamiltonUi.storage.existingClaim | default (include "prefect-hamilton.hamilton-ui.name" .) | toYaml }}
+    claimName: {{ .Values.hamiltonUi.storage.existingClaim | default (include "prefect-hamilton.hamilton-ui.keptName" .) | toYaml }}
 {{- end }}
 {{- if include "prefect-hamilton.postgres.waitsForSecret" . }}
 - name: postgres-secret
