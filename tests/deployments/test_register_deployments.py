@@ -130,24 +130,23 @@ def test_a_repository_that_cannot_be_cloned_is_reported(
 
 
 @pytest.mark.parametrize("ref", ["main", "v1", "HEAD", "head in capitals"])
-def test_the_pull_step_gets_the_reference_and_deploy_gets_the_names(
-    ref: str, flow_repository: Path, tmp_path: Path
+def test_the_pull_step_gets_the_reference(
+    ref: str, prefect_api: str, git_server: GitServer, flow_repository: Path, tmp_path: Path
 ) -> None:
     git("tag", "v1", cwd=flow_repository)
     commit = git("rev-parse", "HEAD", cwd=flow_repository)
+    url = git_server.publish(flow_repository, f"reference-{ref.replace(' ', '-')}")
     ref = {"HEAD": commit, "head in capitals": commit.upper()}.get(ref, ref)
-    program = tmp_path / "prefect"
-    program.write_text('#!/bin/sh\necho "branch=$FLOWS_BRANCH commit=$FLOWS_COMMIT" "$@"\n')
-    program.chmod(0o755)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("FLOWS_")} | {
-        "FLOWS_REPOSITORY": f"file://{flow_repository}",
-        "FLOWS_REF": ref,
-        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
-    }
-    code, output = register("*-k8s", "nightly", folder=tmp_path, environment=environment)
+    code, output = register_walkthrough(
+        prefect_api, git_server, tmp_path, FLOWS_REPOSITORY=url, FLOWS_REF=ref
+    )
     assert code == 0, output
-    given = f"branch={ref} commit=" if len(ref) < 40 else f"branch= commit={commit}"
-    assert f"{given} --no-prompt deploy --name *-k8s --name nightly" in output
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("ui-walkthrough-retries/walkthrough-k8s")
+    (step,) = deployment.pull_steps or []
+    clone = step["prefect.deployments.steps.git_clone"]
+    pinned = {"commit_sha": commit} if len(ref) == 40 else {"branch": ref}
+    assert {key: clone.get(key) for key in pinned} == pinned
 
 
 def test_a_repository_without_prefect_yaml_is_reported(tmp_path: Path) -> None:

@@ -1,16 +1,21 @@
 """Bring the servers to the desired state, and register the deployments of a repository."""
 
 import asyncio
+import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from prefect_hamilton.bootstrap import desired_state
-from prefect_hamilton.bootstrap.apply import Change, apply
+from prefect_hamilton.bootstrap.apply import Options, apply
+from prefect_hamilton.bootstrap.changes import Change, counts
+from prefect_hamilton.bootstrap.desired_state import DesiredState
 from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.bootstrap.record import Record
-from prefect_hamilton.bootstrap.register_deployments import register
+from prefect_hamilton.bootstrap.register_deployments import cloned
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -20,38 +25,80 @@ def main() -> None:
     """Bring a Prefect server and a Hamilton UI to the desired state."""
 
 
+File = Annotated[Path, typer.Option(help="The desired state (YAML).", show_default="the package's")]
+Add = Annotated[
+    list[Path] | None,
+    typer.Option(help="A file that adds to it; its entries replace those of the same name."),
+]
+RecordFile = Annotated[
+    Path | None,
+    typer.Option(help="A file of what was written last: what people changed since is kept."),
+]
+Names = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--deployment",
+        help="A deployment of the prefect.yaml in FLOWS_REPOSITORY: its name or a pattern.",
+    ),
+]
+Release = Annotated[
+    str | None,
+    typer.Option(
+        envvar="BOOTSTRAP_RELEASE",
+        help="Name under which the server keeps a record of what was created here: what the files "
+        "no longer name is then removed. Without it, nothing is removed.",
+    ),
+]
+Prune = Annotated[
+    bool, typer.Option(help="Remove what was created here and the files no longer name.")
+]
+Timeout = Annotated[float, typer.Option(help="Seconds to wait for each server to answer.", min=0)]
+
+
 @app.command("apply")
 def apply_command(
-    file: Annotated[
-        Path, typer.Option(help="The desired state (YAML).", show_default="the package's")
-    ] = desired_state.FILE,
-    add: Annotated[
-        list[Path] | None,
-        typer.Option(help="A file that adds to it; its entries replace those of the same name."),
-    ] = None,
-    record: Annotated[
-        Path | None,
-        typer.Option(help="A file of what was written last: what people changed since is kept."),
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option(help="Seconds to wait for each server to answer.", min=0)
-    ] = 60.0,
+    file: File = desired_state.FILE,
+    add: Add = None,
+    deployment: Names = None,
+    record: RecordFile = None,
+    release: Release = None,
+    prune: Prune = True,
+    timeout: Timeout = 60.0,
 ) -> None:
     """Apply the desired state. Applying it again changes nothing.
 
     The Prefect server is the one at PREFECT_API_URL (with PREFECT_API_AUTH_STRING if it requires a
-    password), the Hamilton UI the one at HAMILTON_API_URL (with HAMILTON_API_KEY).
+    password), the Hamilton UI the one at HAMILTON_API_URL (with HAMILTON_API_KEY). With
+    --deployment, FLOWS_REPOSITORY is cloned at FLOWS_REF, and its prefect-state.yaml applied, too.
     """
+    options = Options(timeout=timeout, release=release, prune=prune)
+    changes = run([file, *(add or [])], deployment, record, options, report)
+    typer.echo(f"Bootstrap: {counts(changes)}.")
 
-    def report(change: Change) -> None:
-        typer.echo(f"  {change.line()}")
 
-    try:
-        state = desired_state.load([file, *(add or [])])
-        written = Record(record) if record else None
-        asyncio.run(apply(state, timeout=timeout, report=report, record=written))
-    except BootstrapError as error:
-        fail(error)
+@app.command("plan")
+def plan_command(
+    file: File = desired_state.FILE,
+    add: Add = None,
+    deployment: Names = None,
+    record: RecordFile = None,
+    release: Release = None,
+    prune: Prune = True,
+    timeout: Timeout = 60.0,
+) -> None:
+    """Print what apply would change, and write nothing; exits with status 2 if anything would.
+
+    Values that may be secret are not printed. FLOWS_REPOSITORY may be the address of a folder:
+    file:///path.
+    """
+    options = Options(timeout=timeout, release=release, prune=prune, write=False)
+    changes = run([file, *(add or [])], deployment, record, options, lambda change: None)
+    lines = [line for change in changes for line in change.diff()]
+    for line in lines:
+        typer.echo(line)
+    typer.echo(f"Plan: {counts(changes)}.")
+    if lines:
+        raise typer.Exit(2)
 
 
 @app.command("register")
@@ -62,13 +109,39 @@ def register_command(
 ) -> None:
     """Clone FLOWS_REPOSITORY at FLOWS_REF, apply its prefect-state.yaml, register its deployments.
 
-    GIT_ACCESS_TOKEN is the token for a private repository.
+    GIT_ACCESS_TOKEN is the token for a private repository. Nothing is removed.
     """
     try:
-        code = register(names)
+        with tempfile.TemporaryDirectory() as folder:
+            clone = cloned(names, Path(folder))
+            asyncio.run(apply(DesiredState(), report=report, repository=lambda: clone))
     except BootstrapError as error:
         fail(error)
-    raise typer.Exit(code)
+
+
+def run(
+    files: list[Path],
+    deployments: list[str] | None,
+    record: Path | None,
+    options: Options,
+    report: Callable[[Change], None],
+) -> list[Change]:
+    """Apply the files and the deployments; exits with status 1 when that fails."""
+    try:
+        state = desired_state.load(files)
+        written = Record(record) if record else None
+        with tempfile.TemporaryDirectory() as folder:
+            repository = partial(cloned, deployments, Path(folder)) if deployments else None
+            return asyncio.run(
+                apply(state, report=report, options=options, record=written, repository=repository)
+            )
+    except BootstrapError as error:
+        fail(error)
+
+
+def report(change: Change) -> None:
+    """Print a line for an object."""
+    typer.echo(f"  {change.line()}")
 
 
 def fail(error: BootstrapError) -> NoReturn:
