@@ -289,8 +289,8 @@ class Reconciler:
             )
         except (ImportError, MissingFlowError) as error:
             raise BootstrapError(
-                f"Deployment {deployment.name}: {deployment.entrypoint} is not a flow in this image "
-                f"({error})."
+                f"Deployment {deployment.name}: {deployment.entrypoint} is not a flow in this "
+                f"image ({error})."
             ) from None
         name = f"{flow.name}/{deployment.name}"
         desired: Fields = {
