@@ -82,7 +82,6 @@ def bootstrap(api: str, tmp_path: Path, repository: Path) -> Bootstrap:
                 api,
                 FLOWS_REPOSITORY=f"file://{repository}",
                 FLOWS_REF="main",
-                PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY="true",
             ),
         )
         assert done.returncode == code, done.stdout + done.stderr

@@ -12,10 +12,9 @@ import typer
 from prefect_hamilton.bootstrap import desired_state
 from prefect_hamilton.bootstrap.apply import Options, apply
 from prefect_hamilton.bootstrap.changes import Change, counts
-from prefect_hamilton.bootstrap.desired_state import DesiredState
 from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.bootstrap.record import Record
-from prefect_hamilton.bootstrap.register_deployments import cloned
+from prefect_hamilton.bootstrap.register_deployments import Flows
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -30,28 +29,40 @@ Add = Annotated[
     list[Path] | None,
     typer.Option(help="A file that adds to it; its entries replace those of the same name."),
 ]
-RecordFile = Annotated[
-    Path | None,
-    typer.Option(help="A file of what was written last: what people changed since is kept."),
+RepositoryOnly = Annotated[
+    bool,
+    typer.Option(
+        "--repository-only", help="Leave out the files: only FLOWS_REPOSITORY is the desired state."
+    ),
 ]
 Names = Annotated[
     list[str] | None,
     typer.Option(
         "--deployment",
-        help="A deployment of the prefect.yaml in FLOWS_REPOSITORY: its name or a pattern.",
+        help="A deployment in the prefect.yaml of FLOWS_REPOSITORY: its name or a pattern.",
     ),
+]
+Checkout = Annotated[
+    Path | None,
+    typer.Option(
+        help="A folder with FLOWS_REPOSITORY at FLOWS_REF, which is otherwise cloned.",
+        exists=True,
+        file_okay=False,
+    ),
+]
+RecordFile = Annotated[
+    Path | None,
+    typer.Option(help="A file that records what was written: later changes of users are kept."),
 ]
 Release = Annotated[
     str | None,
     typer.Option(
         envvar="BOOTSTRAP_RELEASE",
-        help="Name under which the server keeps a record of what was created here: what the files "
-        "no longer name is then removed. Without it, nothing is removed.",
+        help="Name of the record, on the server, of the objects that were created: those that the "
+        "files no longer name are deleted. Without it, nothing is deleted.",
     ),
 ]
-Prune = Annotated[
-    bool, typer.Option(help="Remove what was created here and the files no longer name.")
-]
+Prune = Annotated[bool, typer.Option(help="Delete these objects.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait for each server to answer.", min=0)]
 
 
@@ -59,7 +70,9 @@ Timeout = Annotated[float, typer.Option(help="Seconds to wait for each server to
 def apply_command(
     file: File = desired_state.FILE,
     add: Add = None,
+    repository_only: RepositoryOnly = False,
     deployment: Names = None,
+    checkout: Checkout = None,
     record: RecordFile = None,
     release: Release = None,
     prune: Prune = True,
@@ -69,10 +82,12 @@ def apply_command(
 
     The Prefect server is the one at PREFECT_API_URL (with PREFECT_API_AUTH_STRING if it requires a
     password), the Hamilton UI the one at HAMILTON_API_URL (with HAMILTON_API_KEY). With
-    --deployment, FLOWS_REPOSITORY is cloned at FLOWS_REF, and its prefect-state.yaml applied, too.
+    --deployment, the desired state includes prefect.yaml and prefect-state.yaml of FLOWS_REPOSITORY
+    at FLOWS_REF.
     """
+    files = [] if repository_only else [file, *(add or [])]
     options = Options(timeout=timeout, release=release, prune=prune)
-    changes = run([file, *(add or [])], deployment, record, options, report)
+    changes = run(files, deployment, checkout, record, options, report)
     typer.echo(f"Bootstrap: {counts(changes)}.")
 
 
@@ -80,19 +95,21 @@ def apply_command(
 def plan_command(
     file: File = desired_state.FILE,
     add: Add = None,
+    repository_only: RepositoryOnly = False,
     deployment: Names = None,
+    checkout: Checkout = None,
     record: RecordFile = None,
     release: Release = None,
     prune: Prune = True,
     timeout: Timeout = 60.0,
 ) -> None:
-    """Print what apply would change, and write nothing; exits with status 2 if anything would.
+    """Print what apply would change, and write nothing; exit with status 2 if anything would.
 
-    Values that may be secret are not printed. FLOWS_REPOSITORY may be the address of a folder:
-    file:///path.
+    Values that may be secret are not printed.
     """
+    files = [] if repository_only else [file, *(add or [])]
     options = Options(timeout=timeout, release=release, prune=prune, write=False)
-    changes = run([file, *(add or [])], deployment, record, options, lambda change: None)
+    changes = run(files, deployment, checkout, record, options, lambda change: None)
     lines = [line for change in changes for line in change.diff()]
     for line in lines:
         typer.echo(line)
@@ -101,37 +118,23 @@ def plan_command(
         raise typer.Exit(2)
 
 
-@app.command("register")
-def register_command(
-    names: Annotated[
-        list[str], typer.Argument(help="Deployments of its prefect.yaml: names or patterns.")
-    ],
-) -> None:
-    """Clone FLOWS_REPOSITORY at FLOWS_REF, apply its prefect-state.yaml, register its deployments.
-
-    GIT_ACCESS_TOKEN is the token for a private repository. Nothing is removed.
-    """
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            clone = cloned(names, Path(folder))
-            asyncio.run(apply(DesiredState(), report=report, repository=lambda: clone))
-    except BootstrapError as error:
-        fail(error)
-
-
 def run(
     files: list[Path],
     deployments: list[str] | None,
+    checkout: Path | None,
     record: Path | None,
     options: Options,
     report: Callable[[Change], None],
 ) -> list[Change]:
     """Apply the files and the deployments; exits with status 1 when that fails."""
     try:
-        state = desired_state.load(files)
+        state = desired_state.load(files) if files else None
+        if state is None and not deployments:
+            raise BootstrapError("--repository-only needs --deployment: name the deployments.")
         written = Record(record) if record else None
+        flows = Flows.from_environment(deployments, checkout) if deployments else None
         with tempfile.TemporaryDirectory() as folder:
-            repository = partial(cloned, deployments, Path(folder)) if deployments else None
+            repository = partial(flows.repository, Path(folder)) if flows else None
             return asyncio.run(
                 apply(state, report=report, options=options, record=written, repository=repository)
             )

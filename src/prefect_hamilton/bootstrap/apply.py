@@ -73,7 +73,7 @@ class Options:
 
 
 async def apply(
-    state: DesiredState,
+    state: DesiredState | None,
     *,
     report: Callable[[Change], None],
     options: Options = Options(),  # frozen
@@ -82,10 +82,10 @@ async def apply(
 ) -> list[Change]:
     """Apply the state to the server at PREFECT_API_URL and the UI at HAMILTON_API_URL.
 
-    `report` is called with each change as it happens. The deployments and the state file of the
-    clone that `repository` returns are applied as well, after the work pools are there. An
+    Without a state, only the repository is applied. `report` is called with each change. The
+    deployments and the state file of the `repository` are applied when the work pools exist. An
     automation whose deployment does not exist is reported as `waiting`. With a `record`, an object
-    that differs because a person changed it is reported as `kept`; without one, it is updated.
+    that differs because a user changed it is reported as `kept`; without one, it is updated.
     Raises BootstrapError.
     """
     record = record or NoRecord()
@@ -93,13 +93,18 @@ async def apply(
         created = await Created.load(client, options.release)
         reconciler = Reconciler(client, record, created, options, report)
         try:
-            await reconciler.bring_about(state)
-            if repository is not None:
-                clone = await anyio.to_thread.run_sync(repository)
-                await reconciler.bring_about_repository(clone)
-            await reconciler.automations()
+            if state is not None:
+                await reconciler.bring_about(state)
+            source = None
+            try:
+                if repository is not None:
+                    clone = await anyio.to_thread.run_sync(repository)
+                    source = clone.address if state is None else None
+                    await reconciler.bring_about_repository(clone)
+            finally:  # also when the Git server does not answer
+                await reconciler.automations()
             if options.prune:
-                removal = Removal(client, created, record, write=options.write)
+                removal = Removal(client, created, record, source, write=options.write)
                 async for change in removal.of_all_but(reconciler.named):
                     reconciler.note(change)
         finally:

@@ -103,7 +103,7 @@ class Deploying:
         if stored is None:
             id_ = NEW
             if self.exchange.write:
-                id_ = await PREFECTS.apply(deployment, schedules=wanted, version_info=info)
+                id_ = await PREFECTS.apply(deployment, schedules=wanted or None, version_info=info)
             self._note(deployment.full_name, id_, "created", [], _signed("+", wanted))
             return id_
         gone = [each for each in stored.schedules if not _among(wanted, each)]

@@ -36,20 +36,31 @@ PAGE = 200
 
 
 class Removal:
-    """Removes objects of a record; with `write` false, only says what would be removed."""
+    """Removes objects of a record: those of one source, or of all sources.
+
+    With `write` false, it only reports what would be removed.
+    """
 
     def __init__(
-        self, client: PrefectClient, created: Created, record: NoRecord, *, write: bool
+        self,
+        client: PrefectClient,
+        created: Created,
+        record: NoRecord,
+        source: str | None,
+        *,
+        write: bool,
     ) -> None:
         self._client = client
         self._created = created
         self._record = record
+        self._source = source
         self._write = write
 
     async def of_all_but(self, named: Collection[str]) -> AsyncIterator[Change]:
         """Remove what has none of these keys, and yield each change."""
         for entry in sorted(self._created, key=_order):
-            if entry.key not in named and (change := await self._remove(entry)):
+            in_scope = self._source in (None, entry.source)
+            if in_scope and entry.key not in named and (change := await self._remove(entry)):
                 yield change
 
     async def _remove(self, entry: Entry) -> Change | None:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import anyio
 import typer
@@ -58,33 +59,53 @@ class Repository:
     state: DesiredState
 
 
-def cloned(names: list[str], folder: Path) -> Repository:
-    """Return a clone, below an empty folder, whose deployments `names` name or match.
+@dataclass(frozen=True)
+class Flows:
+    """The flows repository of the environment, and which of its deployments are wanted."""
 
-    Reads FLOWS_REPOSITORY, FLOWS_REF (branch, tag or commit), GIT_ACCESS_TOKEN for a private
-    repository, and FLOWS_SUBMODULES. prefect.yaml gets the reference as FLOWS_COMMIT or
-    FLOWS_BRANCH.
-    Raises BootstrapError when one of the first two is missing or the address holds a credential,
-    and when the repository cannot be cloned or has no prefect.yaml.
-    """
-    for name in ("FLOWS_REPOSITORY", "FLOWS_REF"):
-        if not os.environ.get(name):
-            raise BootstrapError(f"{name} is not set: it must name what to clone.")
-    repository, ref = os.environ["FLOWS_REPOSITORY"], os.environ["FLOWS_REF"]
-    check_credential(repository)
-    if os.environ.get("FLOWS_SUBMODULES") not in (None, "", "true"):
-        # git_clone treats any text except the empty one as true.
-        raise BootstrapError("FLOWS_SUBMODULES must be true or unset.")
-    named = {"FLOWS_COMMIT": ref.lower()} if COMMIT.fullmatch(ref) else {"FLOWS_BRANCH": ref}
-    checkout = clone(repository, folder, named)
-    typer.echo(f"Cloned {repository} at {ref}.", err=True)
-    if not (checkout / "prefect.yaml").exists():
-        raise BootstrapError(f"{repository} at {ref} has no prefect.yaml.")
-    return Repository(repository, checkout, names, named, repository_state(checkout))
+    address: str
+    ref: str
+    names: list[str]
+    """Names of deployments, or patterns."""
+    checkout: Path | None
+    """A clone that exists; None: one is made."""
+
+    @classmethod
+    def from_environment(cls, names: list[str], checkout: Path | None) -> Self:
+        """Read FLOWS_REPOSITORY and FLOWS_REF: a branch, tag or commit.
+
+        Raises BootstrapError when one of them is missing, or the address contains a credential.
+        """
+        for name in ("FLOWS_REPOSITORY", "FLOWS_REF"):
+            if not os.environ.get(name):
+                raise BootstrapError(f"{name} is not set: it must name what to clone.")
+        address, ref = os.environ["FLOWS_REPOSITORY"], os.environ["FLOWS_REF"]
+        check_credential(address)
+        if os.environ.get("FLOWS_SUBMODULES") not in (None, "", "true"):
+            # git_clone treats any text except the empty one as true.
+            raise BootstrapError("FLOWS_SUBMODULES must be true or unset.")
+        return cls(address, ref, names, checkout)
+
+    def repository(self, folder: Path) -> Repository:
+        """Return the checkout, or a new one below an empty folder.
+
+        Reads GIT_ACCESS_TOKEN for a private repository, and FLOWS_SUBMODULES. prefect.yaml gets the
+        reference as FLOWS_COMMIT or FLOWS_BRANCH. Raises BootstrapError when the repository cannot
+        be cloned or has no prefect.yaml.
+        """
+        is_commit = COMMIT.fullmatch(self.ref)
+        named = {"FLOWS_COMMIT": self.ref.lower()} if is_commit else {"FLOWS_BRANCH": self.ref}
+        checkout = self.checkout or clone(self.address, folder, named)
+        if self.checkout is None:
+            typer.echo(f"Cloned {self.address} at {self.ref}.", err=True)
+        if not (checkout / "prefect.yaml").exists():
+            where = self.checkout or f"{self.address} at {self.ref}"
+            raise BootstrapError(f"{where} has no prefect.yaml.")
+        return Repository(self.address, checkout, self.names, named, repository_state(checkout))
 
 
 def repository_state(checkout: Path) -> DesiredState:
-    """Return what the repository's state file asks for; nothing where there is none."""
+    """Return the objects of the repository's state file, if it has one."""
     path = checkout / STATE_FILE
     return load_repository(path) if path.exists() else DesiredState()
 
