@@ -321,7 +321,7 @@ def test_alerts_name_what_the_release_renders(profiles: dict[str, Release]) -> N
     (deployments,) = re.findall(r'deployment=~"(.+?)"', rules["PrefectComponentUnavailable"])
     (jobs,) = re.findall(r'job_name=~"(.+?)"', rules["PrefectJobFailed"])
     cron_jobs = re.findall(r'cronjob="(.+?)"', rules["PrefectRetentionFailing"])
-    assert cron_jobs == [release.get("CronJob", "-retention")["metadata"]["name"]]
+    assert set(cron_jobs) == {release.get("CronJob", "-retention")["metadata"]["name"]}
     for kind, pattern in (("Deployment", deployments), ("Job", jobs)):
         for obj in release.of(kind):
             assert re.fullmatch(pattern, obj["metadata"]["name"])
