@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from charts.schema.values.common import KubernetesObject, PodSettings, Resources, Seconds, resources
+from charts.schema.values.common import (
+    KubernetesObject,
+    OptionalCronSchedule,
+    PodSettings,
+    Resources,
+    Seconds,
+    resources,
+)
 
 BLOCKS = [{"name": "alerts", "type": "slack-webhook", "values": {"url": {"from_env": "SLACK_URL"}}}]
 
@@ -73,9 +80,8 @@ class Bootstrap(PodSettings):
         "automations, the Hamilton project and the deployments.",
     )
     state: State = Field(default_factory=State)
-    schedule: str = Field(
+    schedule: OptionalCronSchedule = Field(
         default="",
-        pattern=r"^$|^@[a-z]+$|^\S+( \S+){4}$",
         description="When to reconcile again, as a cron expression in UTC, so that manual changes "
         "do not last. Empty: only on an installation, an upgrade or a sync with a change.",
         examples=["*/30 * * * *"],
