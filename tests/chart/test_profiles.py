@@ -42,14 +42,29 @@ def test_the_default_values_are_a_complete_installation(default: Release) -> Non
     assert jobs == {"bootstrap", "secrets"}
 
 
-def test_prefect_yaml_can_remove_the_schedules_of_a_deployment(default: Release) -> None:
-    (bootstrap,) = [job for job in default.of("Job") if labels(job)[COMPONENT] == "bootstrap"]
-    template = pod_template(bootstrap)
+def bootstrap_pod(release: Release, kind: str) -> dict[str, Any]:
+    (owner,) = [job for job in release.of(kind) if labels(job)[COMPONENT] == "bootstrap"]
+    template = pod_template(owner)
     assert template is not None
-    registers = [c for c in containers(template) if "PREFECT_API_URL" in env(c)]
-    assert registers
-    for container in registers:
-        assert env(container)["PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY"] == "true"
+    return template
+
+
+def test_the_bootstrap_deletes_what_its_own_release_created(default: Release) -> None:
+    """Two releases on one server must not delete the objects of each other."""
+    (container,) = containers(bootstrap_pod(default, "Job"))
+    assert "--no-prune" not in container["args"]
+    assert env(container)["BOOTSTRAP_RELEASE"] == "$(BOOTSTRAP_NAMESPACE)/demo"
+    source = env(container)["BOOTSTRAP_NAMESPACE"]
+    assert source["fieldRef"]["fieldPath"] == "metadata.namespace"
+
+
+def test_the_bootstrap_runs_again_on_a_schedule(profiles: dict[str, Release]) -> None:
+    release = profiles["everything"]
+    assert bootstrap_pod(release, "CronJob") == bootstrap_pod(release, "Job")
+    pod = bootstrap_pod(release, "Job")
+    (container,) = [c for c in containers(pod) if c["name"] == "bootstrap"]
+    assert "--no-prune" in container["args"]
+    assert env(container)["BOOTSTRAP_RELEASE"] == "cluster-a/everything"
 
 
 def test_the_default_fits_a_small_node(default: Release) -> None:
@@ -306,7 +321,7 @@ def test_alerts_name_what_the_release_renders(profiles: dict[str, Release]) -> N
     (deployments,) = re.findall(r'deployment=~"(.+?)"', rules["PrefectComponentUnavailable"])
     (jobs,) = re.findall(r'job_name=~"(.+?)"', rules["PrefectJobFailed"])
     cron_jobs = re.findall(r'cronjob="(.+?)"', rules["PrefectRetentionFailing"])
-    assert set(cron_jobs) == {obj["metadata"]["name"] for obj in release.of("CronJob")}
+    assert set(cron_jobs) == {release.get("CronJob", "-retention")["metadata"]["name"]}
     for kind, pattern in (("Deployment", deployments), ("Job", jobs)):
         for obj in release.of(kind):
             assert re.fullmatch(pattern, obj["metadata"]["name"])

@@ -1,4 +1,4 @@
-"""`bootstrap register` clones the flow repository and registers its deployments."""
+"""The bootstrap clones the flows repository and registers its deployments."""
 
 import contextlib
 import os
@@ -28,11 +28,16 @@ from tests.deployments.git_server import GitServer, git, prefect_environment
 
 pytestmark = pytest.mark.services
 
+NIGHTLY = ["apply", "--repository-only", "--deployment=nightly"]
+
 
 def register(*names: str, folder: Path, environment: dict[str, str]) -> tuple[int, str]:
     """Exit code and output of the command, with what the image has on its path."""
     done = subprocess.run(
-        [sys.executable, "-m", "prefect_hamilton.bootstrap", "register", *names],
+        [
+            *(sys.executable, "-m", "prefect_hamilton.bootstrap", "apply", "--repository-only"),
+            *(f"--deployment={name}" for name in names),
+        ],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -130,32 +135,31 @@ def test_a_repository_that_cannot_be_cloned_is_reported(
 
 
 @pytest.mark.parametrize("ref", ["main", "v1", "HEAD", "head in capitals"])
-def test_the_pull_step_gets_the_reference_and_deploy_gets_the_names(
-    ref: str, flow_repository: Path, tmp_path: Path
+def test_the_pull_step_gets_the_reference(
+    ref: str, prefect_api: str, git_server: GitServer, flow_repository: Path, tmp_path: Path
 ) -> None:
     git("tag", "v1", cwd=flow_repository)
     commit = git("rev-parse", "HEAD", cwd=flow_repository)
+    url = git_server.publish(flow_repository, f"reference-{ref.replace(' ', '-')}")
     ref = {"HEAD": commit, "head in capitals": commit.upper()}.get(ref, ref)
-    program = tmp_path / "prefect"
-    program.write_text('#!/bin/sh\necho "branch=$FLOWS_BRANCH commit=$FLOWS_COMMIT" "$@"\n')
-    program.chmod(0o755)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("FLOWS_")} | {
-        "FLOWS_REPOSITORY": f"file://{flow_repository}",
-        "FLOWS_REF": ref,
-        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
-    }
-    code, output = register("*-k8s", "nightly", folder=tmp_path, environment=environment)
+    code, output = register_walkthrough(
+        prefect_api, git_server, tmp_path, FLOWS_REPOSITORY=url, FLOWS_REF=ref
+    )
     assert code == 0, output
-    given = f"branch={ref} commit=" if len(ref) < 40 else f"branch= commit={commit}"
-    assert f"{given} --no-prompt deploy --name *-k8s --name nightly" in output
+    with get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name("ui-walkthrough-retries/walkthrough-k8s")
+    (step,) = deployment.pull_steps or []
+    clone = step["prefect.deployments.steps.git_clone"]
+    pinned = {"commit_sha": commit} if len(ref) == 40 else {"branch": ref}
+    assert {key: clone.get(key) for key in pinned} == pinned
 
 
-def test_a_repository_without_prefect_yaml_is_reported(tmp_path: Path) -> None:
+def test_a_repository_without_prefect_yaml_is_reported(prefect_api: str, tmp_path: Path) -> None:
     source = tmp_path / "source"
     git("init", "--quiet", "--initial-branch=main", str(source))
     git("commit", "--quiet", "--allow-empty", "-m", "Nothing", cwd=source)
     url = f"file://{source}"
-    environment = {**os.environ, "FLOWS_REPOSITORY": url, "FLOWS_REF": "main"}
+    environment = prefect_environment(prefect_api, FLOWS_REPOSITORY=url, FLOWS_REF="main")
     code, output = register("nightly", folder=tmp_path, environment=environment)
     assert (code, output) == (
         1,
@@ -179,9 +183,9 @@ def test_missing_resources_are_reported(tmp_path: Path) -> None:
     ],
 )
 def test_an_unsupported_repository_address_is_reported_in_one_sentence(
-    repository: str, ref: str, cause: str, tmp_path: Path
+    repository: str, ref: str, cause: str, prefect_api: str, tmp_path: Path
 ) -> None:
-    environment = {**os.environ, "FLOWS_REPOSITORY": repository, "FLOWS_REF": ref}
+    environment = prefect_environment(prefect_api, FLOWS_REPOSITORY=repository, FLOWS_REF=ref)
     code, output = register("nightly", folder=tmp_path, environment=environment)
     assert (code, output) == (1, f"bootstrap: Cannot clone {repository} at {ref}: {cause}.\n")
 
@@ -254,7 +258,7 @@ def test_an_address_with_a_credential_is_refused_without_quoting_it(
         "FLOWS_REF": "main",
         "GIT_ACCESS_TOKEN": password,
     }
-    done = typer.testing.CliRunner().invoke(app, ["register", "nightly"], env=environment)
+    done = typer.testing.CliRunner().invoke(app, NIGHTLY, env=environment)
     assert done.exit_code == 1
     assert done.output.startswith("bootstrap: FLOWS_REPOSITORY contains a credential")
     assert done.output.count("\n") == 1
@@ -280,16 +284,21 @@ def test_an_ssh_user_name_is_not_a_credential(module: ModuleType, repository: st
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_a_refused_token_is_not_shown(
-    module: ModuleType, git_server: GitServer, token: str, capfd: pytest.CaptureFixture[str]
+    module: ModuleType,
+    prefect_api: str,
+    git_server: GitServer,
+    token: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     environment = {
+        "PREFECT_API_URL": prefect_api,
         "FLOWS_REPOSITORY": f"{git_server.url}/private/none.git",
         "FLOWS_REF": "main",
         "GIT_ACCESS_TOKEN": token,
         "GIT_SSL_CAINFO": str(git_server.certificate),
         "GIT_TERMINAL_PROMPT": "0",
     }
-    done = typer.testing.CliRunner().invoke(app, ["register", "nightly"], env=environment)
+    done = typer.testing.CliRunner().invoke(app, NIGHTLY, env=environment)
     output = done.output + "".join(capfd.readouterr())
     assert done.exit_code == 1
     assert "rejects the credential" in output
@@ -325,33 +334,3 @@ def test_the_state_file_of_a_repository_cannot_read_bootstrap_secrets(tmp_path: 
     path.write_text(yaml.safe_dump({"blocks": [secret]}))
     with pytest.raises(BootstrapError, match=r"^prefect-state\.yaml: blocks: a flows repository"):
         desired_state.load_repository(path)
-
-
-def test_schedules_removed_from_prefect_yaml_are_deleted(
-    prefect_api: str, git_server: GitServer, flow_repository: Path, tmp_path: Path
-) -> None:
-    repository = tmp_path / "repository"
-    git("clone", "--quiet", str(flow_repository), str(repository))
-    text = (repository / "prefect.yaml").read_text()
-    tags = "tags: [walkthrough]\n"
-
-    def schedules_after(written: str, name: str) -> int:
-        changed = text.replace(tags, f"{tags}      schedules: {written}\n")
-        (repository / "prefect.yaml").write_text(changed)
-        git("commit", "--quiet", "--all", "--message", name, cwd=repository)
-        code, output = register_walkthrough(
-            prefect_api,
-            git_server,
-            tmp_path,
-            FLOWS_REPOSITORY=git_server.publish(repository, name),
-            FLOWS_REF=git("branch", "--show-current", cwd=repository),
-            # As the chart sets it for the bootstrap.
-            PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY="true",
-        )
-        assert code == 0, output
-        with get_client(sync_client=True) as client:
-            deployment = client.read_deployment_by_name("ui-walkthrough-retries/walkthrough-k8s")
-        return len(deployment.schedules)
-
-    assert schedules_after("[{interval: 3600}]", "schedules-one") == 1
-    assert schedules_after("[]", "schedules-none") == 0

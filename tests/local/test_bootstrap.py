@@ -21,8 +21,8 @@ from markdown_it import MarkdownIt
 from prefect.events.schemas.automations import AutomationCore
 
 from prefect_hamilton.bootstrap import desired_state
-from prefect_hamilton.bootstrap.apply import _comparable
 from prefect_hamilton.bootstrap.errors import BootstrapError
+from prefect_hamilton.bootstrap.objects import comparable
 from tests import forks, services
 
 pytestmark = pytest.mark.services
@@ -92,9 +92,11 @@ def apply(
 
 
 def outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
-    """Outcome by name; both are at fixed places of a line."""
+    """Outcome by name; both are at fixed places of a line. The last line has the counts."""
     assert done.returncode == 0, done.stderr
-    return {line[39:].split(" (")[0]: line[2:11].strip() for line in done.stdout.splitlines()}
+    *lines, last = done.stdout.splitlines()
+    assert last.startswith("Bootstrap: ")
+    return {line[39:].split(" (")[0]: line[2:11].strip() for line in lines}
 
 
 def test_apply_changes_only_differences_and_keeps_user_objects(
@@ -600,9 +602,9 @@ def test_the_order_of_automation_events_is_no_difference() -> None:
     # Many names: two sets of the same two seldom list them in another order.
     for number in range(300):
         events = (f"flow-run.Failed-{number}", f"flow-run.Crashed-{number}")
-        reverse = _comparable(automation(*reversed(events)))
-        assert _comparable(automation(*events)) == reverse
-    assert _comparable(automation("a", "b")) != _comparable(automation("a", "c"))
+        reverse = comparable(automation(*reversed(events)))
+        assert comparable(automation(*events)) == reverse
+    assert comparable(automation("a", "b")) != comparable(automation("a", "c"))
 
 
 def documented_alerts() -> list[Any]:

@@ -119,15 +119,16 @@ class Ci:
         self.jobs = yaml.safe_load((team / ".github/workflows/deploy.yaml").read_text())["jobs"]
         self.env = {
             "PREFECT_API_URL": f"{server.url}/api",
-            "PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY": "true",
+            "BOOTSTRAP_RELEASE": "ci/my-flows",
             "FLOWS_REPOSITORY": "https://git.example.org/team/my-flows.git",
             "PATH": f"{uv().parent}{os.pathsep}{os.environ['PATH']}",
         }
 
-    def run(self, job: str, pull_request: int, commit: str) -> None:
+    def run(self, job: str, pull_request: int, commit: str) -> str:
         (script,) = (step["run"] for step in self.jobs[job]["steps"] if "run" in step)
-        env = self.env | {"PULL_REQUEST": str(pull_request or ""), "FLOWS_COMMIT": commit}
-        run("bash", "-e", "-c", script, folder=self.team, **env)
+        (reference,) = self.jobs[job].get("env", {"FLOWS_COMMIT": ""})
+        env = self.env | {"PULL_REQUEST": str(pull_request or ""), reference: commit}
+        return run("bash", "-e", "-c", script, folder=self.team, **env)
 
     def deployments(self) -> dict[str, Any]:
         found = self.api.post("/deployments/filter", json={}).raise_for_status().json()
@@ -156,6 +157,7 @@ def test_ci_deploys_main_and_a_preview_per_pull_request_until_that_closes(ci: Ci
     ((_, step),) = deployment["pull_steps"][0].items()
     assert step["repository"] == ci.env["FLOWS_REPOSITORY"]
     assert step["commit_sha"] == "a" * 40
+    assert ci.run("plan", 12, "a" * 40) == "Plan: 0 created, 0 updated, 0 removed, 1 unchanged.\n"
 
     ci.run("preview", 12, "b" * 40)
     ci.run("preview", 13, "c" * 40)
@@ -167,3 +169,26 @@ def test_ci_deploys_main_and_a_preview_per_pull_request_until_that_closes(ci: Ci
 
     ci.run("remove-preview", 12, "b" * 40)
     assert set(ci.deployments()) == {"daily-revenue-k8s", "daily-revenue-pr-13"}
+
+
+def test_ci_prints_the_plan_of_a_pull_request_and_main_deletes_what_it_registered(
+    ci: Ci, team: Path
+) -> None:
+    ci.run("main", 0, "a" * 40)
+
+    file = team / "prefect.yaml"
+    before = file.read_text()
+    file.write_text(before.replace("name: daily-revenue-k8s\n", "name: renamed-k8s\n"))
+    try:
+        assert ci.run("plan", 12, "a" * 40).splitlines() == [
+            "+ deployment daily-revenue/renamed-k8s",
+            '+ schedule daily-revenue/renamed-k8s "0 6 * * *" UTC',
+            "- deployment daily-revenue/daily-revenue-k8s",
+            '- schedule daily-revenue/daily-revenue-k8s "0 6 * * *" UTC',
+            "Plan: 1 created, 0 updated, 1 removed, 0 unchanged.",
+        ]
+        assert set(ci.deployments()) == {"daily-revenue-k8s"}
+        ci.run("main", 0, "b" * 40)
+        assert set(ci.deployments()) == {"renamed-k8s"}
+    finally:
+        file.write_text(before)

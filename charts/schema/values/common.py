@@ -71,13 +71,12 @@ Duration = Annotated[
     str, Text(r"^([0-9]+(ms|[smhd]))+$", "a duration with a unit, such as 30s or 1m")
 ]
 
-CronSchedule = Annotated[
-    str,
-    Text(
-        r"^@[a-z]+$|^\S+( \S+){4}$",
-        "a cron expression of five fields, such as 17 3 * * *, or @daily",
-    ),
-]
+_CRON = r"^@[a-z]+$|^\S+( \S+){4}$"
+_CRON_WORDS = "a cron expression of five fields, such as 17 3 * * *, or @daily"
+
+CronSchedule = Annotated[str, Text(_CRON, _CRON_WORDS)]
+
+OptionalCronSchedule = Annotated[str, Text(f"^$|{_CRON}", f"{_CRON_WORDS}, or empty")]
 
 _KEY_WORDS = "a key of a Secret: letters, digits, dots, hyphens and underscores, such as api-key"
 

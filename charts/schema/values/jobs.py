@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from charts.schema.values.common import KubernetesObject, PodSettings, Resources, Seconds, resources
+from charts.schema.values.common import (
+    KubernetesObject,
+    OptionalCronSchedule,
+    PodSettings,
+    Resources,
+    Seconds,
+    resources,
+)
 
 BLOCKS = [{"name": "alerts", "type": "slack-webhook", "values": {"url": {"from_env": "SLACK_URL"}}}]
 
@@ -73,6 +80,23 @@ class Bootstrap(PodSettings):
         "automations, the Hamilton project and the deployments.",
     )
     state: State = Field(default_factory=State)
+    schedule: OptionalCronSchedule = Field(
+        default="",
+        description="When to reconcile again, as a cron expression in UTC, so that manual changes "
+        "do not last. Empty: only on an installation, an upgrade or a sync with a change.",
+        examples=["*/30 * * * *"],
+    )
+    prune: bool = Field(
+        default=True,
+        description="Delete objects that the bootstrap created when the values and the flows "
+        "repository no longer name them. Objects that users created are never deleted.",
+    )
+    record_name: str = Field(
+        default="",
+        description="Name, on the Prefect server, of the record of the objects that the bootstrap "
+        "created. Set it if installations in several clusters share a server. Default: namespace "
+        "and name of the release.",
+    )
     timeout_seconds: Seconds = Field(
         default=600,
         description="Number of seconds to wait for the Prefect server and the Hamilton UI.",

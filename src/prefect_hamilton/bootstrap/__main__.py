@@ -1,16 +1,20 @@
 """Bring the servers to the desired state, and register the deployments of a repository."""
 
 import asyncio
+import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from prefect_hamilton.bootstrap import desired_state
-from prefect_hamilton.bootstrap.apply import Change, apply
+from prefect_hamilton.bootstrap.apply import Options, apply
+from prefect_hamilton.bootstrap.changes import Change, counts
 from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.bootstrap.record import Record
-from prefect_hamilton.bootstrap.register_deployments import register
+from prefect_hamilton.bootstrap.register_deployments import Flows
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -20,55 +24,127 @@ def main() -> None:
     """Bring a Prefect server and a Hamilton UI to the desired state."""
 
 
+File = Annotated[Path, typer.Option(help="The desired state (YAML).", show_default="the package's")]
+Add = Annotated[
+    list[Path] | None,
+    typer.Option(help="A file that adds to it; its entries replace those of the same name."),
+]
+RepositoryOnly = Annotated[
+    bool,
+    typer.Option(
+        "--repository-only", help="Leave out the files: only FLOWS_REPOSITORY is the desired state."
+    ),
+]
+Names = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--deployment",
+        help="A deployment in the prefect.yaml of FLOWS_REPOSITORY: its name or a pattern.",
+    ),
+]
+Checkout = Annotated[
+    Path | None,
+    typer.Option(
+        help="A folder with FLOWS_REPOSITORY at FLOWS_REF, which is otherwise cloned.",
+        exists=True,
+        file_okay=False,
+    ),
+]
+RecordFile = Annotated[
+    Path | None,
+    typer.Option(help="A file that records what was written: later changes of users are kept."),
+]
+Release = Annotated[
+    str | None,
+    typer.Option(
+        envvar="BOOTSTRAP_RELEASE",
+        help="Name of the record, on the server, of the objects that were created: those that the "
+        "files no longer name are deleted. Without it, nothing is deleted.",
+    ),
+]
+Prune = Annotated[bool, typer.Option(help="Delete these objects.")]
+Timeout = Annotated[float, typer.Option(help="Seconds to wait for each server to answer.", min=0)]
+
+
 @app.command("apply")
 def apply_command(
-    file: Annotated[
-        Path, typer.Option(help="The desired state (YAML).", show_default="the package's")
-    ] = desired_state.FILE,
-    add: Annotated[
-        list[Path] | None,
-        typer.Option(help="A file that adds to it; its entries replace those of the same name."),
-    ] = None,
-    record: Annotated[
-        Path | None,
-        typer.Option(help="A file of what was written last: what people changed since is kept."),
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option(help="Seconds to wait for each server to answer.", min=0)
-    ] = 60.0,
+    file: File = desired_state.FILE,
+    add: Add = None,
+    repository_only: RepositoryOnly = False,
+    deployment: Names = None,
+    checkout: Checkout = None,
+    record: RecordFile = None,
+    release: Release = None,
+    prune: Prune = True,
+    timeout: Timeout = 60.0,
 ) -> None:
     """Apply the desired state. Applying it again changes nothing.
 
     The Prefect server is the one at PREFECT_API_URL (with PREFECT_API_AUTH_STRING if it requires a
-    password), the Hamilton UI the one at HAMILTON_API_URL (with HAMILTON_API_KEY).
+    password), the Hamilton UI the one at HAMILTON_API_URL (with HAMILTON_API_KEY). With
+    --deployment, the desired state includes prefect.yaml and prefect-state.yaml of FLOWS_REPOSITORY
+    at FLOWS_REF.
     """
-
-    def report(change: Change) -> None:
-        typer.echo(f"  {change.line()}")
-
-    try:
-        state = desired_state.load([file, *(add or [])])
-        written = Record(record) if record else None
-        asyncio.run(apply(state, timeout=timeout, report=report, record=written))
-    except BootstrapError as error:
-        fail(error)
+    files = [] if repository_only else [file, *(add or [])]
+    options = Options(timeout=timeout, release=release, prune=prune)
+    changes = run(files, deployment, checkout, record, options, report)
+    typer.echo(f"Bootstrap: {counts(changes)}.")
 
 
-@app.command("register")
-def register_command(
-    names: Annotated[
-        list[str], typer.Argument(help="Deployments of its prefect.yaml: names or patterns.")
-    ],
+@app.command("plan")
+def plan_command(
+    file: File = desired_state.FILE,
+    add: Add = None,
+    repository_only: RepositoryOnly = False,
+    deployment: Names = None,
+    checkout: Checkout = None,
+    record: RecordFile = None,
+    release: Release = None,
+    prune: Prune = True,
+    timeout: Timeout = 60.0,
 ) -> None:
-    """Clone FLOWS_REPOSITORY at FLOWS_REF, apply its prefect-state.yaml, register its deployments.
+    """Print what apply would change, and write nothing; exit with status 2 if anything would.
 
-    GIT_ACCESS_TOKEN is the token for a private repository.
+    Values that may be secret are not printed.
     """
+    files = [] if repository_only else [file, *(add or [])]
+    options = Options(timeout=timeout, release=release, prune=prune, write=False)
+    changes = run(files, deployment, checkout, record, options, lambda change: None)
+    lines = [line for change in changes for line in change.diff()]
+    for line in lines:
+        typer.echo(line)
+    typer.echo(f"Plan: {counts(changes)}.")
+    if lines:
+        raise typer.Exit(2)
+
+
+def run(
+    files: list[Path],
+    deployments: list[str] | None,
+    checkout: Path | None,
+    record: Path | None,
+    options: Options,
+    report: Callable[[Change], None],
+) -> list[Change]:
+    """Apply the files and the deployments; exits with status 1 when that fails."""
     try:
-        code = register(names)
+        state = desired_state.load(files) if files else None
+        if state is None and not deployments:
+            raise BootstrapError("--repository-only needs --deployment: name the deployments.")
+        written = Record(record) if record else None
+        flows = Flows.from_environment(deployments, checkout) if deployments else None
+        with tempfile.TemporaryDirectory() as folder:
+            repository = partial(flows.repository, Path(folder)) if flows else None
+            return asyncio.run(
+                apply(state, report=report, options=options, record=written, repository=repository)
+            )
     except BootstrapError as error:
         fail(error)
-    raise typer.Exit(code)
+
+
+def report(change: Change) -> None:
+    """Print a line for an object."""
+    typer.echo(f"  {change.line()}")
 
 
 def fail(error: BootstrapError) -> NoReturn:

@@ -55,13 +55,7 @@ def ensure_project(
         for user in (username, *other_users):
             # Two first requests of a new user at once make the server answer 500 to one of them.
             retry_server_errors(api.request)("GET", "/whoami", user=user)
-        mine = [
-            project
-            for project in _projects(api)
-            if project.name == name and project.role == "write"
-        ]
-        if mine:
-            oldest = min(mine, key=lambda project: project.id)
+        if (oldest := _find(api, name)) is not None:
             _add_users(api, oldest, other_users)
             return oldest.id
         created = api.request(
@@ -80,6 +74,21 @@ def ensure_project(
             },
         )
         return _Project.model_validate(created).id
+
+
+def find_project(api_url: str, username: str, name: str, api_key: str | None = None) -> int | None:
+    """Return the id of the project that `ensure_project` would return; None if it would create it.
+
+    Raises HamiltonError as it does.
+    """
+    with HamiltonApi(api_url, username, api_key, TIMEOUT) as api:
+        found = _find(api, name)
+    return found.id if found else None
+
+
+def _find(api: HamiltonApi, name: str) -> _Project | None:
+    mine = (each for each in _projects(api) if each.name == name and each.role == "write")
+    return min(mine, key=lambda project: project.id, default=None)
 
 
 def _projects(api: HamiltonApi) -> Iterator[_Project]:

@@ -41,6 +41,13 @@ class NoRecord:
     def created(self, key: str, desired: dict[str, Any], defaults: Collection[str] = ()) -> None:
         """Note what a new object holds."""
 
+    def removed(self, key: str) -> None:
+        """Forget an object."""
+
+    def is_as_written(self, key: str, existing: dict[str, Any]) -> bool:
+        """Whether no person changed the object since; without a record, Git decides."""
+        return True
+
     def save(self) -> None:
         """Keep what was noted."""
 
@@ -91,6 +98,17 @@ class Record(NoRecord):
         """Note what a new object holds."""
         self._objects[key] = {}
         self._note(key, desired, desired, defaults)
+
+    def removed(self, key: str) -> None:
+        """Forget an object."""
+        self._objects.pop(key, None)
+
+    def is_as_written(self, key: str, existing: dict[str, Any]) -> bool:
+        """Whether all fields that were written are as they were written."""
+        last = self._objects.get(key)
+        return last is not None and all(
+            _is_as_written(existing.get(name), digest) for name, digest in last.items()
+        )
 
     def _note(
         self, key: str, desired: dict[str, Any], merged: dict[str, Any], defaults: Collection[str]

@@ -5,10 +5,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+import anyio
 import typer
 from prefect.runner.storage import GitRepository
 from pydantic import SecretStr
@@ -20,9 +24,12 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from prefect_hamilton.bootstrap.apply import apply
+from prefect_hamilton.bootstrap.changes import Change
+from prefect_hamilton.bootstrap.created import Created, Entry
 from prefect_hamilton.bootstrap.desired_state import DesiredState, load_repository
 from prefect_hamilton.bootstrap.errors import BootstrapError
+from prefect_hamilton.bootstrap.objects import DEPLOYMENT
+from prefect_hamilton.bootstrap.prefect_deploy import Exchange, Known
 from prefect_hamilton.flow_pod import pull_errors
 
 STATE_FILE = "prefect-state.yaml"
@@ -40,54 +47,126 @@ FAILURES = (RuntimeError, subprocess.CalledProcessError)
 """Messages of `git clone`, in Prefect's words, and of `git fetch` for a commit."""
 
 
-def register(names: list[str]) -> int:
-    """Register what `names` name or match; returns the exit code of `prefect deploy`.
+@dataclass(frozen=True)
+class Repository:
+    """A clone of a repository of flows, and which of its deployments are wanted."""
 
-    What the repository's state file asks for is applied as well.
+    address: str
+    checkout: Path
+    names: list[str]
+    environment: dict[str, str]
+    """What prefect.yaml gets besides the environment of this process."""
+    state: DesiredState
 
-    Reads FLOWS_REPOSITORY, FLOWS_REF (branch, tag or commit), GIT_ACCESS_TOKEN for a private
-    repository, and FLOWS_SUBMODULES. prefect.yaml gets the reference as FLOWS_COMMIT or
-    FLOWS_BRANCH.
-    Raises BootstrapError when one of the first two is missing or the address holds a credential,
-    and when the repository cannot be cloned or has no prefect.yaml.
-    """
-    for name in ("FLOWS_REPOSITORY", "FLOWS_REF"):
-        if not os.environ.get(name):
-            raise BootstrapError(f"{name} is not set: it must name what to clone.")
-    repository, ref = os.environ["FLOWS_REPOSITORY"], os.environ["FLOWS_REF"]
-    check_credential(repository)
-    if os.environ.get("FLOWS_SUBMODULES") not in (None, "", "true"):
-        # git_clone treats any text except the empty one as true.
-        raise BootstrapError("FLOWS_SUBMODULES must be true or unset.")
-    named = {"FLOWS_COMMIT": ref.lower()} if COMMIT.fullmatch(ref) else {"FLOWS_BRANCH": ref}
-    with tempfile.TemporaryDirectory() as folder:
-        checkout = clone(repository, Path(folder), named)
-        typer.echo(f"Cloned {repository} at {ref}.")
+
+@dataclass(frozen=True)
+class Flows:
+    """The flows repository of the environment, and which of its deployments are wanted."""
+
+    address: str
+    ref: str
+    names: list[str]
+    """Names of deployments, or patterns."""
+    checkout: Path | None
+    """A clone that exists; None: one is made."""
+
+    @classmethod
+    def from_environment(cls, names: list[str], checkout: Path | None) -> Self:
+        """Read FLOWS_REPOSITORY and FLOWS_REF: a branch, tag or commit.
+
+        Raises BootstrapError when one of them is missing, or the address contains a credential.
+        """
+        for name in ("FLOWS_REPOSITORY", "FLOWS_REF"):
+            if not os.environ.get(name):
+                raise BootstrapError(f"{name} is not set: it must name what to clone.")
+        address, ref = os.environ["FLOWS_REPOSITORY"], os.environ["FLOWS_REF"]
+        check_credential(address)
+        if os.environ.get("FLOWS_SUBMODULES") not in (None, "", "true"):
+            # git_clone treats any text except the empty one as true.
+            raise BootstrapError("FLOWS_SUBMODULES must be true or unset.")
+        return cls(address, ref, names, checkout)
+
+    def repository(self, folder: Path) -> Repository:
+        """Return the checkout, or a new one below an empty folder.
+
+        Reads GIT_ACCESS_TOKEN for a private repository, and FLOWS_SUBMODULES. prefect.yaml gets the
+        reference as FLOWS_COMMIT or FLOWS_BRANCH. Raises BootstrapError when the repository cannot
+        be cloned or has no prefect.yaml.
+        """
+        is_commit = COMMIT.fullmatch(self.ref)
+        named = {"FLOWS_COMMIT": self.ref.lower()} if is_commit else {"FLOWS_BRANCH": self.ref}
+        checkout = self.checkout or clone(self.address, folder, named)
+        if self.checkout is None:
+            typer.echo(f"Cloned {self.address} at {self.ref}.", err=True)
         if not (checkout / "prefect.yaml").exists():
-            raise BootstrapError(f"{repository} at {ref} has no prefect.yaml.")
-        state = repository_state(checkout)
-        # A run may start as soon as it is deployed; an automation refers to what is deployed.
-        bring_about(state.model_copy(update={"automations": []}))
-        command = ["prefect", "--no-prompt", "deploy"]
-        for name in names:
-            command += ["--name", name]
-        environment = os.environ | named
-        code = subprocess.run(command, cwd=checkout, env=environment, check=False).returncode
-        if code == 0:
-            bring_about(DesiredState(automations=state.automations))
-        return code
+            where = self.checkout or f"{self.address} at {self.ref}"
+            raise BootstrapError(f"{where} has no prefect.yaml.")
+        return Repository(self.address, checkout, self.names, named, repository_state(checkout))
 
 
 def repository_state(checkout: Path) -> DesiredState:
-    """Return what the repository's state file asks for; nothing where there is none."""
+    """Return the objects of the repository's state file, if it has one."""
     path = checkout / STATE_FILE
     return load_repository(path) if path.exists() else DesiredState()
 
 
-def bring_about(state: DesiredState) -> None:
-    """Apply a state, with a line for each object."""
-    if state != DesiredState():
-        asyncio.run(apply(state, report=lambda change: typer.echo(f"  {change.line()}")))
+async def deploy(
+    repository: Repository, created: Created, pools: Mapping[str, str], *, write: bool
+) -> list[tuple[Change, Entry]]:
+    """Deploy what differs, as `prefect deploy` does; returns each change, and what to record of it.
+
+    `pools` are the types of the work pools that may not be there yet, when nothing is written.
+    Raises BootstrapError when Prefect does not deploy; what it said until then is printed. What it
+    created before that is recorded all the same.
+    """
+    known = {
+        entry.name: Known(id=entry.id, triggers=entry.triggers, ending=entry.ending)
+        for entry in created
+        if entry.kind == DEPLOYMENT
+    }
+    exchange = Exchange(write=write, pools=dict(pools), known=known)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "exchange.json"
+        file.write_text(exchange.model_dump_json(), encoding="utf-8")
+        done = await anyio.run_process(
+            [
+                *(sys.executable, "-m", "prefect_hamilton.bootstrap.prefect_deploy", str(file)),
+                *repository.names,
+            ],
+            cwd=repository.checkout,
+            env=os.environ | repository.environment,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        results = Exchange.model_validate_json(file.read_bytes()).results
+    found = []
+    for result in results:
+        before = created.of_id(f"{DEPLOYMENT} {result.name}", result.id)
+        entry = Entry(
+            kind=DEPLOYMENT,
+            name=result.name,
+            id=result.id,
+            source=repository.address,
+            created=result.outcome == "created" or bool(before and before.created),
+            triggers=result.triggers,
+        )
+        change = Change(
+            result.outcome,
+            DEPLOYMENT,
+            result.name,
+            differences=tuple(result.differences),
+            parts=tuple(result.parts),
+        )
+        found.append((change, entry))
+    if done.returncode != 0:
+        for _, entry in found:
+            created.put(entry)
+        typer.echo(done.stdout.decode(errors="replace"), err=True)
+        raise BootstrapError(
+            f"prefect deploy failed in the clone of {repository.address}, as it says above: mend "
+            "prefect.yaml or the flow."
+        )
+    return found
 
 
 def check_credential(repository: str) -> None:
@@ -105,7 +184,8 @@ def check_credential(repository: str) -> None:
     if os.environ.get("GIT_ACCESS_TOKEN") and not repository.lower().startswith("https://"):
         typer.echo(
             "GIT_ACCESS_TOKEN is not used: Prefect sends a token only to an https:// address, and "
-            f"FLOWS_REPOSITORY is {repository}."
+            f"FLOWS_REPOSITORY is {repository}.",
+            err=True,
         )
 
 
@@ -151,7 +231,7 @@ def reason(error: BaseException) -> str:
 def say(attempt: RetryCallState) -> None:
     """Print the reason for another attempt."""
     if attempt.outcome and (error := attempt.outcome.exception()):
-        typer.echo(f"Trying again: {reason(error)}")
+        typer.echo(f"Trying again: {reason(error)}", err=True)
 
 
 @retry(

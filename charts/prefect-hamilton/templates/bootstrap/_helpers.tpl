@@ -86,8 +86,13 @@ base-job-template-{{ include "prefect-hamilton.worker.slug" $pool }}.yaml: |
 {{- $credential := .Values.flows.gitCredential -}}
 {{ include "prefect-hamilton.api.env" . }}
 PREFECT_HOME: /tmp/prefect
-{{- /* prefect.yaml is authoritative: `schedules: []` removes the schedules of a deployment. */}}
-PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY: true
+{{- with .Values.bootstrap.recordName }}
+BOOTSTRAP_RELEASE: {{ . | quote }}
+{{- else }}
+BOOTSTRAP_NAMESPACE:
+  fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
+BOOTSTRAP_RELEASE: $(BOOTSTRAP_NAMESPACE)/{{ .Release.Name }}
+{{- end }}
 {{- if include "prefect-hamilton.hasWorkers" . }}
 FLOWS_NAMESPACE:
   {{- include "prefect-hamilton.flows.namespaceValue" . | nindent 2 }}
@@ -157,20 +162,21 @@ template:
     containers:
       - name: bootstrap
         {{- include "prefect-hamilton.container" $context | nindent 8 }}
-        {{- $bootstrap := "python -m prefect_hamilton.bootstrap" }}
-        {{- $apply := printf "%s apply --add /bootstrap/state.yaml --timeout=%v" $bootstrap .Values.bootstrap.timeoutSeconds }}
-        {{- if include "prefect-hamilton.flows.repository" . }}
         args:
-          - sh
-          - -ec
-          - |
-            {{ $apply }}
-            {{ $bootstrap }} register {{- range .Values.flows.deployments }} {{ . | squote }}{{ end }}
-            # Again, for automations that run the deployments just registered.
-            {{ $apply }}
-        {{- else }}
-        args: [{{ splitList " " $apply | join ", " }}]
-        {{- end }}
+          - python
+          - -m
+          - prefect_hamilton.bootstrap
+          - apply
+          - --add=/bootstrap/state.yaml
+          - --timeout={{ .Values.bootstrap.timeoutSeconds }}
+          {{- if not .Values.bootstrap.prune }}
+          - --no-prune
+          {{- end }}
+          {{- if include "prefect-hamilton.flows.repository" . }}
+          {{- range .Values.flows.deployments }}
+          - {{ printf "--deployment=%s" . | quote }}
+          {{- end }}
+          {{- end }}
         {{- include "prefect-hamilton.env" (dict
           "own" (include "prefect-hamilton.bootstrap.env" .)
           "settings" $s) | nindent 8 }}

@@ -1,0 +1,134 @@
+"""What the bootstrap of a release created, kept on the Prefect server: only this is removed.
+
+An object is known by its id: one of the same name that a person made has another.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from typing import Any, Self
+from uuid import UUID
+
+from prefect.blocks.core import Block
+from prefect.client.orchestration import PrefectClient
+from prefect.exceptions import ObjectNotFound
+from pydantic import BaseModel
+
+SLUG = "bootstrap-record"
+
+FILES = "files"
+"""The source of what the files of desired state name; that of other objects is a repository."""
+
+
+class BootstrapRecord(Block):
+    """The block document that holds the record of a release."""
+
+    _block_type_name = "Bootstrap record"
+    _block_type_slug = SLUG
+    _description = (
+        "What the bootstrap of a release created, and removes when Git no longer names it."
+    )
+
+    release: str
+    objects: dict[str, Any]
+
+
+class Entry(BaseModel):
+    """An object that a source names.
+
+    `created` is whether the bootstrap created it: nothing else is ever removed. `ending` is a
+    deployment that is removed when its runs have ended. `triggers` are the automations of a
+    deployment's triggers; None if it is not known which they are.
+    """
+
+    kind: str
+    name: str
+    id: UUID
+    source: str = FILES
+    created: bool = True
+    ending: bool = False
+    triggers: list[UUID] | None = None
+
+    @property
+    def key(self) -> str:
+        """Return the kind and the name, which are unique on a server."""
+        return f"{self.kind} {self.name}"
+
+
+class Created:
+    """The record of one release, in a block document; without a release nothing is recorded."""
+
+    def __init__(self, client: PrefectClient, release: str | None) -> None:
+        self._client = client
+        self._release = release
+        self._entries: dict[str, Entry] = {}
+        self._stored: dict[str, Entry] = {}
+
+    @classmethod
+    async def load(cls, client: PrefectClient, release: str | None) -> Self:
+        """Read the record of the release."""
+        record = cls(client, release)
+        record._entries = await record._read()
+        record._stored = dict(record._entries)
+        return record
+
+    @property
+    def kept(self) -> bool:
+        """Whether there is a record, so that something may be removed."""
+        return self._release is not None
+
+    def get(self, key: str) -> Entry | None:
+        """Return the entry of a kind and name."""
+        return self._entries.get(key)
+
+    def of_id(self, key: str, id_: UUID) -> Entry | None:
+        """Return the entry if it is for the object with this id."""
+        entry = self._entries.get(key)
+        return entry if entry and entry.id == id_ else None
+
+    def put(self, entry: Entry) -> None:
+        """Record an object, in place of what has this kind and name."""
+        if self.kept:
+            self._entries[entry.key] = entry
+
+    def drop(self, key: str) -> None:
+        """Forget an object."""
+        self._entries.pop(key, None)
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Yield the entries, in no particular order; the record may change meanwhile."""
+        return iter(list(self._entries.values()))
+
+    async def save(self) -> None:
+        """Store what changed, beside what another bootstrap of the release stored meanwhile."""
+        if self._release is None or self._entries == self._stored:
+            return
+        current = await self._read()
+        for key in self._stored.keys() - self._entries.keys():
+            current.pop(key, None)
+        for key, entry in self._entries.items():
+            if entry != self._stored.get(key):
+                current[key] = entry
+        objects = {key: current[key].model_dump(mode="json") for key in sorted(current)}
+        await BootstrapRecord(release=self._release, objects=objects).save(
+            self._name(self._release), overwrite=True, client=self._client
+        )
+        self._entries, self._stored = current, dict(current)
+
+    async def _read(self) -> dict[str, Entry]:
+        if self._release is None:
+            return {}
+        try:
+            document = await self._client.read_block_document_by_name(
+                self._name(self._release), block_type_slug=SLUG
+            )
+        except ObjectNotFound:
+            return {}
+        objects = document.data.get("objects") or {}
+        return {key: Entry.model_validate(entry) for key, entry in objects.items()}
+
+    @staticmethod
+    def _name(release: str) -> str:
+        """Return the document's name: different releases have different ones."""
+        words = re.sub("[^a-z0-9]+", "-", release.lower()).strip("-")
+        return f"{words}-{hashlib.sha256(release.encode()).hexdigest()[:8]}"

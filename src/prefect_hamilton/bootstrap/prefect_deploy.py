@@ -1,0 +1,364 @@
+"""`prefect deploy`, but it writes only the deployments, schedules and triggers that differ.
+
+Run in the folder of a prefect.yaml as `python -m prefect_hamilton.bootstrap.prefect_deploy FILE
+NAME...`. Prefect reads the file, loads the flows and runs the steps; only the calls with which it
+writes to the server are replaced. FILE holds an Exchange, and gets its results.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.cli import app
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.objects import WorkPool
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events.schemas.automations import Automation, AutomationCore
+from prefect.exceptions import ObjectNotFound
+from pydantic import BaseModel
+
+from prefect_hamilton.bootstrap.changes import Outcome, differences
+from prefect_hamilton.bootstrap.objects import comparable
+from prefect_hamilton.bootstrap.schedules import Given, describe, is_same
+
+PAGE = 200
+"""Objects in an answer of the server."""
+
+NEW = UUID(int=0)
+"""Stands for the id of a deployment that is not created, because nothing is written."""
+
+PUBLIC = frozenset(
+    {
+        "version",
+        "description",
+        "tags",
+        "entrypoint",
+        "work_pool_name",
+        "work_queue_name",
+        "paused",
+        "enforce_parameter_schema",
+        "concurrency_limit",
+        "concurrency_options",
+    }
+)
+"""The fields whose values may be printed: the others may hold the values of Secret blocks."""
+
+
+class Known(BaseModel):
+    """What the record has on a deployment."""
+
+    id: UUID
+    triggers: list[UUID] | None = None
+    ending: bool = False
+
+
+class Result(BaseModel):
+    """What became of a deployment."""
+
+    name: str
+    id: UUID
+    outcome: Outcome
+    differences: list[str]
+    parts: list[str]
+    triggers: list[UUID]
+
+
+class Exchange(BaseModel):
+    """What this program gets and gives: `known` and `results` are by names `flow/deployment`."""
+
+    write: bool
+    pools: dict[str, str] = {}
+    """Types of work pools that may not be there yet."""
+    known: dict[str, Known] = {}
+    results: list[Result] = []
+
+
+class Deploying:
+    """The state of one `prefect deploy`."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self._stored: dict[str, DeploymentResponse] | None = None
+        self._automations: dict[UUID, Automation] = {}
+        self._open: Result | None = None
+        self._triggers: list[AutomationCore] = []
+
+    async def apply(self, deployment: RunnerDeployment, schedules: list[Given] | None) -> UUID:
+        """Write the deployment if it differs; the answer is its id.
+
+        No schedules, or no key for them, means that the deployment has none.
+        """
+        await self.settle()
+        wanted = schedules or []
+        # As in Prefect's `apply`: also decides on the version.
+        info = deployment._get_deployment_version_info(deployment.version_type)
+        async with get_client() as client:
+            stored = (await self._read(client)).get(deployment.full_name)
+        known = self.exchange.known.get(deployment.full_name)
+        if stored is None:
+            id_ = NEW
+            if self.exchange.write:
+                id_ = await PREFECTS.apply(deployment, schedules=wanted or None, version_info=info)
+            self._note(deployment.full_name, id_, "created", [], _signed("+", wanted))
+            return id_
+        gone = [each for each in stored.schedules if not _among(wanted, each)]
+        new = [
+            each for each in wanted if not any(is_same(each, other) for other in stored.schedules)
+        ]
+        lines = list(differences(_stored_fields(stored), fields(deployment, stored), PUBLIC))
+        resumed = bool(known and known.ending and known.id == stored.id)
+        if resumed:
+            lines.append("paused true → false")
+        if lines or gone or new:
+            if self.exchange.write:
+                await self._update(deployment, stored, wanted if gone or new else None, info)
+                if resumed:
+                    async with get_client() as client:
+                        await client.resume_deployment(stored.id)
+            parts = [*_signed("-", gone), *_signed("+", new)]
+            self._note(deployment.full_name, stored.id, "updated", lines, parts)
+        else:
+            self._note(deployment.full_name, stored.id, "unchanged", [], [])
+        return stored.id
+
+    async def _update(
+        self,
+        deployment: RunnerDeployment,
+        stored: DeploymentResponse,
+        schedules: list[Given] | None,
+        version_info: Any,
+    ) -> None:
+        """Update the deployment; the schedules too, unless they are None.
+
+        The server refuses schedules without slugs in place of such with slugs, and never deletes
+        one with a slug: what does not stay is deleted first. A paused schedule stays paused.
+        """
+        if schedules is not None:
+            slugs = {each.get(key) for each in schedules for key in ("slug", "replaces")}
+            all_named = all(each.get("slug") for each in schedules)
+            async with get_client() as client:
+                for each in stored.schedules:
+                    if not schedules or (each.slug and not (all_named and each.slug in slugs)):
+                        await client.delete_deployment_schedule(stored.id, each.id)
+            schedules = [
+                {"active": other.active} | each
+                if (other := next((o for o in stored.schedules if is_same(each, o)), None))
+                else each
+                for each in schedules
+            ]
+        await PREFECTS.apply(deployment, schedules=schedules or None, version_info=version_info)
+
+    def trigger(self, automation: AutomationCore) -> UUID:
+        """Take the automation of a trigger of the deployment that was applied last."""
+        self._triggers.append(automation)
+        return NEW
+
+    async def settle(self) -> None:
+        """Write the triggers of the deployment that was applied last, if they differ."""
+        result, wanted = self._open, self._triggers
+        self._open, self._triggers = None, []
+        if result is None:
+            return
+        known = self.exchange.known.get(result.name)
+        ids = known.triggers if known and known.id == result.id else None
+        if result.outcome == "created":
+            ids = []
+        async with get_client() as client:
+            stored = [each for id_ in ids or [] if (each := await self._automation(client, id_))]
+            before = {each.name: comparable(each) for each in stored}
+            after = {each.name: comparable(each) for each in wanted}
+            same = before == after and len(stored) == len(ids or []) == len(wanted)
+            if not same or ids is None:
+                ids = await self._replace_triggers(client, result.id, wanted)
+        if not same:
+            for name in sorted({*before, *after}):
+                if before.get(name) != after.get(name):
+                    sign = "+" if name not in before else "-" if name not in after else "~"
+                    result.parts.append(f"{sign} trigger {name}")
+            if result.outcome == "unchanged":
+                result.outcome = "updated"
+        result.triggers = ids or []
+        self.exchange.results.append(result)
+
+    async def _replace_triggers(
+        self, client: PrefectClient, deployment_id: UUID, wanted: list[AutomationCore]
+    ) -> list[UUID]:
+        if not self.exchange.write:
+            return []
+        await PREFECTS.delete_owned(client, f"prefect.deployment.{deployment_id}")
+        return [await PREFECTS.create_automation(client, each) for each in wanted]
+
+    async def _automation(self, client: PrefectClient, id_: UUID) -> Automation | None:
+        while not self._automations.get(id_):
+            page = await client.read_automations(limit=PAGE, offset=len(self._automations))
+            self._automations |= {each.id: each for each in page}
+            if len(page) < PAGE:
+                break
+        return self._automations.get(id_)
+
+    async def _read(self, client: PrefectClient) -> dict[str, DeploymentResponse]:
+        """Return all deployments of the server, by flow and name, read once."""
+        if self._stored is None:
+            flows: dict[UUID, str] = {}
+            while len(page := await client.read_flows(limit=PAGE, offset=len(flows))) > 0:
+                flows |= {flow.id: flow.name for flow in page}
+            found: list[DeploymentResponse] = []
+            while len(more := await client.read_deployments(limit=PAGE, offset=len(found))) > 0:
+                found += more
+            self._stored = {f"{flows.get(each.flow_id)}/{each.name}": each for each in found}
+        return self._stored
+
+    def _note(
+        self, name: str, id_: UUID, outcome: Outcome, lines: list[str], parts: list[str]
+    ) -> None:
+        self._open = Result(
+            name=name, id=id_, outcome=outcome, differences=lines, parts=parts, triggers=[]
+        )
+
+
+def fields(deployment: RunnerDeployment, stored: DeploymentResponse) -> dict[str, Any]:
+    """Return what the deployment would have, in the shape of `_stored_fields`."""
+    content = deployment.model_dump(mode="json", exclude={"storage", "schedules", "triggers"})
+    options = content["concurrency_options"]
+    wanted = {
+        "version": content["version"],
+        "description": content["description"],
+        "tags": sorted(content["tags"] or []),
+        "parameters": content["parameters"] or {},
+        "entrypoint": content["entrypoint"],
+        "job_variables": content["job_variables"] or {},
+        "work_pool_name": content["work_pool_name"],
+        "work_queue_name": content["work_queue_name"] or "default",
+        "enforce_parameter_schema": content["enforce_parameter_schema"],
+        "concurrency_limit": content["concurrency_limit"],
+        "concurrency_options": options and {k: v for k, v in options.items() if v is not None},
+        "pull_steps": deployment.storage.to_pull_step() if deployment.storage else None,
+        "parameter_openapi_schema": deployment._parameter_openapi_schema.model_dump(
+            mode="json", exclude_unset=True
+        ),
+        "paused": content["paused"],
+    }
+    if wanted["paused"] is None:  # left to people
+        wanted["paused"] = stored.paused
+    if deployment._version_from_flow:  # that of each commit: no reason to update
+        wanted["version"] = stored.version
+    if wanted["description"] in (None, "None") and stored.description in (None, "None", ""):
+        wanted["description"] = stored.description  # Prefect stores none as this text
+    return wanted
+
+
+def _stored_fields(stored: DeploymentResponse) -> dict[str, Any]:
+    limit = stored.global_concurrency_limit
+    options = stored.concurrency_options
+    content = stored.model_dump(
+        mode="json",
+        include={
+            "version",
+            "description",
+            "parameters",
+            "entrypoint",
+            "job_variables",
+            "work_pool_name",
+            "work_queue_name",
+            "enforce_parameter_schema",
+            "pull_steps",
+            "parameter_openapi_schema",
+            "paused",
+        },
+    )
+    return content | {
+        "tags": sorted(stored.tags),
+        "concurrency_limit": limit.limit if limit else None,
+        "concurrency_options": options and options.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def _among(wanted: list[Given], stored: Any) -> bool:
+    return any(is_same(each, stored) for each in wanted)
+
+
+def _signed(sign: str, schedules: list[Any]) -> list[str]:
+    return [f"{sign} schedule {describe(each)}" for each in schedules]
+
+
+class PREFECTS:
+    """Prefect's own calls, which are replaced below."""
+
+    apply = RunnerDeployment.aapply
+    delete_owned = PrefectClient.delete_resource_owned_automations
+    create_automation = PrefectClient.create_automation
+
+
+def replace_calls(deploying: Deploying) -> None:
+    """Replace, in this process, the calls with which `prefect deploy` writes to the server."""
+
+    def apply(
+        self: RunnerDeployment, schedules: list[Given] | None = None
+    ) -> Coroutine[Any, Any, UUID]:
+        return deploying.apply(self, schedules)
+
+    async def delete_owned(self: PrefectClient, resource_id: str) -> None:
+        """Leave it to `settle`."""
+
+    async def create_automation(self: PrefectClient, automation: AutomationCore) -> UUID:
+        return deploying.trigger(automation)
+
+    async def workers(self: PrefectClient, name: str, **_: Any) -> list[Any]:
+        """Return none: they are read to tell a person to start one."""
+        return []
+
+    RunnerDeployment.apply = apply  # type: ignore[method-assign,assignment]
+    PrefectClient.delete_resource_owned_automations = delete_owned  # type: ignore[method-assign,assignment]
+    PrefectClient.create_automation = create_automation  # type: ignore[method-assign,assignment]
+    PrefectClient.read_workers_for_work_pool = workers  # type: ignore[method-assign,assignment]
+    PrefectClient.read_work_pool = _once(  # type: ignore[method-assign,assignment]
+        PrefectClient.read_work_pool, {} if deploying.exchange.write else deploying.exchange.pools
+    )
+
+
+def _once(
+    read: Callable[[PrefectClient, str], Coroutine[Any, Any, WorkPool]], planned: dict[str, str]
+) -> Callable[[PrefectClient, str], Coroutine[Any, Any, WorkPool]]:
+    """Return `read`, which asks the server once for each pool; a planned one need not exist."""
+    pools: dict[str, WorkPool] = {}
+
+    @wraps(read)
+    async def reading(self: PrefectClient, work_pool_name: str) -> WorkPool:
+        if work_pool_name not in pools:
+            try:
+                pools[work_pool_name] = await read(self, work_pool_name)
+            except ObjectNotFound:
+                if work_pool_name not in planned:
+                    raise
+                pools[work_pool_name] = WorkPool(
+                    name=work_pool_name, type=planned[work_pool_name], default_queue_id=NEW
+                )
+        return pools[work_pool_name]
+
+    return reading
+
+
+def main(file: Path, names: list[str]) -> int:
+    """Deploy; returns the exit code of `prefect deploy`."""
+    deploying = Deploying(Exchange.model_validate_json(file.read_bytes()))
+    replace_calls(deploying)
+    options = [word for name in names for word in ("--name", name)]
+    try:
+        sys.argv = ["prefect", "--no-prompt", "deploy", *options]
+        app()
+        code: Any = 0
+    except SystemExit as ended:
+        code = ended.code
+    finally:
+        asyncio.run(deploying.settle())
+        file.write_text(deploying.exchange.model_dump_json(), encoding="utf-8")
+    return code if isinstance(code, int) else int(code is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))

@@ -1,0 +1,146 @@
+"""Removes what the bootstrap created and Git no longer names.
+
+A deployment with a run in flight is paused, and deleted when no run of it is in flight.
+"""
+
+from collections.abc import AsyncIterator, Collection
+from contextlib import suppress
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.exceptions import ObjectNotFound
+
+from prefect_hamilton.bootstrap.changes import Change
+from prefect_hamilton.bootstrap.created import Created, Entry
+from prefect_hamilton.bootstrap.objects import DEPLOYMENT, REMOVED, Found, kind_of
+from prefect_hamilton.bootstrap.record import NoRecord
+from prefect_hamilton.bootstrap.schedules import describe
+
+NOT_ENDED = [
+    StateType.SCHEDULED,
+    StateType.PENDING,
+    StateType.RUNNING,
+    StateType.PAUSED,
+    StateType.CANCELLING,
+]
+
+PAGE = 200
+"""Flow runs in an answer."""
+
+
+class Removal:
+    """Removes objects of a record: those of one source, or of all sources.
+
+    With `write` false, it only reports what would be removed.
+    """
+
+    def __init__(
+        self,
+        client: PrefectClient,
+        created: Created,
+        record: NoRecord,
+        source: str | None,
+        *,
+        write: bool,
+    ) -> None:
+        self._client = client
+        self._created = created
+        self._record = record
+        self._source = source
+        self._write = write
+
+    async def of_all_but(self, named: Collection[str]) -> AsyncIterator[Change]:
+        """Remove what has none of these keys, and yield each change."""
+        for entry in sorted(self._created, key=_order):
+            in_scope = self._source in (None, entry.source)
+            if in_scope and entry.key not in named and (change := await self._remove(entry)):
+                yield change
+
+    async def _remove(self, entry: Entry) -> Change | None:
+        kind = kind_of(self._client, entry.kind)
+        found = await kind.find(entry.name)
+        if found is None or found.id != entry.id:  # gone, or another one, which a person made
+            self._forget(entry)
+            return None
+        if not entry.created:
+            self._forget(entry)
+            note = "no longer in Git, but not created by the bootstrap"
+            return Change("kept", entry.kind, entry.name, note)
+        if not self._record.is_as_written(entry.key, found.fields):
+            return Change("kept", entry.kind, entry.name, "no longer in Git, but changed by hand")
+        if entry.kind == DEPLOYMENT:
+            return await self._end(entry, found)
+        if self._write:
+            await kind.delete(entry.name, found)
+        self._forget(entry)
+        return Change("removed", entry.kind, entry.name)
+
+    def _forget(self, entry: Entry) -> None:
+        self._created.drop(entry.key)
+        self._record.removed(entry.key)
+
+    async def _end(self, entry: Entry, found: Found) -> Change:
+        """Delete a deployment; if a run of it is in flight, only see to it that no other starts."""
+        deployment: DeploymentResponse = found.more
+        if self._write:
+            await self._stop_starting(deployment)
+        in_flight = [run for run in await self._runs(deployment) if _has_begun(run)]
+        parts = tuple(f"- schedule {describe(each)}" for each in deployment.schedules)
+        if in_flight and (self._write or entry.ending):
+            self._created.put(entry.model_copy(update={"ending": True}))
+            note = f"{_number(in_flight)} in flight: deleted when a later bootstrap finds none"
+            return Change("ending", entry.kind, entry.name, note)
+        if self._write:
+            await kind_of(self._client, entry.kind).delete(entry.name, found)
+        self._forget(entry)
+        differences = (f"after {_number(in_flight)} in flight",) if in_flight else ()
+        return Change("removed", entry.kind, entry.name, differences=differences, parts=parts)
+
+    async def _stop_starting(self, deployment: DeploymentResponse) -> None:
+        """Pause the deployment; its schedules, triggers and runs that have not started go."""
+        client = self._client
+        await client.pause_deployment(deployment.id)
+        await client.delete_resource_owned_automations(f"prefect.deployment.{deployment.id}")
+        for schedule in deployment.schedules:
+            with suppress(ObjectNotFound):
+                await client.delete_deployment_schedule(deployment.id, schedule.id)
+        for run in await self._runs(deployment):
+            if not _has_begun(run):
+                with suppress(ObjectNotFound):
+                    await client.delete_flow_run(run.id)
+
+    async def _runs(self, deployment: DeploymentResponse) -> list[FlowRun]:
+        """Return the deployment's runs that have not ended."""
+        of_deployment = FlowRunFilter(
+            deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=NOT_ENDED)),
+        )
+        found: list[FlowRun] = []
+        while True:
+            page = await self._client.read_flow_runs(
+                flow_run_filter=of_deployment, limit=PAGE, offset=len(found)
+            )
+            found += page
+            if len(page) < PAGE:
+                return found
+
+
+def _order(entry: Entry) -> tuple[int, str]:
+    rank = REMOVED.index(entry.kind) if entry.kind in REMOVED else len(REMOVED)
+    return rank, entry.name
+
+
+def _has_begun(run: FlowRun) -> bool:
+    """Whether a run is in flight; one that is scheduled to be tried again is."""
+    return run.state_type != StateType.SCHEDULED or run.run_count > 0
+
+
+def _number(runs: Collection[FlowRun]) -> str:
+    return f"{len(runs)} run{'s' if len(runs) > 1 else ''}"

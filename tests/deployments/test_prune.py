@@ -1,0 +1,224 @@
+"""The bootstrap of a release removes what it created and Git no longer names, and nothing else."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate, VariableCreate
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed, Running
+
+from tests import forks, services
+from tests.deployments.git_server import git, prefect_environment
+
+pytestmark = pytest.mark.services
+
+FLOW = "from prefect import flow\n\n@flow\ndef work(n: int = 1):\n    return n\n"
+AFTER = {"type": "event", "expect": ["prefect.flow-run.Completed"]}
+STATE = {"work_pools": [{"name": "pool", "type": "process"}]}
+EVENT = {"type": "event", "posture": "Reactive", "expect": ["x"], "threshold": 1}
+
+Bootstrap = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module", params=["sqlite"])
+def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The server of all tests keeps its data in SQLite, that of some in PostgreSQL as well."""
+    settings: dict[str, Any] = {}
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres").replace("postgresql:", "postgresql+asyncpg:")
+        settings["PREFECT_API_DATABASE_CONNECTION_URL"] = f"{url}/postgres"
+    with services.prefect_server(tmp_path_factory.mktemp("server"), **settings) as server:
+        yield f"{server.url}/api"
+
+
+@pytest.fixture
+def client(api: str) -> Iterator[SyncPrefectClient]:
+    with temporary_settings({PREFECT_API_URL: api}), get_client(sync_client=True) as client:
+        yield client
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    git("init", "--quiet", "--initial-branch=main", str(folder))
+    (folder / "work.py").write_text(FLOW)
+    return folder
+
+
+@pytest.fixture
+def bootstrap(api: str, tmp_path: Path, repository: Path) -> Bootstrap:
+    def run(
+        command: str,
+        deployments: list[dict[str, Any]],
+        state: dict[str, Any] | None = None,
+        *options: str,
+        code: int = 0,
+    ) -> subprocess.CompletedProcess[str]:
+        whole = [
+            {"entrypoint": "work.py:work", "work_pool": {"name": "pool"}} | d for d in deployments
+        ]
+        whole.append(
+            {"name": "always", "entrypoint": "work.py:work", "work_pool": {"name": "pool"}}
+        )
+        (repository / "prefect.yaml").write_text(yaml.safe_dump({"deployments": whole, "pull": []}))
+        (repository / "prefect-state.yaml").write_text(yaml.safe_dump(state or {}))
+        git("add", ".", cwd=repository)
+        git("commit", "--quiet", "--allow-empty", "-m", "x", cwd=repository)
+        file = tmp_path / "state.yaml"
+        file.write_text(yaml.safe_dump(STATE))
+        done = forks.run(
+            "prefect_hamilton.bootstrap",
+            *(command, "--file", file, "--deployment", "*"),
+            *("--release", f"ns/{tmp_path.name}", *options),
+            env=prefect_environment(
+                api,
+                FLOWS_REPOSITORY=f"file://{repository}",
+                FLOWS_REF="main",
+            ),
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def exists(client: SyncPrefectClient, name: str) -> bool:
+    try:
+        client.read_deployment_by_name(f"work/{name}")
+    except ObjectNotFound:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("api", ["sqlite", "postgres"], indirect=True, scope="module")
+def test_what_git_no_longer_names_is_removed_and_what_people_made_stays(
+    client: SyncPrefectClient, bootstrap: Bootstrap
+) -> None:
+    nightly = {"name": "nightly", "schedules": [{"interval": 600}], "triggers": [AFTER]}
+    hers = client.create_variable(VariableCreate(name="hers", value="before"))
+    state = {
+        "variables": [{"name": "ours", "value": 1}, {"name": "hers", "value": "git"}],
+        "global_concurrency_limits": [{"name": "limit", "limit": 1}],
+        "tag_concurrency_limits": [{"tag": "tag", "limit": 1}],
+        "automations": [{"name": "after", "trigger": EVENT, "run_deployment": "work/nightly"}],
+    }
+    plan = bootstrap("plan", [nightly], state, code=2).stdout
+    assert "+ deployment work/nightly" in plan
+    assert "+ schedule work/nightly every 600 s UTC" in plan
+    assert "+ automation after" in plan
+    assert '~ variable hers: value "before" → "git"' in plan
+    assert not exists(client, "nightly")
+
+    bootstrap("apply", [nightly], state)
+    deployment = client.read_deployment_by_name("work/nightly")
+    assert len(deployment.schedules) == 1
+    again = bootstrap("apply", [nightly], state).stdout
+    assert " 0 created, 0 updated, 0 removed" in again, again
+    assert bootstrap("plan", [nightly], state).stdout.count("\n") == 1
+
+    # Someone makes objects, and another one in the place of one that the bootstrap created.
+    made = client.create_deployment(deployment.flow_id, "made-by-hand")
+    client.delete_variable_by_name("ours")
+    client.create_variable(VariableCreate(name="ours", value=1))
+
+    assert bootstrap("plan", [], code=2).stdout.splitlines()[:-1] == [
+        "- automation after",
+        "- deployment work/nightly",
+        "- schedule work/nightly every 600 s UTC",
+        "- global concurrency limit limit",
+        "- tag concurrency limit tag",
+    ]
+    kept = bootstrap("apply", [], None, "--no-prune").stdout
+    assert " 0 removed" in kept
+    assert " 4 removed" in bootstrap("apply", []).stdout.splitlines()[-1]
+    assert not exists(client, "nightly")
+    assert exists(client, "always")
+    assert client.read_deployment(made).name == "made-by-hand"
+    assert client.read_variable_by_name("ours") is not None
+    assert client.read_variable_by_name("hers").id == hers.id  # type: ignore[union-attr]
+    assert client._client.post("/automations/filter", json={}).json() == []
+    assert bootstrap("plan", []).returncode == 0
+    client.delete_variable_by_name("ours")
+    client.delete_variable_by_name("hers")
+
+
+def test_a_manual_change_is_reverted_and_reported_without_secret_values(
+    client: SyncPrefectClient, bootstrap: Bootstrap
+) -> None:
+    mine = {"name": "mine", "parameters": {"n": 4}, "tags": ["a"], "triggers": [AFTER]}
+    bootstrap("apply", [mine])
+    deployment = client.read_deployment_by_name("work/mine")
+    path = f"/deployments/{deployment.id}"
+    changed = {"parameters": {"n": 77777}, "tags": ["b"]}
+    client._client.patch(path, json=changed).raise_for_status()
+    (trigger,) = client._client.post("/automations/filter", json={}).json()
+    client._client.delete(f"/automations/{trigger['id']}").raise_for_status()
+    added = DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(seconds=99)))
+    client.create_deployment_schedules(deployment.id, [added])
+
+    said = bootstrap("apply", [mine]).stdout
+    assert 'tags ["b"] → ["a"]' in said
+    assert "parameters.n differs" in said
+    assert "77777" not in said
+    assert "- schedule every 99 s UTC" in said
+    assert "+ trigger mine__automation_1" in said
+    after = client.read_deployment(deployment.id)
+    assert (after.parameters, after.tags, after.schedules) == ({"n": 4}, ["a"], [])
+    assert len(client._client.post("/automations/filter", json={}).json()) == 1
+
+
+@pytest.mark.parametrize("slug", [None, "nightly"])
+def test_schedules_that_git_no_longer_has_go(
+    client: SyncPrefectClient, bootstrap: Bootstrap, slug: str | None
+) -> None:
+    with_slug = {"slug": slug} if slug else {}
+    schedule = {"interval": 600} | with_slug
+
+    def schedules(**keys: Any) -> int:
+        bootstrap("apply", [{"name": "scheduled"} | keys])
+        return len(client.read_deployment_by_name("work/scheduled").schedules)
+
+    assert schedules(schedules=[schedule, {"interval": 60} | (with_slug and {"slug": "b"})]) == 2
+    assert schedules(schedules=[schedule]) == 1
+    assert schedules(schedules=[]) == 0
+    assert schedules(schedules=[schedule]) == 1
+    assert schedules() == 0
+
+
+def test_a_run_in_flight_ends_before_its_deployment_is_deleted(
+    client: SyncPrefectClient, bootstrap: Bootstrap
+) -> None:
+    busy = {"name": "busy", "schedules": [{"interval": 600}]}
+    bootstrap("apply", [busy])
+    id_ = client.read_deployment_by_name("work/busy").id
+    running = client.create_flow_run_from_deployment(id_)
+    client.set_flow_run_state(running.id, Running(), force=True)
+    scheduled = client.create_flow_run_from_deployment(id_)
+
+    assert "after 1 run in flight" in bootstrap("plan", [], code=2).stdout
+    assert "1 run in flight: deleted when" in bootstrap("apply", []).stdout
+    deployment = client.read_deployment(id_)
+    assert deployment.paused
+    assert deployment.schedules == []
+    with pytest.raises(ObjectNotFound):
+        client.read_flow_run(scheduled.id)
+    assert client.read_flow_run(running.id).state.is_running()  # type: ignore[union-attr]
+
+    # It comes back, and starts runs again.
+    assert "paused true → false" in bootstrap("apply", [busy]).stdout
+    deployment = client.read_deployment(id_)
+    assert not deployment.paused
+    assert len(deployment.schedules) == 1
+
+    bootstrap("apply", [])
+    client.set_flow_run_state(running.id, Completed(), force=True)
+    assert " 1 removed" in bootstrap("apply", []).stdout
+    assert not exists(client, "busy")
