@@ -3,6 +3,9 @@
 The namespace enforces Pod Security `restricted`, the cluster its NetworkPolicies.
 """
 
+import json
+from pathlib import Path
+
 import httpx
 import pytest
 
@@ -44,6 +47,46 @@ def test_every_deployment_runs_as_a_pod(cluster: Cluster) -> None:
         if (run["infrastructure_pid"] or "").startswith(f"{NAMESPACE}:")
     }
     assert jobs >= K8S
+
+
+def test_the_server_keeps_a_record_of_what_the_bootstrap_created(cluster: Cluster) -> None:
+    of_records = {"slug": {"any_": ["bootstrap-record"]}}
+    (record,) = cluster.post("/block_documents/filter", block_types=of_records)
+    assert record["data"]["release"] == f"{NAMESPACE}/{RELEASE}"
+    objects = record["data"]["objects"].values()
+    created = {each["name"].partition("/")[2] for each in objects if each["created"]}
+    assert created >= K8S
+
+
+def test_a_plan_after_the_installation_has_no_change(cluster: Cluster, tmp_path: Path) -> None:
+    (job,) = cluster.get("jobs", "-l", "app.kubernetes.io/component=bootstrap")["items"]
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    container["args"][container["args"].index("apply")] = "plan"
+    labels = {
+        key: value
+        for key, value in job["spec"]["template"]["metadata"]["labels"].items()
+        if key.startswith("app.kubernetes.io/")
+    }
+    plan = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "plan-now"},
+        "spec": {
+            "backoffLimit": 0,
+            "template": {"metadata": {"labels": labels}, "spec": {**pod, "restartPolicy": "Never"}},
+        },
+    }
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(plan))
+    try:
+        cluster.kubectl("create", "-f", str(file))
+        until = ("--for=jsonpath={.status.conditions[0].status}=True", "--timeout=180s")
+        cluster.kubectl("wait", "job/plan-now", *until)
+        log = cluster.kubectl("logs", "job/plan-now")
+    finally:
+        cluster.kubectl("delete", "job", "plan-now", "--ignore-not-found")
+    assert "Plan: 0 created, 0 updated, 0 removed" in log, log
 
 
 @pytest.mark.usefixtures("demo")
