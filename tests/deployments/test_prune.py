@@ -1,7 +1,7 @@
 """The bootstrap of a release removes what it created and Git no longer names, and nothing else."""
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ pytestmark = pytest.mark.services
 
 FLOW = "from prefect import flow\n\n@flow\ndef work(n: int = 1):\n    return n\n"
 AFTER = {"type": "event", "expect": ["prefect.flow-run.Completed"]}
-STATE = {"work_pools": [{"name": "pool", "type": "process"}]}
 EVENT = {"type": "event", "posture": "Reactive", "expect": ["x"], "threshold": 1}
 
 Bootstrap = Callable[..., subprocess.CompletedProcess[str]]
@@ -60,6 +59,7 @@ def bootstrap(api: str, tmp_path: Path, repository: Path) -> Bootstrap:
         deployments: list[dict[str, Any]],
         state: dict[str, Any] | None = None,
         *options: str,
+        queues: Sequence[dict[str, Any]] = (),
         code: int = 0,
     ) -> subprocess.CompletedProcess[str]:
         whole = [
@@ -73,7 +73,8 @@ def bootstrap(api: str, tmp_path: Path, repository: Path) -> Bootstrap:
         git("add", ".", cwd=repository)
         git("commit", "--quiet", "--allow-empty", "-m", "x", cwd=repository)
         file = tmp_path / "state.yaml"
-        file.write_text(yaml.safe_dump(STATE))
+        pool = {"name": "pool", "type": "process", "queues": list(queues)}
+        file.write_text(yaml.safe_dump({"work_pools": [pool]}))
         done = forks.run(
             "prefect_hamilton.bootstrap",
             *(command, "--file", file, "--deployment", "*"),
@@ -191,6 +192,36 @@ def test_schedules_that_git_no_longer_has_go(
     assert schedules(schedules=[]) == 0
     assert schedules(schedules=[schedule]) == 1
     assert schedules() == 0
+
+
+def test_queues_have_the_priorities_of_the_file_and_go_with_it(
+    client: SyncPrefectClient, bootstrap: Bootstrap
+) -> None:
+    urgent = {"name": "urgent", "priority": 1, "concurrency_limit": 2, "description": "first"}
+    later = {"name": "later", "priority": 2}
+    queues = (later, urgent, {"name": "any"})
+
+    def priorities() -> dict[str, int]:
+        found = client._client.post("/work_pools/pool/queues/filter", json={}).json()
+        return {queue["name"]: queue["priority"] for queue in found}
+
+    plan = bootstrap("plan", [], queues=queues, code=2).stdout
+    assert "+ work queue pool/urgent" in plan
+    bootstrap("apply", [], queues=queues)
+    assert {"urgent": 1, "later": 2}.items() <= priorities().items()
+    assert set(priorities()) == {"default", "urgent", "later", "any"}
+    assert bootstrap("plan", [], queues=queues).stdout.count("\n") == 1
+
+    changed = (later | {"priority": 1}, urgent | {"priority": 2, "concurrency_limit": None})
+    plan = bootstrap("plan", [], queues=changed, code=2).stdout
+    assert "concurrency_limit 2 → null" in plan
+    assert "- work queue pool/any" in plan
+    bootstrap("apply", [], queues=changed)
+    assert {"later": 1, "urgent": 2}.items() <= priorities().items()
+    assert bootstrap("plan", [], queues=changed).stdout.count("\n") == 1
+
+    assert " 2 removed" in bootstrap("apply", []).stdout
+    assert set(priorities()) == {"default"}
 
 
 def test_a_run_in_flight_ends_before_its_deployment_is_deleted(

@@ -15,6 +15,7 @@ from charts.schema.values.common import (
     Resources,
     Seconds,
     ServiceAccount,
+    Values,
     resources,
 )
 from charts.schema.values.flows import FlowSettings
@@ -73,6 +74,20 @@ class Worker(WorkerSettings):
     service_account: ServiceAccount = Field(default_factory=ServiceAccount)
 
 
+class Queue(Values):
+    """A work queue."""
+
+    description: str = Field(default="", description="Description.")
+    priority: int | None = Field(
+        default=None, ge=1, description="Priority. 1 is the highest. The server sets it by default."
+    )
+    concurrency_limit: int | None = Field(
+        default=None,
+        ge=0,
+        description="Maximum number of concurrent flow runs of the queue. Unlimited by default.",
+    )
+
+
 class Pool(WorkerSettings):
     """One work pool and its worker. Settings that are absent come from `worker` and `flows`."""
 
@@ -81,6 +96,11 @@ class Pool(WorkerSettings):
         ge=0,
         description="Maximum number of concurrent flow runs in the work pool. Unlimited by "
         "default.",
+    )
+    queues: dict[str, Queue] = Field(
+        default_factory=dict,
+        description="Work queues by name, besides the queue `default`.",
+        examples=[{"urgent": {"priority": 1, "concurrencyLimit": 5}}],
     )
     flows: Annotated[FlowSettings, Partial()] = Field(
         default_factory=FlowSettings, description="Settings of the flow pods of this pool."

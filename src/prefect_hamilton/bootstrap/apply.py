@@ -5,6 +5,7 @@ release, what its bootstrap created and Git no longer names is removed. With a r
 written last, what people changed since stays, too.
 """
 
+import math
 import os
 from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
@@ -48,6 +49,7 @@ from prefect_hamilton.bootstrap.objects import (
     TagLimits,
     Variables,
     WorkPools,
+    WorkQueues,
     comparable,
 )
 from prefect_hamilton.bootstrap.prune import Removal
@@ -266,6 +268,14 @@ class Reconciler:
                 f"cannot be changed: delete it (prefect work-pool delete {pool.name}) or rename it."
             )
         await self._reconcile(kind, pool.name, desired, source, found=found)
+        # The server moves the queues from a priority downwards: the highest priority comes first.
+        for queue in sorted(pool.queues, key=lambda queue: queue.priority or math.inf):
+            name = f"{pool.name}/{queue.name}"
+            self._planned.add(("work_queue", name))
+            desired = queue.model_dump(exclude={"name"})
+            if queue.priority is None:
+                del desired["priority"]
+            await self._reconcile(WorkQueues(self.client), name, desired, source)
 
     async def _block(self, block: Block, source: str) -> None:
         kind = Blocks(self.client, block.type)

@@ -25,6 +25,7 @@ from pydantic import (
     JsonValue,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveInt,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -91,8 +92,17 @@ Scalar = str | int | float | bool | FromEnvironment
 Values = Annotated[dict[str, Any], AfterValidator(_with_references)]
 
 
+class WorkQueue(_Closed):
+    """A queue of a work pool; 1 is the highest priority. Without a priority it is the server's."""
+
+    name: NonEmptyishName
+    description: str = ""
+    priority: PositiveInt | None = None
+    concurrency_limit: NonNegativeInt | None = None
+
+
 class WorkPool(_Closed):
-    """A work pool and its base job template.
+    """A work pool, its queues and its base job template.
 
     `base_job_template` is a JSON or YAML file beside the desired state, in which `{from_env: NAME}`
     may stand for a value; without it the worker type's own template is the start. `defaults` sets
@@ -108,6 +118,7 @@ class WorkPool(_Closed):
     defaults: dict[str, Any] = {}
     env: dict[str, Scalar] = {}
     hamilton_tracking: bool = False
+    queues: list[WorkQueue] = []
 
 
 class Variable(_Closed):

@@ -33,6 +33,7 @@ VARIABLE = "variable"
 GLOBAL_LIMIT = "global concurrency limit"
 TAG_LIMIT = "tag concurrency limit"
 WORK_POOL = "work pool"
+WORK_QUEUE = "work queue"
 BLOCK = " block"
 """What the label of a block ends with; it begins with the type."""
 
@@ -111,6 +112,35 @@ class WorkPools(Kind):
     @override
     async def delete(self, name: str, found: Found) -> None:
         await self.client.delete_work_pool(name)
+
+
+class WorkQueues(Kind):
+    """Queues of work pools, named `pool/queue`."""
+
+    label = WORK_QUEUE
+    public = frozenset({"description", "priority", "concurrency_limit"})
+
+    @override
+    async def find(self, name: str) -> Found | None:
+        pool, _, queue = name.partition("/")
+        try:
+            found = await self.client.read_work_queue_by_name(queue, pool)
+        except ObjectNotFound:
+            return None
+        return Found(found.id, found.model_dump(include=set(self.public)))
+
+    @override
+    async def create(self, name: str, fields: Fields) -> UUID:
+        pool, _, queue = name.partition("/")
+        return (await self.client.create_work_queue(queue, work_pool_name=pool, **fields)).id
+
+    @override
+    async def update(self, name: str, found: Found, fields: Fields) -> None:
+        await self.client.update_work_queue(found.id, **fields)
+
+    @override
+    async def delete(self, name: str, found: Found) -> None:
+        await self.client.delete_work_queue_by_id(found.id)
 
 
 class Variables(Kind):
@@ -303,7 +333,7 @@ def comparable(automation: AutomationCore) -> Fields:
     )
 
 
-REMOVED = (AUTOMATION, DEPLOYMENT, VARIABLE, GLOBAL_LIMIT, TAG_LIMIT)
+REMOVED = (AUTOMATION, DEPLOYMENT, WORK_QUEUE, VARIABLE, GLOBAL_LIMIT, TAG_LIMIT)
 """In which order what is no longer named is removed; blocks, to which these refer, go last."""
 
 
@@ -312,6 +342,7 @@ def kind_of(client: PrefectClient, label: str) -> Kind:
     if label.endswith(BLOCK):
         return Blocks(client, label.removesuffix(BLOCK))
     kinds: dict[str, type[Kind]] = {
-        kind.label: kind for kind in (Variables, GlobalLimits, TagLimits, Deployments, Automations)
+        kind.label: kind
+        for kind in (WorkQueues, Variables, GlobalLimits, TagLimits, Deployments, Automations)
     }
     return kinds[label](client)

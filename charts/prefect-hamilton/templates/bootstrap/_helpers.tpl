@@ -17,6 +17,21 @@ work_pools:
     {{- if $.Values.hamiltonUi.enabled }}
     hamilton_tracking: true
     {{- end }}
+    {{- with ($settings | default dict).queues }}
+    queues:
+      {{- range $queue, $s := . }}
+      - name: {{ $queue | toYaml }}
+        {{- with $s.description }}
+        description: {{ . | quote }}
+        {{- end }}
+        {{- with $s.priority }}
+        priority: {{ int . }}
+        {{- end }}
+        {{- if hasKey $s "concurrencyLimit" }}
+        concurrency_limit: {{ int $s.concurrencyLimit }}
+        {{- end }}
+      {{- end }}
+    {{- end }}
     base_job_template: base-job-template-{{ include "prefect-hamilton.worker.slug" $pool }}.yaml
   {{- end }}
 {{- if $.Values.server.enabled }}
