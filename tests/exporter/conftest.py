@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests import services
 
 PASSWORD = "admin:secret"
-OPTIONS = ("--refresh-seconds", "1", "--born-seconds", "2", "--settle-seconds", "8")
+OPTIONS = ("--refresh-seconds", "2", "--born-seconds", "2", "--settle-seconds", "8")
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -104,7 +104,7 @@ def until(ask: Callable[[], object], expected: object, seconds: float = 90) -> N
     deadline = time.monotonic() + seconds
     while (found := ask()) != expected:
         assert time.monotonic() < deadline, f"{found!r}, not {expected!r}"
-        time.sleep(0.3)
+        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")

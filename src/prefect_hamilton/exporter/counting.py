@@ -1,5 +1,6 @@
 """What each event means for the metrics."""
 
+import sys
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -46,6 +47,11 @@ RUN = "prefect.flow-run."
 POD = "prefect.kubernetes.pod."
 ACTION = "prefect.automation.action."
 DEPLOYMENT = "prefect.deployment."
+
+
+def state_label(name: str, type_: str) -> str:
+    """Return the value of the label `state` for a state's name and type."""
+    return name if name in STATES else type_.title()
 
 
 def wanted() -> EventFilter:
@@ -105,8 +111,7 @@ class Counting:
         type_ = event.resource.get("prefect.state-type")
         if not type_:
             return
-        name = event.resource.get("prefect.state-name") or ""
-        state = name if name in STATES else type_.title()
+        state = state_label(event.resource.get("prefect.state-name") or "", type_)
         flow, pool = self._flow(event), _related(event, "work-pool")
         if pool:
             self.pools[pool] = datetime.now(UTC)
@@ -176,4 +181,5 @@ class Counting:
 
 def _related(event: Event, role: str) -> str:
     resource = event.resource_in_role.get(role)
-    return (resource.name or "") if resource else ""
+    # Interned, as each event brings the same few names.
+    return sys.intern(resource.name or "") if resource else ""

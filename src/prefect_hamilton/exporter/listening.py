@@ -83,7 +83,8 @@ class Listening:
         if variable is None:
             return
         stored = datetime.fromisoformat(str(variable.value))
-        self.first = max(stored, self.first - REPLAY)
+        after = stored + timedelta(microseconds=1)  # the event at this time was scraped
+        self.first = max(after, self.first - REPLAY)
         self._stored, self._compared = stored, self.first
 
     async def forever(self) -> None:

@@ -16,7 +16,7 @@ from uuid import UUID
 from prefect.client.orchestration import PrefectClient
 
 from prefect_hamilton.exporter import families
-from prefect_hamilton.exporter.counting import Counting
+from prefect_hamilton.exporter.counting import Counting, state_label
 from prefect_hamilton.exporter.series import Labels
 
 PAGE = 200
@@ -91,7 +91,7 @@ class Refresh:
         series.replace(families.OLDEST_PENDING, pending)
 
     async def _states(self, of: Mapping[str, Any]) -> dict[str, float]:
-        """Count the runs that are due and have not ended, by name of their state."""
+        """Count the runs that are due and have not ended, by state."""
         now = datetime.now(UTC)
         (history,) = await self._post(
             "flow_runs/history",
@@ -101,7 +101,11 @@ class Refresh:
             flow_runs={"state": {"type": {"any_": NOT_ENDED}}},
             **of,
         )
-        return {state["state_name"]: state["count_runs"] for state in history["states"]}
+        counts: dict[str, float] = {}
+        for state in history["states"]:
+            label = state_label(state["state_name"], state["state_type"])
+            counts[label] = counts.get(label, 0) + state["count_runs"]
+        return counts
 
     async def _oldest(self, pool: str, state: str, states: Mapping[str, float]) -> float:
         """Return for how many seconds the first run has been late or pending."""

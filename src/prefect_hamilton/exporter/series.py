@@ -8,6 +8,7 @@ deployment, and all that a new process has counted before its first scrape.
 
 import threading
 import time
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class Family:
 class _Cell:
     """One series; of a histogram, one value per bucket and one beyond, and the sum."""
 
-    values: list[float]
+    values: "array[float]"  # which Python 3.11 cannot evaluate
     total: float = 0.0
     born: float | None = None
 
@@ -76,7 +77,7 @@ class Series(Collector):
     def replace(self, family: Family, values: dict[Labels, float]) -> None:
         """Set all series of a gauge, and drop the others."""
         with self._lock:
-            self._cells[family] = {key: _Cell([value]) for key, value in values.items()}
+            self._cells[family] = {key: _Cell(array("d", [value])) for key, value in values.items()}
 
     def drop(self, is_gone: Callable[[dict[str, str]], bool]) -> None:
         """Drop the series whose labels `is_gone` accepts."""
@@ -100,7 +101,7 @@ class Series(Collector):
     def _cell(self, family: Family, labels: Labels, values: int) -> _Cell:
         cells = self._cells[family]
         if (cell := cells.get(labels)) is None:
-            cell = cells[labels] = _Cell([0.0] * values)
+            cell = cells[labels] = _Cell(array("d", [0.0] * values))
         return cell
 
     def _samples(self, family: Family, key: Labels, cell: _Cell, now: float) -> Iterator[Sample]:
