@@ -50,9 +50,9 @@ HEADER = """\
 #     existingSecret: prefect-db
 #
 # Complete examples are in the folder examples/. Every component (server, backgroundServices,
-# worker, gitServer, hamiltonUi, postgres, valkey, bootstrap, secrets) also accepts the pod settings
-# of `global`. The keys of image, storage, service and similar sections are explained where they
-# first appear; the README lists every value.
+# worker, gitServer, hamiltonUi, postgres, valkey, metrics, bootstrap, secrets) also accepts the pod
+# settings of `global`. The keys of image, storage, service and similar sections are explained where
+# they first appear; the README lists every value.
 """
 
 

@@ -297,22 +297,19 @@ def test_json_logs_reach_every_program(default: Release, profiles: dict[str, Rel
         for obj in profiles["everything"].of("Deployment")
         if variable in json.dumps(obj)
     }
-    assert with_json == {"server", "background-services", "worker"}
+    assert with_json == {"server", "background-services", "worker", "metrics"}
     assert variable in json.dumps(profiles["everything"].get("ConfigMap", "-bootstrap"))
     assert variable not in default.text
 
 
 def test_alerts_name_what_the_release_renders(profiles: dict[str, Release]) -> None:
     release = profiles["everything"]
-    (group,) = release.get("PrometheusRule", "orchestra")["spec"]["groups"]
-    rules = {rule["alert"]: rule["expr"] for rule in group["rules"]}
-    assert set(rules) == {
-        "PrefectServerDown",
-        "PrefectComponentUnavailable",
-        "PrefectJobFailed",
-        "PrefectRetentionFailing",
-        "Mine",
-    }
+    groups = release.get("PrometheusRule", "orchestra")["spec"]["groups"]
+    rules = {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
+    assert groups[-1]["name"] == "orchestra"
+    assert groups[-1]["rules"] == [{"alert": "Mine", "expr": "vector(1) > 2"}]
+    metrics = release.get("Service", "metrics")["metadata"]["name"]
+    assert f'job="{metrics}"' in rules["PrefectRunsLate"]
     # A ServiceMonitor's job is the name of its Service.
     assert (
         f'job="{release.get("Service", "server")["metadata"]["name"]}"'
