@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+import tenacity
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import services
@@ -18,6 +19,11 @@ PASSWORD = "admin:secret"
 OPTIONS = ("--refresh-seconds", "2", "--born-seconds", "2", "--settle-seconds", "8")
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether SQLite was locked, and nothing was written."""
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 503
 
 
 class Api:
@@ -35,6 +41,12 @@ class Api:
             "PREFECT_API_AUTH_STRING": PASSWORD,
         }
 
+    @tenacity.retry(
+        retry=tenacity.retry_if_exception(is_busy),
+        stop=tenacity.stop_after_delay(60),
+        wait=tenacity.wait_fixed(0.2),
+        reraise=True,
+    )
     def post(self, path: str, **body: Any) -> Any:
         answer = self._http.post(path, json=body).raise_for_status()
         return answer.json() if answer.content else None
@@ -71,6 +83,26 @@ class Api:
         run = self.new_run(deployment, **settings)
         self.set_states(run, "Pending", "Running", end)
         return run
+
+    def emit_measured(self, flow: str, **numbers: int) -> None:
+        """Send the event of a measured task."""
+        resources = {"flow": flow, "deployment": "main"}
+        event = {
+            "id": str(uuid4()),
+            "occurred": datetime.now(UTC).isoformat(),
+            "event": "flows.task.measured",
+            "resource": {"prefect.resource.id": f"prefect.task-run.{uuid4()}"},
+            "related": [
+                {
+                    "prefect.resource.id": f"prefect.{role}.{uuid4()}",
+                    "prefect.resource.role": role,
+                    "prefect.resource.name": each,
+                }
+                for role, each in resources.items()
+            ],
+            "payload": {"task": "load", "seconds": 1.5, **numbers},
+        }
+        self._http.post("/events", json=[event]).raise_for_status()
 
 
 class Exporter:

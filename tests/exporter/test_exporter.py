@@ -7,11 +7,13 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
 
+from charts.schema.dashboards import DASHBOARDS
 from tests import services
 from tests.exporter.conftest import OPTIONS, Api, Exporter, until
 
@@ -34,6 +36,14 @@ def run():
 for _ in range(3):
     run()
 """
+
+
+def ask(prometheus: services.Service, expression: str) -> list[Any]:
+    """Evaluate an expression; its series."""
+    url = f"{prometheus.url}/api/v1/query"
+    answer = httpx.get(url, params={"query": expression}).raise_for_status().json()
+    found: list[Any] = answer["data"]["result"]
+    return found
 
 
 def name() -> str:
@@ -117,13 +127,50 @@ def test_rows_of_all_runs_add_up_in_prometheus(
     increase = f'sum(increase(flows_task_rows_read_total{{flow="{flow}"}}[1h]))'
 
     def rows() -> int | None:
-        answer = httpx.get(f"{prometheus.url}/api/v1/query", params={"query": increase}).json()
-        result = answer["data"]["result"]
+        result = ask(prometheus, increase)
         return round(float(result[0]["value"][1])) if result else None
 
     # increase() extrapolates to the ends of the hour by half an interval of scrapes.
     until(lambda: rows() in range(30, 36), True)
     assert exporter.sum("flows_task_rows_read_total", flow=flow, task="load") == 30
+
+
+def test_every_panel_of_a_dashboard_shows_something(api: Api, prometheus: services.Service) -> None:
+    flow, pool = name(), api.new_pool()
+    deployment = api.new_deployment(flow, pool)
+    api.set_states(api.new_run(deployment), "Pending", "Running")
+    api.post("/v2/concurrency_limits/", name=flow, limit=3)
+    for end in ("Completed", "Failed"):
+        api.run(deployment, end)
+    api.emit_measured(flow, rows_read=1)
+    panels = [panel for board in DASHBOARDS.values() for panel in board.panels]
+    replaced = {"$__rate_interval": "1h", "$__range": "1h", "$namespace": ".*"}
+    replaced |= {"$work_pool": pool, "$flow": flow}
+    for panel in panels:
+        for query in panel.queries:
+            expression = query.expr
+            for variable, value in replaced.items():
+                expression = expression.replace(variable, value)
+            labels = set(re.findall(r"{{(\w+)}}", query.legend))
+
+            def shown(expression: str = expression, labels: set[str] = labels) -> bool:
+                found = ask(prometheus, expression)
+                return bool(found) and all(labels <= set(each["metric"]) for each in found)
+
+            until(shown, True)
+
+
+def test_panels_do_not_overlap() -> None:
+    for board in DASHBOARDS.values():
+        places = [
+            (x, y)
+            for panel in board.json()["panels"]
+            for at in [panel["gridPos"]]
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        ]
+        assert len(places) == len(set(places))
+        assert max(x for x, _ in places) < 24
 
 
 def test_promtool_accepts_the_metrics(exporter: Exporter) -> None:
@@ -176,6 +223,16 @@ def test_runs_count_that_ended_while_the_exporter_was_down(api: Api, tmp_path: P
         exporter = Exporter(service)
         until(lambda: exporter.sum(TRANSITIONS, flow=flow, state="Running"), 3.0)
         until(lambda: exporter.sum(TRANSITIONS, flow=flow, state="Completed"), 3.0)
+
+
+def test_it_serves_while_there_is_no_server(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{services.free_port()}/api"
+    once = {"PREFECT_CLIENT_MAX_RETRIES": "0"}
+    with services.exporter(tmp_path, *OPTIONS, PREFECT_API_URL=url, **once) as service:
+        exporter = Exporter(service)
+        until(lambda: "trying again" in service.log.read_text(), True)
+        assert exporter.sum("prefect_metrics_up") == 0
+        assert service.alive
 
 
 def test_no_api_is_one_line(tmp_path: Path) -> None:

@@ -56,6 +56,23 @@ class ServiceMonitor(Values):
     interval: Duration = Field(default="30s", description="Interval between two scrapes.")
 
 
+class Dashboards(Values):
+    """Dashboards of Grafana, in ConfigMaps that its sidecar loads."""
+
+    enabled: bool = Field(
+        default=False, description="Create ConfigMaps with the dashboards. They need `metrics`."
+    )
+    labels: dict[str, str] = Field(
+        default_factory=lambda: {"grafana_dashboard": "1"},
+        description="Labels by which Grafana's sidecar selects the ConfigMaps.",
+    )
+    annotations: dict[str, str] = Field(
+        default_factory=dict,
+        description="Annotations of the ConfigMaps.",
+        examples=[{"grafana_folder": "Prefect"}],
+    )
+
+
 class Thresholds(Values):
     """Where alerts fire."""
 

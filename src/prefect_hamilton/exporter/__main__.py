@@ -97,7 +97,7 @@ async def _work(listening: Listening, refresh: Refresh, series: Series, seconds:
                 await listening.compare()
                 await refresh.all()
                 await listening.store()
-            except (httpx.HTTPError, OSError) as error:
+            except Exception as error:  # whatever the API answers: the counters must be kept
                 series.set(families.UP, (), 0)
                 outage.failed(error)
             else:

@@ -7,6 +7,7 @@ the position of the last scrape is stored as a variable of Prefect, so that a ne
 """
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 from prefect.events import Event
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventOccurredFilter, EventOrder
+from prefect.exceptions import ObjectAlreadyExists
 from prefect.logging import get_logger
 
 from prefect_hamilton.exporter import families
@@ -132,9 +134,9 @@ class Listening:
             return
         value = self._scraped.isoformat()
         if self._stored is None:
-            await self.client.create_variable(VariableCreate(name=self.position, value=value))
-        else:
-            await self.client.update_variable(VariableUpdate(name=self.position, value=value))
+            with contextlib.suppress(ObjectAlreadyExists):
+                await self.client.create_variable(VariableCreate(name=self.position, value=value))
+        await self.client.update_variable(VariableUpdate(name=self.position, value=value))
         self._stored = self._scraped
 
     def _take(self, event: Event, source: str) -> None:

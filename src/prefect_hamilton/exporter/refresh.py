@@ -166,9 +166,9 @@ class Refresh:
         delayed, ended = dict(self.counting.delayed), dict(self.counting.ended)
         series = self.counting.series
         for run in await self._runs(delayed):
-            labels = (delayed[UUID(run["id"])],)
+            pool = delayed[UUID(run["id"])]
             seconds = _seconds(run, "expected_start_time", "start_time")
-            series.observe(families.START_DELAY, labels, seconds)
+            series.observe(families.START_DELAY, (pool,), seconds)
         for run in await self._runs(ended):
             if run["start_time"] and run["end_time"]:  # others never started
                 labels = ended[UUID(run["id"])]
