@@ -1,5 +1,6 @@
 """Real servers for tests: each on a free port of 127.0.0.1, gone when its block ends."""
 
+import json
 import os
 import shutil
 import signal
@@ -206,6 +207,44 @@ def _send_what_is_pending() -> None:
 
         for worker in (APILogWorker, EventsWorker):
             worker.drain_all(timeout=5)
+
+
+@contextmanager
+def exporter(folder: Path, *options: str, **settings: str) -> Iterator[Service]:
+    """The exporter of metrics, for the API that the settings name."""
+    port = free_port()
+    command = [sys.executable, "-m", "prefect_hamilton.exporter"]
+    command += ["--host", "127.0.0.1", "--port", str(port), *options]
+    env = {"PREFECT_HOME": str(folder), **settings}
+    with _running(command, port, "/metrics", folder / "exporter.log", env) as service:
+        yield service
+
+
+@contextmanager
+def prometheus(folder: Path, target: Service, interval: str = "1s") -> Iterator[Service]:
+    """A Prometheus that scrapes the target; Debian's package `prometheus` has the program."""
+    port = free_port()
+    (folder / "prometheus.yml").write_text(
+        json.dumps(
+            {
+                "global": {"scrape_interval": interval},
+                "scrape_configs": [
+                    {
+                        "job_name": "exporter",
+                        "static_configs": [{"targets": [f"127.0.0.1:{target.port}"]}],
+                    }
+                ],
+            }
+        )
+    )
+    command = [
+        "prometheus",
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with _running(command, port, "/-/ready", folder / "prometheus.log", {}) as service:
+        yield service
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from charts.schema import kubernetes
+from charts.schema.dashboards import DASHBOARDS
 from charts.schema.values import SECTIONS, ChartValues
 from charts.schema.values.common import Global, PodDisruptionBudget, PodSettings, Resources
 
@@ -50,9 +51,9 @@ HEADER = """\
 #     existingSecret: prefect-db
 #
 # Complete examples are in the folder examples/. Every component (server, backgroundServices,
-# worker, gitServer, hamiltonUi, postgres, valkey, bootstrap, secrets) also accepts the pod settings
-# of `global`. The keys of image, storage, service and similar sections are explained where they
-# first appear; the README lists every value.
+# worker, gitServer, hamiltonUi, postgres, valkey, metrics, bootstrap, secrets) also accepts the pod
+# settings of `global`. The keys of image, storage, service and similar sections are explained where
+# they first appear; the README lists every value.
 """
 
 
@@ -66,6 +67,7 @@ def main(
             continue
         stale.append(path.name)
         if not check:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text)
     if stale and check:
         typer.echo(f"Out of date: {', '.join(stale)}. Run `make generate`.", err=True)
@@ -81,9 +83,17 @@ def files() -> dict[Path, str]:
     table = f"{before}{MARKS[0]}\n{values_table()}{MARKS[1]}{after}"
     return {
         CHART / "values.yaml": values_yaml(),
-        CHART / "values.schema.json": json.dumps(values_schema(), indent=2) + "\n",
+        CHART / "values.schema.json": _json(values_schema()),
         readme: table,
+        **{
+            CHART / "files" / "dashboards" / f"{name}.json": _json(dashboard.json())
+            for name, dashboard in DASHBOARDS.items()
+        },
     }
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
 
 
 def values_schema() -> dict[str, Any]:

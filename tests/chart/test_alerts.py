@@ -1,5 +1,6 @@
 """The alerts of the PrometheusRule, evaluated by Prometheus' own promtool."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.chart.charts import Object, Release, render
+from prefect_hamilton.exporter import families
+from tests.chart.charts import ROOT, Object, Release, render
 from tests.chart.conftest import PROFILES, profile_values
 
 ALERTS: Object = {"prometheusRule": {"enabled": True}}
 SCRAPED: Object = ALERTS | {"server": {"metrics": True}, "serviceMonitor": {"enabled": True}}
+MONITORED: Object = SCRAPED | {"metrics": {"enabled": True}}
 WITHOUT_RETENTION: Object = ALERTS | {"hamiltonUi": {"retention": {"enabled": False}}}
 
 
@@ -149,6 +152,121 @@ CASES: dict[str, tuple[Object, dict[str, str], str, set[str]]] = {
 }
 
 
+def metric(name: str, values: str, **labels: str) -> dict[str, str]:
+    """Return a series of the exporter, as its ServiceMonitor labels it."""
+    labels = {"namespace": "flows", "job": "demo-prefect-hamilton-metrics", **labels}
+    text = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    return {f"{name}{{{text}}}": values}
+
+
+def transitions(state: str, values: str) -> dict[str, str]:
+    of = {"flow": "load", "deployment": "daily", "work_pool": "kubernetes"}
+    return metric("prefect_flow_run_transitions_total", values, **of, state=state)
+
+
+def volume(name: str, values: str) -> dict[str, str]:
+    claim = "data-demo-prefect-hamilton-postgres-0"
+    labels = f'{{namespace="flows",persistentvolumeclaim="{claim}"}}'
+    return {f"kubelet_volume_stats_{name}_bytes{labels}": values}
+
+
+POOL = {"work_pool": "kubernetes"}
+LIMIT = {"limit": "warehouse-writes"}
+LIVES: dict[str, tuple[dict[str, str], str, str]] = {
+    "PrefectServerDown": ({UP: "1x5 0x10 1x30"}, "12m", "20m"),
+    "PrefectComponentUnavailable": (
+        deployment("worker-kubernetes", desired="1x50", available="1x5 0x15 1x30"),
+        "17m",
+        "25m",
+    ),
+    "PrefectJobFailed": (
+        {
+            'kube_job_failed{namespace="flows",condition="true",'
+            'job_name="demo-prefect-hamilton-bootstrap-1a2b3c4d"}': "1x10 _x30"
+        },
+        "5m",
+        "20m",
+    ),
+    "PrefectRetentionFailing": (
+        retention(scheduled="60x59 3660x500", succeeded="120x199 3720x300", due="86400x500"),
+        "3h2m",
+        "3h30m",
+    ),
+    "PrefectVolumeFilling": (
+        volume("available", "50x10 5x20 50x20") | volume("capacity", "100x60"),
+        "28m",
+        "35m",
+    ),
+    "PrefectRunsLate": (
+        metric("prefect_flow_run_oldest_late_seconds", "0x5 600x10 0x20", **POOL),
+        "8m",
+        "20m",
+    ),
+    "PrefectRunsStuckPending": (
+        metric("prefect_flow_run_oldest_pending_seconds", "0x5 900x10 0x20", **POOL),
+        "8m",
+        "20m",
+    ),
+    "PrefectRunsFailing": (
+        transitions("Failed", "0x5 10x80") | transitions("Completed", "0x5 2x80"),
+        "8m",
+        "45m",
+    ),
+    "PrefectRunsCrashed": (transitions("Crashed", "0x5 3x80"), "8m", "30m"),
+    "PrefectWorkPoolNotReady": (
+        metric("prefect_work_pool_ready", "1x5 0x10 1x20", **POOL),
+        "12m",
+        "20m",
+    ),
+    "PrefectWorkPoolFull": (
+        metric("prefect_flow_runs", "4x40 1x30", **POOL, state="Running")
+        | metric("prefect_flow_runs", "6x40 1x30", **POOL, state="Pending")
+        | metric("prefect_work_pool_concurrency_limit", "10x80", **POOL),
+        "35m",
+        "45m",
+    ),
+    "PrefectSlotsExhausted": (
+        metric("prefect_concurrency_slots", "3x40 1x30", **LIMIT, kind="used")
+        | metric("prefect_concurrency_slots", "3x80", **LIMIT, kind="max"),
+        "35m",
+        "45m",
+    ),
+    "PrefectAutomationActionFailing": (
+        metric("prefect_automation_actions_total", "0x5 1x80", automation="a", result="failed"),
+        "8m",
+        "30m",
+    ),
+    "PrefectMetricsStale": (
+        metric("prefect_metrics_last_refresh_timestamp_seconds", "0+60x10 600x20 1920+60x30"),
+        "22m",
+        "40m",
+    ),
+}
+"""Series of a cause and its cure, when the alert fires, and when it no longer does."""
+
+EXTERNAL = {
+    # Prometheus
+    "up",
+    # kube-state-metrics
+    "kube_cronjob_created",
+    "kube_cronjob_next_schedule_time",
+    "kube_cronjob_status_last_schedule_time",
+    "kube_cronjob_status_last_successful_time",
+    "kube_deployment_spec_replicas",
+    "kube_deployment_status_replicas_available",
+    "kube_job_failed",
+    # the kubelet
+    "kubelet_volume_stats_available_bytes",
+    "kubelet_volume_stats_capacity_bytes",
+}
+"""Metrics of others in the alerts."""
+
+
+def alerts(release: Release) -> dict[str, Object]:
+    (rule,) = release.of("PrometheusRule")
+    return {each["alert"]: each for group in rule["spec"]["groups"] for each in group["rules"]}
+
+
 @pytest.fixture(scope="module")
 def promtool() -> str:
     command = shutil.which("promtool")
@@ -174,16 +292,76 @@ def run(promtool: str, *arguments: str, folder: Path) -> None:
 def test_an_alert_fires_for_its_cause_only(case: str, promtool: str, tmp_path: Path) -> None:
     values, series, at, expected = CASES[case]
     write_rules(render(values), tmp_path)
-    samples = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in expected]
-    firing = 'count by (alertname) (ALERTS{alertstate="firing"})'
+    check_firing("", series, {at: expected}, promtool, tmp_path)
+
+
+def check_firing(
+    of: str, series: dict[str, str], expected: dict[str, set[str]], promtool: str, folder: Path
+) -> None:
+    """Check which alerts fire at which time: all, or only whether one does."""
+    selector = f',alertname="{of}"' if of else ""
+    firing = f'count by (alertname) (ALERTS{{alertstate="firing"{selector}}})'
     test = {
         "interval": "1m",
         "input_series": [{"series": name, "values": each} for name, each in series.items()],
-        "promql_expr_test": [{"expr": firing, "eval_time": at, "exp_samples": samples}],
+        "promql_expr_test": [
+            {
+                "expr": firing,
+                "eval_time": at,
+                "exp_samples": [
+                    {"labels": f'{{alertname="{name}"}}', "value": 1} for name in names
+                ],
+            }
+            for at, names in expected.items()
+        ],
     }
     content = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [test]}
-    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(content))
-    run(promtool, "test", "rules", "tests.yaml", folder=tmp_path)
+    (folder / "tests.yaml").write_text(yaml.safe_dump(content))
+    run(promtool, "test", "rules", "tests.yaml", folder=folder)
+
+
+@pytest.fixture(scope="module")
+def monitored() -> Release:
+    return render(MONITORED)
+
+
+@pytest.mark.parametrize("alert", LIVES)
+def test_an_alert_fires_and_resolves(
+    alert: str, monitored: Release, promtool: str, tmp_path: Path
+) -> None:
+    series, fires, resolved = LIVES[alert]
+    write_rules(monitored, tmp_path)
+    check_firing(alert, series, {fires: {alert}, resolved: set()}, promtool, tmp_path)
+
+
+def test_every_alert_has_such_a_test(monitored: Release) -> None:
+    assert set(alerts(monitored)) == set(LIVES)
+
+
+def test_every_alert_says_what_to_do() -> None:
+    url = {"runbookUrl": "https://example.org/runbooks"}
+    page = (ROOT / "docs" / "runbooks.md").read_text()
+    found = alerts(render(MONITORED | {"prometheusRule": {"enabled": True, **url}}))
+    assert re.findall(r"^## (Prefect\w+)$", page, re.MULTILINE) == list(found)
+    for name, alert in found.items():
+        assert alert["for"]
+        assert alert["labels"]["severity"] in {"critical", "warning"}
+        assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
+        assert alert["annotations"]["runbook_url"] == f"{url['runbookUrl']}#{name.lower()}"
+
+
+def test_every_metric_of_an_alert_is_exported(monitored: Release) -> None:
+    suffix = {"counter": "_total", "gauge": "", "histogram": "_bucket"}
+    exported = {family.name + suffix[family.kind] for family in families.ALL}
+    for name, alert in alerts(monitored).items():
+        used = set(re.findall(r"\b(?:prefect|flows|kube|kubelet|up)(?:_\w+|(?={))", alert["expr"]))
+        assert used, name
+        assert used <= exported | EXTERNAL, name
+
+
+def test_thresholds_are_values() -> None:
+    late = {"prometheusRule": {"enabled": True, "thresholds": {"lateSeconds": 1234567}}}
+    assert alerts(render(MONITORED | late))["PrefectRunsLate"]["expr"].endswith("> 1234567")
 
 
 @pytest.mark.parametrize("name", PROFILES)

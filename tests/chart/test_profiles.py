@@ -297,22 +297,19 @@ def test_json_logs_reach_every_program(default: Release, profiles: dict[str, Rel
         for obj in profiles["everything"].of("Deployment")
         if variable in json.dumps(obj)
     }
-    assert with_json == {"server", "background-services", "worker"}
+    assert with_json == {"server", "background-services", "worker", "metrics"}
     assert variable in json.dumps(profiles["everything"].get("ConfigMap", "-bootstrap"))
     assert variable not in default.text
 
 
 def test_alerts_name_what_the_release_renders(profiles: dict[str, Release]) -> None:
     release = profiles["everything"]
-    (group,) = release.get("PrometheusRule", "orchestra")["spec"]["groups"]
-    rules = {rule["alert"]: rule["expr"] for rule in group["rules"]}
-    assert set(rules) == {
-        "PrefectServerDown",
-        "PrefectComponentUnavailable",
-        "PrefectJobFailed",
-        "PrefectRetentionFailing",
-        "Mine",
-    }
+    groups = release.get("PrometheusRule", "orchestra")["spec"]["groups"]
+    rules = {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
+    assert groups[-1]["name"] == "orchestra"
+    assert groups[-1]["rules"] == [{"alert": "Mine", "expr": "vector(1) > 2"}]
+    metrics = release.get("Service", "metrics")["metadata"]["name"]
+    assert f'job="{metrics}"' in rules["PrefectRunsLate"]
     # A ServiceMonitor's job is the name of its Service.
     assert (
         f'job="{release.get("Service", "server")["metadata"]["name"]}"'
@@ -378,3 +375,56 @@ def test_the_chart_has_no_hooks_except_tests_and_no_lookups() -> None:
         assert ".Capabilities" not in code
         assert not re.search(r"\.Release\.(IsInstall|IsUpgrade|Revision)", code), path
         assert "helm.sh/hook" not in code or path.parent.name == "tests", path
+
+
+def test_prometheus_reaches_the_exporter_and_the_exporter_the_server(
+    profiles: dict[str, Release],
+) -> None:
+    release = profiles["everything"]
+    deployment = release.get("Deployment", "-metrics")["spec"]
+    assert deployment["replicas"] == 1
+    assert deployment["strategy"] == {"type": "Recreate"}  # two would count twice
+    (rule,) = release.get("NetworkPolicy", "-metrics")["spec"]["ingress"]
+    assert rule["from"] == profile_values("everything")["networkPolicy"]["metricsFrom"]
+    (server,) = release.get("NetworkPolicy", "-server")["spec"]["ingress"]
+    peers = [peer.get("podSelector", {}).get("matchLabels", {}) for peer in server["from"]]
+    assert "metrics" in {peer.get(COMPONENT) for peer in peers}
+    service = release.get("Service", "-metrics")
+    monitor = release.get("ServiceMonitor", "-metrics")["spec"]
+    assert monitor["selector"]["matchLabels"].items() <= labels(service).items()
+    # The series of a new pod continue those of the one before.
+    assert monitor["endpoints"][0]["relabelings"] == [
+        {"targetLabel": "instance", "replacement": service["metadata"]["name"]},
+        {"action": "labeldrop", "regex": "pod"},
+    ]
+
+
+def test_a_release_without_a_server_has_metrics_of_an_external_api() -> None:
+    release = render(
+        {
+            "server": {"enabled": False},
+            "hamiltonUi": {"enabled": False},
+            "postgres": {"enabled": False},
+            "api": {"url": "https://prefect.example.org:8443/api"},
+            "auth": {"type": "apiKey", "existingSecret": "cloud"},
+            "metrics": {"enabled": True},
+            "serviceMonitor": {"enabled": True},
+        }
+    )
+    (container,) = containers(release.get("Deployment", "-metrics")["spec"]["template"])
+    assert env(container)["PREFECT_API_URL"] == "https://prefect.example.org:8443/api"
+    assert env(container)["PREFECT_API_KEY"]["secretKeyRef"]["name"] == "cloud"
+    assert len(release.of("ServiceMonitor")) == 1
+    egress = release.get("NetworkPolicy", "-metrics")["spec"]["egress"]
+    assert {"ports": [{"port": 8443, "protocol": "TCP"}]} in egress
+
+
+def test_dashboards_are_in_config_maps_for_grafanas_sidecar(
+    profiles: dict[str, Release], default: Release
+) -> None:
+    found = profiles["everything"].get("ConfigMap", "-flow-runs")
+    assert labels(found)["grafana_dashboard"] == "prefect"
+    assert found["metadata"]["annotations"]["grafana_folder"] == "Prefect"
+    (content,) = found["data"].values()
+    assert json.loads(content)["title"] == "Prefect: flow runs"
+    assert "grafana_dashboard" not in default.text

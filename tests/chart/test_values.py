@@ -338,7 +338,8 @@ REMOTE = {"server": {"enabled": False}, "hamiltonUi": {"enabled": False}}
             {"gateway": {"enabled": True}, "server": {"host": "a"}, "hamiltonUi": {"host": "b"}},
             "gateway.parentRefs",
         ),
-        ({"serviceMonitor": {"enabled": True}}, "server.metrics"),
+        ({"serviceMonitor": {"enabled": True}}, "server.metrics or metrics.enabled"),
+        ({"metrics": {"enabled": True}, "server": {"enabled": False}}, "metrics.enabled needs"),
         (
             {"flows": {"repository": "https://x/y.git"}, "bootstrap": {"enabled": False}},
             "set bootstrap.enabled",

@@ -38,7 +38,7 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
 {{- end }}
 {{- $needServer := dict
   "valkey.enabled" $v.valkey.enabled
-  "serviceMonitor.enabled" $v.serviceMonitor.enabled
+  "server.metrics with serviceMonitor.enabled" (and $v.serviceMonitor.enabled $v.server.metrics)
   "server.autoscaling.enabled" $v.server.autoscaling.enabled }}
 {{- range $what, $isOn := $needServer }}
 {{- if $isOn }}
@@ -46,6 +46,11 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
   "%s needs server.enabled: there is no server in this release." $what) }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{- if and $v.metrics.enabled (not (or $v.server.enabled $v.api.url)) }}
+{{- $mistakes = append $mistakes
+  "metrics.enabled needs server.enabled, or api.url with the Prefect API to read." }}
 {{- end }}
 
 {{- if not (or $v.server.enabled (include "prefect-hamilton.hasWorkers" .) $v.hamiltonUi.enabled) }}
@@ -115,9 +120,10 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
 {{- $mistakes = append $mistakes
   "gateway.enabled needs gateway.parentRefs: the Gateways to which the routes attach." }}
 {{- end }}
-{{- if and $v.serviceMonitor.enabled (not $v.server.metrics) }}
-{{- $mistakes = append $mistakes
-  "serviceMonitor.enabled needs server.metrics: there is nothing to scrape otherwise." }}
+{{- if and $v.serviceMonitor.enabled (not (or $v.server.metrics $v.metrics.enabled)) }}
+{{- $mistakes = append $mistakes (cat
+  "serviceMonitor.enabled needs server.metrics or metrics.enabled: there is nothing to scrape"
+  "otherwise.") }}
 {{- end }}
 
 {{- if and (include "prefect-hamilton.flows.repository" .) (not $v.bootstrap.enabled) }}

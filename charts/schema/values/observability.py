@@ -7,7 +7,15 @@ from typing import Literal
 from pydantic import Field
 
 from charts.schema import kubernetes
-from charts.schema.values.common import Duration, Values
+from charts.schema.values.common import (
+    Duration,
+    PodSettings,
+    Resources,
+    Service,
+    Url,
+    Values,
+    resources,
+)
 
 
 class Logs(Values):
@@ -20,6 +28,24 @@ class Logs(Values):
     )
 
 
+class Metrics(PodSettings):
+    """Metrics of flow runs, work pools and deployments for Prometheus."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Run one pod that listens to Prefect's events and serves metrics on port 9090."
+        " It uses the image of the server.",
+    )
+    refresh_seconds: int = Field(
+        default=30,
+        ge=5,
+        description="Number of seconds between two reads of what no event tells, such as the "
+        "number of late runs.",
+    )
+    resources: Resources = Field(default_factory=lambda: resources("20m", "128Mi", "512Mi"))
+    service: Service = Field(default_factory=lambda: Service(port=9090))
+
+
 class ServiceMonitor(Values):
     """ServiceMonitors of the Prometheus Operator."""
 
@@ -30,21 +56,76 @@ class ServiceMonitor(Values):
     interval: Duration = Field(default="30s", description="Interval between two scrapes.")
 
 
+class Dashboards(Values):
+    """Dashboards of Grafana, in ConfigMaps that its sidecar loads."""
+
+    enabled: bool = Field(
+        default=False, description="Create ConfigMaps with the dashboards. They need `metrics`."
+    )
+    labels: dict[str, str] = Field(
+        default_factory=lambda: {"grafana_dashboard": "1"},
+        description="Labels by which Grafana's sidecar selects the ConfigMaps.",
+    )
+    annotations: dict[str, str] = Field(
+        default_factory=dict,
+        description="Annotations of the ConfigMaps.",
+        examples=[{"grafana_folder": "Prefect"}],
+    )
+
+
+class Thresholds(Values):
+    """Where alerts fire."""
+
+    late_seconds: int = Field(
+        default=300, ge=1, description="`PrefectRunsLate`: lateness of the first late run."
+    )
+    pending_seconds: int = Field(
+        default=600, ge=1, description="`PrefectRunsStuckPending`: time of a run in state Pending."
+    )
+    failure_ratio: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="`PrefectRunsFailing`: share of a deployment's runs of 30 minutes that failed.",
+    )
+    failure_runs: int = Field(
+        default=5, ge=1, description="`PrefectRunsFailing`: number of runs that it needs."
+    )
+    crashed_runs: int = Field(
+        default=0,
+        ge=0,
+        description="`PrefectRunsCrashed`: fires if more runs of a pool crash in 15 minutes.",
+    )
+    volume_free_ratio: float = Field(
+        default=0.1, ge=0, le=1, description="`PrefectVolumeFilling`: free share of a volume."
+    )
+    stale_seconds: int = Field(
+        default=300, ge=60, description="`PrefectMetricsStale`: age of the metrics."
+    )
+
+
 class PrometheusRule(Values):
     """PrometheusRule of the Prometheus Operator."""
 
     enabled: bool = Field(
         default=False,
         description="Create alerts for a server that is down, a component without a ready pod,"
-        " a failed Job and a retention that does not succeed. Except for a server with a"
-        " ServiceMonitor, they need kube-state-metrics.",
+        " a failed Job, a retention that does not succeed and a full volume. Except for a server"
+        " with a ServiceMonitor, they need kube-state-metrics. With `metrics` and"
+        " `serviceMonitor`, there are alerts for flow runs, work pools and automations too.",
+    )
+    thresholds: Thresholds = Field(default_factory=Thresholds)
+    runbook_url: Url = Field(
+        default="",
+        description="Address of the page with what to do about each alert: docs/runbooks.md."
+        " Defaults to that page in the repository that publishes the chart.",
     )
     labels: dict[str, str] = Field(
         default_factory=dict, description="Labels by which Prometheus selects the object."
     )
     rules: list[kubernetes.PrometheusRule] = Field(
         default_factory=list,
-        description="Rules to add to the release's group of alerts.",
+        description="Rules to add to the alerts of the release.",
         examples=[
             [
                 {

@@ -16,6 +16,7 @@ PolicyComponent = Literal[
     "git-server",
     "hamilton-ui",
     "hamilton-ui-retention",
+    "metrics",
     "postgres",
     "secrets",
     "server",
@@ -34,6 +35,13 @@ class NetworkPolicy(Values):
         "addition to the release's pods. If empty, everyone may.",
         examples=[
             [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}]
+        ],
+    )
+    metrics_from: list[kubernetes.NetworkPolicyPeer] = Field(
+        default_factory=list,
+        description="Peers that may scrape the pod of `metrics`. If empty, everyone may.",
+        examples=[
+            [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
         ],
     )
     extra_egress: dict[PolicyComponent, list[kubernetes.NetworkPolicyEgressRule]] = Field(

@@ -1,0 +1,260 @@
+"""What no event says, read from the API: a number of requests that does not depend on the runs.
+
+Per refresh: one for the work pools, one for the global concurrency limits, at most four per work
+pool, and two for the times of up to 200 runs each. The deployments, 200 per request, are read at
+the start, every ten minutes, and a minute after one has changed.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+from urllib.parse import quote
+from uuid import UUID
+
+from prefect.client.orchestration import PrefectClient
+
+from prefect_hamilton.exporter import families
+from prefect_hamilton.exporter.counting import Counting, state_label
+from prefect_hamilton.exporter.series import Labels
+
+PAGE = 200
+Key = TypeVar("Key")
+LOOK_BACK = timedelta(days=90)  # of runs that have not ended
+DEPLOYMENTS_SECONDS = 600.0
+CHANGED_DEPLOYMENTS_SECONDS = 60.0
+PAUSES_PER_LISTING = 20  # a listing that takes 10 seconds is repeated after 200 at the earliest
+NOT_ENDED = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
+NO_POOL = ""
+
+
+@dataclass
+class Refresh:
+    """Reads the gauges."""
+
+    client: PrefectClient
+    counting: Counting
+    changed_deployments_seconds: float = CHANGED_DEPLOYMENTS_SECONDS
+    _listed: float = float("-inf")
+    _listing_seconds: float = 0.0
+
+    async def all(self) -> None:
+        """Read every gauge once. Raises httpx.HTTPError."""
+        began = datetime.now(UTC)
+        pools = await self._post("work_pools/filter", limit=PAGE)
+        await self._read_runs([pool["name"] for pool in pools])
+        await self._read_pools(pools)
+        if len(pools) < PAGE:
+            self._drop_pools({pool["name"] for pool in pools}, began)
+        await self._read_limits()
+        await self._look_up()
+        await self._read_deployments(began)
+
+    async def last_successes(self) -> None:
+        """Read when deployments last succeeded, from the last runs that completed."""
+        runs = await self._post(
+            "flow_runs/filter",
+            flow_runs={
+                "state": {"type": {"any_": ["COMPLETED"]}},
+                "deployment_id": {"is_null_": False},
+            },
+            sort="END_TIME_DESC",
+            limit=PAGE,
+        )
+        ids = {run["deployment_id"] for run in runs}
+        found = await self._post(
+            "deployments/filter", deployments={"id": {"any_": sorted(ids)}}, limit=PAGE
+        )
+        names = {each["id"]: await self._key(each) for each in found}
+        for run in reversed(runs):  # the newest last
+            if key := names.get(run["deployment_id"]):
+                ended = _time(run["end_time"]).timestamp()
+                self.counting.series.set(families.LAST_SUCCESS, key, ended)
+
+    async def _read_runs(self, pools: list[str]) -> None:
+        total = await self._states({})
+        found: dict[Labels, float] = {}
+        late: dict[Labels, float] = {}
+        pending: dict[Labels, float] = {}
+        for pool in pools:
+            states = await self._states({"work_pools": {"name": {"any_": [pool]}}})
+            for state, count in states.items():
+                found[pool, state] = count
+                total[state] = total.get(state, 0) - count
+            late[pool,] = await self._oldest(pool, "Late", states)
+            pending[pool,] = await self._oldest(pool, "Pending", states)
+        found |= {(NO_POOL, state): count for state, count in total.items() if count > 0}
+        series = self.counting.series
+        series.replace(families.FLOW_RUNS, found)
+        series.replace(families.OLDEST_LATE, late)
+        series.replace(families.OLDEST_PENDING, pending)
+
+    async def _states(self, of: Mapping[str, Any]) -> dict[str, float]:
+        """Count the runs that are due and have not ended, by state."""
+        now = datetime.now(UTC)
+        (history,) = await self._post(
+            "flow_runs/history",
+            history_start=(now - LOOK_BACK).isoformat(),
+            history_end=now.isoformat(),
+            history_interval_seconds=LOOK_BACK.total_seconds(),
+            flow_runs={"state": {"type": {"any_": NOT_ENDED}}},
+            **of,
+        )
+        counts: dict[str, float] = {}
+        for state in history["states"]:
+            label = state_label(state["state_name"], state["state_type"])
+            counts[label] = counts.get(label, 0) + state["count_runs"]
+        return counts
+
+    async def _oldest(self, pool: str, state: str, states: Mapping[str, float]) -> float:
+        """Return for how many seconds the first run has been late or pending."""
+        if not states.get(state):
+            return 0.0
+        runs = await self._post(
+            "flow_runs/filter",
+            flow_runs={"state": {"name": {"any_": [state]}}},
+            work_pools={"name": {"any_": [pool]}},
+            sort="EXPECTED_START_TIME_ASC",
+            limit=1,
+        )
+        if not runs:  # it has just started
+            return 0.0
+        is_late = state == "Late"
+        since = runs[0]["expected_start_time"] if is_late else runs[0]["state"]["timestamp"]
+        return max((datetime.now(UTC) - _time(since)).total_seconds(), 0.0)
+
+    async def _read_pools(self, pools: list[dict[str, Any]]) -> None:
+        ready: dict[Labels, float] = {}
+        ages: dict[Labels, float] = {}
+        limits: dict[Labels, float] = {}
+        for pool in pools:
+            key: Labels = (pool["name"],)
+            if not pool["is_paused"]:
+                ready[key] = float(pool.get("status") == "READY")
+            if pool["concurrency_limit"] is not None:
+                limits[key] = pool["concurrency_limit"]
+            path = f"work_pools/{quote(pool['name'], safe='')}/workers/filter"
+            workers = await self._post(path, limit=PAGE)
+            beats = [
+                _time(each["last_heartbeat_time"])
+                for each in workers
+                if each["last_heartbeat_time"]
+            ]
+            if beats:
+                ages[key] = max((datetime.now(UTC) - max(beats)).total_seconds(), 0.0)
+        series = self.counting.series
+        series.replace(families.POOL_READY, ready)
+        series.replace(families.POOL_LIMIT, limits)
+        series.replace(families.HEARTBEAT_AGE, ages)
+
+    def _drop_pools(self, found: set[str], began: datetime) -> None:
+        """Drop the series of all that are gone, but for those that appeared meanwhile."""
+        kept = found | _forget(self.counting.pools, found, began) | {NO_POOL}
+        self.counting.series.drop(lambda labels: labels.get("work_pool", NO_POOL) not in kept)
+
+    async def _read_limits(self) -> None:
+        limits = await self._post("v2/concurrency_limits/filter", limit=PAGE)
+        slots: dict[Labels, float] = {}
+        for limit in limits:
+            slots[limit["name"], "used"] = limit["active_slots"]
+            slots[limit["name"], "max"] = limit["limit"]
+        self.counting.series.replace(families.SLOTS, slots)
+
+    async def _look_up(self) -> None:
+        """Observe the times of runs that their events did not tell."""
+        delayed, ended = dict(self.counting.delayed), dict(self.counting.ended)
+        series = self.counting.series
+        for run in await self._runs(delayed):
+            pool = delayed[UUID(run["id"])]
+            seconds = _seconds(run, "expected_start_time", "start_time")
+            series.observe(families.START_DELAY, (pool,), seconds)
+        for run in await self._runs(ended):
+            if run["start_time"] and run["end_time"]:  # others never started
+                labels = ended[UUID(run["id"])]
+                series.observe(families.DURATION, labels, _seconds(run, "start_time", "end_time"))
+        for run_id in delayed:
+            self.counting.delayed.pop(run_id, None)
+        for run_id in ended:
+            self.counting.ended.pop(run_id, None)
+
+    async def _runs(self, ids: Mapping[UUID, object]) -> list[dict[str, Any]]:
+        if not ids:
+            return []
+        names = [str(each) for each in ids]
+        runs = await self._post("flow_runs/filter", flow_runs={"id": {"any_": names}}, limit=PAGE)
+        return [run for run in runs if run["start_time"]]
+
+    async def _read_deployments(self, began: datetime) -> None:
+        waited = time.monotonic() - self._listed
+        pause = max(self.changed_deployments_seconds, PAUSES_PER_LISTING * self._listing_seconds)
+        if waited < (pause if self.counting.deployments_changed else DEPLOYMENTS_SECONDS):
+            return
+        self.counting.deployments_changed = False
+        self._listed = time.monotonic()
+        flows: dict[str, str] = {}
+        found: set[Labels] = set()
+        active: dict[Labels, float] = {}
+        offset = 0
+        while page := await self._post("deployments/filter", limit=PAGE, offset=offset):
+            offset += PAGE
+            for each in page:
+                key = await self._key(each, flows)
+                found.add(key)
+                if schedules := each["schedules"]:
+                    is_on = not each["paused"] and any(item["active"] for item in schedules)
+                    active[key] = float(is_on)
+            if len(page) < PAGE:
+                break
+        self.counting.series.replace(families.SCHEDULE_ACTIVE, active)
+        self._drop_deployments(found, began)
+        self._listing_seconds = time.monotonic() - self._listed
+
+    def _drop_deployments(self, found: set[Labels], began: datetime) -> None:
+        """Drop the series of all that are gone, but for those that appeared meanwhile."""
+        kept = found | _forget(self.counting.deployments, found, began)
+
+        def is_gone(labels: dict[str, str]) -> bool:
+            name = labels.get("deployment")
+            return bool(name) and (labels["flow"], name) not in kept
+
+        self.counting.series.drop(is_gone)
+
+    async def _key(
+        self, deployment: Mapping[str, Any], flows: dict[str, str] | None = None
+    ) -> Labels:
+        """Return flow and name of a deployment."""
+        flows = {} if flows is None else flows
+        flow_id = deployment["flow_id"]
+        if flow_id not in flows:
+            await self._read_flows(flows)
+        return flows.get(flow_id, ""), deployment["name"]
+
+    async def _read_flows(self, flows: dict[str, str]) -> None:
+        offset = 0
+        while page := await self._post("flows/filter", limit=PAGE, offset=offset):
+            flows.update({flow["id"]: flow["name"] for flow in page})
+            offset += PAGE
+            if len(page) < PAGE:
+                return
+
+    async def _post(self, path: str, **body: Any) -> Any:
+        response = await self.client.request("POST", f"/{path}", json=body)  # type: ignore[arg-type]
+        response.raise_for_status()
+        return response.json()
+
+
+def _forget(seen: dict[Key, datetime], found: set[Key], began: datetime) -> set[Key]:
+    """Forget what is gone; return what was seen after the listing began."""
+    new = {key for key, time in seen.items() if time >= began}
+    for key in set(seen) - found - new:
+        del seen[key]
+    return new
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def _seconds(run: Mapping[str, Any], start: str, end: str) -> float:
+    return max((_time(run[end]) - _time(run[start])).total_seconds(), 0.0)
