@@ -30,10 +30,12 @@ def load_lazily() -> None:
     """Make Hamilton load an extension once the flow has imported its library.
 
     All are loaded when a loader or saver is used that none of the loaded ones has. Does nothing if
-    Hamilton has already loaded its extensions.
+    Hamilton is not installed, or has already loaded its extensions.
     """
-    from hamilton import registry
-
+    try:
+        from hamilton import registry
+    except ModuleNotFoundError:
+        return
     if registry.INITIALIZED or registry.HAMILTON_AUTOLOAD_ENV in os.environ:
         return
     registry.INITIALIZED = True
