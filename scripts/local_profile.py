@@ -36,6 +36,11 @@ HOST = "127.0.0.1"
 WORK_POOL = "local-process-pool"
 MARKER = "PREFECT_HAMILTON_RUNNING"
 
+WORKER = "prefect worker start"
+OWN_WORKER = "prefect_hamilton.worker start"
+FORKED = "prefect_hamilton.worker.forked"
+"""What the command lines of a worker, of this project's worker and of its flow runs contain."""
+
 GRACE = 8.0
 """Seconds that processes have to terminate before they are killed."""
 
@@ -146,6 +151,9 @@ class Profile(BaseModel, frozen=True):
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             # The worker looks for new runs every second; by default it would take up to 10.
             "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "1"),
+            # Server and clients are of one installation: a quarter of a flow run's requests.
+            "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
+            "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
             # Shorter than the default 30 s, so that a worker that died is soon shown as offline.
             "PREFECT_WORKER_HEARTBEAT_SECONDS": "10",
             "HAMILTON_API_URL": self.hamilton_url,
@@ -285,6 +293,9 @@ def executed_flow_runs(state: Path) -> set[str]:
     for process in processes(state):
         with contextlib.suppress(psutil.Error, OSError):
             found.add(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
+            if FORKED in _command(process):
+                # It keeps a file open that is named after its flow run.
+                found.update(Path(file.path).name for file in process.open_files())
     return found
 
 
@@ -432,8 +443,9 @@ def _command(process: psutil.Process) -> str:
 def _does_work(process: psutil.Process) -> bool:
     """Whether it is a flow run, the worker, or the shell that would restart the worker."""
     try:
+        command = _command(process)
         return (
-            "prefect worker start" in _command(process)
+            any(word in command for word in (WORKER, OWN_WORKER, FORKED))
             or "PREFECT__FLOW_RUN_ID" in process.environ()
         )
     except psutil.Error:

@@ -1,11 +1,8 @@
 """Hamilton dataflows of the flows.
 
-Hamilton loads an extension for every library that it finds, and with it the library: Matplotlib,
-scikit-learn and more, 110 MB. The dataflows here need the one for pandas.
+On the command line too, only the extensions of Hamilton that a dataflow needs are loaded.
 """
 
-from hamilton import registry
+from prefect_hamilton import extensions
 
-if not registry.INITIALIZED:
-    registry.INITIALIZED = True  # first, for the extension imports what would load all
-    registry.load_extension("pandas")
+extensions.load_lazily()

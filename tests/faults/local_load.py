@@ -11,14 +11,14 @@ from typing import Any
 import httpx
 import psutil
 
-from scripts.local_profile import WORK_POOL
+from scripts.local_profile import OWN_WORKER, WORK_POOL
 from tests.faults.load import Load
 from tests.faults.recorder import server
 from tests.profiles import LocalProfile
 from tests.services import ROOT
 
 SERVER = "prefect_hamilton.server"
-WORKER = "prefect worker start"
+WORKER = OWN_WORKER
 
 
 @contextmanager

@@ -277,11 +277,11 @@ def test_a_killed_worker_crashes_its_run_and_is_restarted(
 ) -> None:
     run = profile.trigger(WALKTHROUGH, "worker-killed")
     wait_until(lambda: profile.state_of(run) == "Running")
-    killed = profile.process("prefect worker start")
+    killed = profile.process(local_profile.OWN_WORKER)
     killed.kill()
     # Not Running for ever: the run's process misses its worker and says so.
     assert profile.ended(run) == "Crashed"
-    wait_until(lambda: profile.process("prefect worker start").pid != killed.pid)
+    wait_until(lambda: profile.process(local_profile.OWN_WORKER).pid != killed.pid)
     again = profile.trigger(WALKTHROUGH, "after-worker-killed")
     assert profile.ended(again) == "Completed"
 
@@ -291,7 +291,7 @@ def test_a_run_that_a_killed_worker_had_only_taken_up_starts_again(profile: Loca
     path = f"/deployments/{deployment['id']}/create_flow_run"
     run = profile.api.post(path, json={"state": {"type": "PENDING"}}).raise_for_status().json()
 
-    profile.process("prefect worker start").kill()
+    profile.process(local_profile.OWN_WORKER).kill()
 
     assert profile.ended(run) == "Completed"
 

@@ -23,6 +23,9 @@ class Api:
     def post(self, path: str, **body: Any) -> Any:
         return self._ask("POST", path, json=body)
 
+    def patch(self, path: str, **body: Any) -> None:
+        self._ask("PATCH", path, json=body)
+
     def get(self, path: str) -> Any:
         return self._ask("GET", path)
 
@@ -54,4 +57,5 @@ class Api:
         reraise=True,
     )
     def _ask(self, method: str, path: str, **options: Any) -> Any:
-        return self._http.request(method, path, **options).raise_for_status().json()
+        answer = self._http.request(method, path, **options).raise_for_status()
+        return answer.json() if answer.content else None

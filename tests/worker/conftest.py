@@ -1,6 +1,7 @@
 """This project's server or Prefect's own, with a work pool; and a Kubernetes API."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -28,9 +29,16 @@ class Pool:
             "/deployments/", name=self.name, flow_id=flow["id"], work_pool_name=self.name
         )["id"]
 
-    def new_run(self) -> UUID:
-        """A run of the deployment, scheduled for now."""
-        return UUID(self.api.post(f"/deployments/{self._deployment}/create_flow_run")["id"])
+    def new_run(self, in_seconds: float = 0) -> UUID:
+        """A run of the deployment, scheduled for now or later."""
+        due = datetime.now(UTC) + timedelta(seconds=in_seconds)
+        state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due.isoformat()}}
+        path = f"/deployments/{self._deployment}/create_flow_run"
+        return UUID(self.api.post(path, state=state)["id"])
+
+    def limit(self, concurrency: int) -> None:
+        """Set the concurrency limit of the pool."""
+        self.api.patch(f"/work_pools/{self.name}", concurrency_limit=concurrency)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -28,11 +29,12 @@ pytestmark = [pytest.mark.services, pytest.mark.anyio]
 
 
 @asynccontextmanager
-async def hearing(pool: Pool, api_url: str | None = None) -> AsyncIterator[Worker]:
+async def hearing(pool: Pool, api_url: str | None = None, **options: Any) -> AsyncIterator[Worker]:
     """A worker of the pool, which looks for flow runs when it hears of one."""
     url = f"{api_url or pool.server.url}/api"
     with temporary_settings({PREFECT_API_URL: url}):
-        async with Worker(work_pool_name=pool.name, create_pool_if_not_found=False) as worker:
+        options |= {"work_pool_name": pool.name, "create_pool_if_not_found": False}
+        async with Worker(**options) as worker:
             yield worker
 
 

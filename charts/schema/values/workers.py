@@ -30,7 +30,7 @@ class WorkerSettings(PodSettings):
         default=1,
         gt=0,
         description="Number of seconds between two polls for scheduled flow runs. Events make a"
-        " worker poll at once.",
+        " worker poll at once; while it receives them, it polls less often.",
     )
     prefetch_seconds: int = Field(
         default=10,

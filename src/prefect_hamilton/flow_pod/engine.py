@@ -25,6 +25,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from prefect_hamilton import extensions
 from prefect_hamilton.flow_pod import JSON_FORMATTER, _prefect, outages, pull_errors
 from prefect_hamilton.states import NO_ANSWER
 
@@ -47,10 +48,10 @@ class Prepared(NamedTuple):
     """Whether a pull step may have installed something, started threads or imported modules."""
 
 
-def prepare(config: _prefect.WorkspaceSupervisorConfig) -> Prepared:
+def prepare(config: _prefect.WorkspaceSupervisorConfig, *, clears: bool = True) -> Prepared:
     """Run the deployment's pull steps and write the manifest that the hooks need.
 
-    Raises what a step raises.
+    `clears` says to empty the workspace's folder first. Raises what a step raises.
     """
     launched: list[tuple[list[str], Path, dict[str, str]]] = []
     folder = Path.cwd()
@@ -61,8 +62,9 @@ def prepare(config: _prefect.WorkspaceSupervisorConfig) -> Prepared:
 
     async def start_afresh() -> None:
         os.chdir(folder)
-        shutil.rmtree(config.workspace_root)
-        config.workspace_root.mkdir()
+        if clears:
+            shutil.rmtree(config.workspace_root)
+            config.workspace_root.mkdir()
         await _prefect.prepare_workspace(config, keep)
 
     async def prepare_and_log() -> bool:
@@ -166,7 +168,7 @@ def adopt(prepared: Prepared) -> None:
     importlib.invalidate_caches()
 
 
-def run(config_path: Path, go: int) -> int:
+def run(config_path: Path, go: int, *, clears: bool = True) -> int:
     """Run the flow once the descriptor `go` has given the variables of the control channel.
 
     They come as a JSON object, an empty one where there is no channel. Returns the exit code. If
@@ -175,7 +177,7 @@ def run(config_path: Path, go: int) -> int:
     config = _prefect.read_model(config_path, _prefect.WorkspaceSupervisorConfig)
     failure: Exception | None = None
     try:
-        prepared = prepare(config)
+        prepared = prepare(config, clears=clears)
     except Exception as error:
         failure = error
         if sentence := outages.explain(error):
@@ -207,6 +209,7 @@ def run(config_path: Path, go: int) -> int:
         _become(fresh, prepared.folder, prepared.environment | channel)
     adopt(prepared)
     os.environ.update(channel)
+    extensions.load_lazily()
     return _prefect.run_engine([prepared.environment["PREFECT__FLOW_ENTRYPOINT"]])
 
 

@@ -1,19 +1,32 @@
-"""`prefect worker` with this package's Kubernetes worker; options as there."""
+"""`prefect worker` with this package's worker of the type: `start --type process`, or Kubernetes.
 
+Other options are as there.
+"""
+
+# A process that is forked imports this module, too: nothing here may be slow.
+import importlib
 import sys
 import warnings
 
-from prefect.cli import app
-from prefect.plugins import load_prefect_collections
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the command."""
+    from prefect.cli import app
+    from prefect.plugins import load_prefect_collections
+
+    is_process = "--type process" in " ".join(sys.argv)
     # Prefect's own worker first: the last one of a type is taken.
     load_prefect_collections()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Type 'Worker' at .* has key 'kubernetes'")
-        from prefect_hamilton.worker import worker as _worker  # noqa: F401
-    from prefect_hamilton.worker import observer
+        warnings.filterwarnings("ignore", message="Type 'Worker' at .* has key")
+        importlib.import_module(f"prefect_hamilton.worker.{'process' if is_process else 'worker'}")
+    if not is_process:
+        from prefect_hamilton.worker import observer
 
-    observer.install()
+        observer.install()
     sys.argv = ["prefect", "worker", *sys.argv[1:]]
     app()
+
+
+if __name__ == "__main__":
+    main()

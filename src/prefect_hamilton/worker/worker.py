@@ -23,7 +23,7 @@ from prefect_kubernetes.worker import (
 from prefect_hamilton.states import propose, rescheduled, restore
 from prefect_hamilton.worker import attempts, kubernetes
 from prefect_hamilton.worker.sweep import LOCATION_LABEL, Sweep
-from prefect_hamilton.worker.wake import Wake
+from prefect_hamilton.worker.wake import Listening
 
 ANSWER_SECONDS = 15
 """How long the API may take to answer a proposal before the client repeats it."""
@@ -38,30 +38,18 @@ class NotWaitedForError(Exception):
     """The flow run does not wait for the attempt's Job."""
 
 
-class Worker(KubernetesWorker):  # type: ignore[misc]
+class Worker(Listening, KubernetesWorker):  # type: ignore[misc]
     """Creates exactly one Job for each attempt, and only while the flow run waits for it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._attempts: dict[UUID, UUID] = {}
-        self._looking = anyio.Lock()
 
     async def setup(self) -> None:
         """Prepare the worker: it also listens to events, and sweeps once a minute."""
         await super().setup()
         sweep = Sweep(self.client, self._work_pool_name, self._logger)
-        wake = Wake(self._work_pool_name, self.get_and_submit_flow_runs, self._logger)
-        assert self._runs_task_group is not None  # noqa: S101  # as in Prefect
-        for run_forever in (sweep.run_forever, wake.run_forever):
-            scope = anyio.CancelScope()
-            # Cancelled when the worker ends.
-            self._scheduled_task_scopes.add(scope)
-            self._runs_task_group.start_soon(run_forever, scope)
-
-    async def get_and_submit_flow_runs(self) -> Any:
-        """Poll; one at a time, since a poll submits what it finds."""
-        async with self._looking:
-            return await super().get_and_submit_flow_runs()
+        self._run_beside(sweep.run_forever)
 
     async def _submit_run(self, flow_run: FlowRun) -> None:
         try:

@@ -1,0 +1,90 @@
+"""What a process does that is forked for a flow run of the local profile."""
+
+import atexit
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from prefect.logging.configuration import setup_logging
+
+from prefect_hamilton.flow_pod import _prefect, engine
+
+CHANNEL = ("PREFECT__CONTROL_PORT", "PREFECT__CONTROL_TOKEN")
+
+
+def main(
+    config: str,
+    folder: str,
+    env: dict[str, str],
+    shows_output: bool,
+    is_ready: "Connection[Any, Any]",
+) -> None:
+    """Run the flow run of a configuration of Prefect's supervisor, and exit."""
+    os.setsid()
+    is_ready.close()
+    if not config:
+        return
+    _become(folder, env, shows_output=shows_output)
+    threading.Thread(target=_end_with_worker, name="end-with-worker", daemon=True).start()
+    channel = {name: env[name] for name in CHANNEL if name in env}
+    # Its name tells a worker that is started again which flow run this is.
+    with Path(config).with_name(env["PREFECT__FLOW_RUN_ID"]).open("w"):
+        try:
+            # The folder may be the user's: it is not cleared.
+            code = engine.run(Path(config), _given(channel), clears=False)
+        finally:
+            # As at the end of an interpreter; multiprocessing leaves out the second.
+            threading._shutdown()  # type: ignore[attr-defined]
+            atexit._run_exitfuncs()
+    sys.exit(code)
+
+
+def _end_with_worker() -> None:
+    """End this process when the worker has ended, so that no flow run is left unsupervised.
+
+    The engine then sets the run to Crashed. A worker that is stopped ends its flow runs itself.
+    """
+    if (worker := multiprocessing.parent_process()) is not None:
+        worker.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _become(folder: str, env: dict[str, str], *, shows_output: bool) -> None:
+    """Make this process what a new one with the folder, environment and output would be."""
+    os.chdir(folder)
+    has_other_settings = _settings(env) != _settings(os.environ)
+    os.environ.clear()
+    os.environ.update(env)
+    time.tzset()
+    if not shows_output:
+        with Path(os.devnull).open("wb") as nothing:
+            for number in (1, 2):
+                os.dup2(nothing.fileno(), number)
+    if has_other_settings:
+        _prefect.refresh_global_settings_context()
+        setup_logging()
+
+
+def _settings(env: Mapping[str, str]) -> dict[str, str]:
+    """Return Prefect's settings; what begins with PREFECT__ is about the flow run."""
+    return {
+        name: value
+        for name, value in env.items()
+        if name.startswith("PREFECT_") and not name.startswith("PREFECT__")
+    }
+
+
+def _given(channel: dict[str, str]) -> int:
+    """Return a descriptor from which the engine reads that it may run the flow."""
+    waiting, go = os.pipe()
+    with os.fdopen(go, "w", encoding="utf-8") as words:
+        json.dump(channel, words)
+    return waiting

@@ -1,0 +1,161 @@
+"""The process worker forks flow runs; each is as if Prefect's own worker had started it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psutil
+import pytest
+
+from scripts import local_profile
+from tests import services
+from tests.profiles import wait_until
+from tests.server.runs import Api
+
+pytestmark = pytest.mark.services
+
+FLOW = """
+import atexit, json, os, time
+from pathlib import Path
+from prefect import flow
+
+@flow
+def probe(notes: str, seconds: float = 0):
+    found = {
+        "value": VALUE,
+        "pid": os.getpid(),
+        "group": os.getpgid(0),
+        "variable": os.environ.get("PROBE"),
+        "folder": os.getcwd(),
+    }
+    Path(notes).write_text(json.dumps(found))
+    atexit.register(Path(f"{notes}-end").touch)
+    time.sleep(seconds)
+
+VALUE = 1
+"""
+
+
+class Pool:
+    """A process pool with a worker, and a deployment of a flow in a folder."""
+
+    def __init__(self, api: Api, folder: Path) -> None:
+        self.api = api
+        self.state = folder
+        self.code = folder / "probe.py"
+        self.code.write_text(FLOW)
+        self._notes = folder / "notes"
+        api.post("/work_pools/", name="pool", type="process")
+        steps = [{"prefect.deployments.steps.set_working_directory": {"directory": str(folder)}}]
+        self._deployment = api.post(
+            "/deployments/",
+            name="probe",
+            flow_id=api.post("/flows/", name="probe")["id"],
+            work_pool_name="pool",
+            entrypoint="probe.py:probe",
+            pull_steps=steps,
+            enforce_parameter_schema=False,
+        )["id"]
+
+    def run(self, seconds: float = 0, **job_variables: Any) -> UUID:
+        """A flow run that lasts some seconds."""
+        self._notes.unlink(missing_ok=True)
+        run = self.api.post(
+            f"/deployments/{self._deployment}/create_flow_run",
+            parameters={"notes": str(self._notes), "seconds": seconds},
+            job_variables=job_variables,
+        )
+        return UUID(run["id"])
+
+    def notes(self) -> Any:
+        """What the flow found, as soon as it has begun."""
+        wait_until(lambda: self._notes.exists() and self._notes.read_text() != "")
+        return json.loads(self._notes.read_text())
+
+    def end(self, run: UUID) -> str:
+        """The type of the final state of the flow run."""
+        final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        wait_until(lambda: self.api.state(run)["type"] in final)
+        return str(self.api.state(run)["type"])
+
+    def has_run_exit_handlers(self) -> bool:
+        return self._notes.with_name("notes-end").exists()
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    folder = tmp_path_factory.mktemp("process-worker")
+    command = ["-m", "prefect_hamilton.worker", "start", "--type", "process", "--pool", "pool"]
+    with services.prefect_server(folder / "server", program=services.OWN_SERVER) as server:
+        found = Pool(Api(server.url), folder)
+        env = {
+            "PREFECT_API_URL": f"{server.url}/api",
+            "PREFECT_HOME": str(folder / "home"),
+            local_profile.MARKER: str(folder),
+        }
+        with (folder / "log").open("wb") as log:
+            worker = subprocess.Popen(
+                [sys.executable, *command], env=os.environ | env, stdout=log, stderr=log
+            )
+        try:
+            yield found
+        finally:
+            worker.terminate()
+            worker.wait(timeout=60)
+
+
+def is_forked(process: int) -> bool:
+    return local_profile.FORKED in " ".join(psutil.Process(process).cmdline())
+
+
+def test_a_flow_run_is_forked_with_its_folder_and_variables(pool: Pool) -> None:
+    run = pool.run(seconds=2, env={"PROBE": "given"})
+    found = pool.notes()
+    assert is_forked(found["pid"])
+    # So that what it starts can be ended with it.
+    assert found["group"] == found["pid"]
+    assert found["variable"] == "given"
+    assert found["folder"] == str(pool.code.parent)
+    assert pool.end(run) == "COMPLETED"
+    wait_until(pool.has_run_exit_handlers)
+
+
+def test_the_next_run_has_an_edited_flow(pool: Pool) -> None:
+    for value in (2, 3):
+        pool.code.write_text(FLOW.replace("VALUE = 1", f"VALUE = {value}"))
+        assert pool.end(pool.run()) == "COMPLETED"
+        assert pool.notes()["value"] == value
+
+
+def test_a_variable_of_the_interpreter_needs_a_new_one(pool: Pool) -> None:
+    run = pool.run(seconds=2, env={"PYTHONHASHSEED": "7"})
+    assert not is_forked(pool.notes()["pid"])
+    assert pool.end(run) == "COMPLETED"
+
+
+def test_a_folder_of_the_user_is_not_cleared(pool: Pool, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert pool.end(pool.run(working_dir=str(tmp_path))) == "COMPLETED"
+    assert (tmp_path / "file").exists()
+
+
+def test_a_cancelled_run_ends(pool: Pool) -> None:
+    run = pool.run(seconds=300)
+    process = pool.notes()["pid"]
+    # Such a run is not started again when its worker is.
+    assert str(run) in local_profile.executed_flow_runs(pool.state)
+    pool.api.propose(run, "CANCELLING")
+    assert pool.end(run) == "CANCELLED"
+    wait_until(lambda: not psutil.pid_exists(process))
+
+
+def test_a_killed_run_is_crashed(pool: Pool) -> None:
+    run = pool.run(seconds=300)
+    psutil.Process(pool.notes()["pid"]).kill()
+    assert pool.end(run) == "CRASHED"
+    assert "status code -9" in str(pool.api.state(run)["message"]).replace(":", "")
