@@ -25,6 +25,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from prefect_hamilton import traces
 from prefect_hamilton.flow_pod import JSON_FORMATTER, _prefect, outages, pull_errors
 from prefect_hamilton.states import NO_ANSWER
 
@@ -207,6 +208,7 @@ def run(config_path: Path, go: int) -> int:
         _become(fresh, prepared.folder, prepared.environment | channel)
     adopt(prepared)
     os.environ.update(channel)
+    traces.start()
     return _prefect.run_engine([prepared.environment["PREFECT__FLOW_ENTRYPOINT"]])
 
 

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
+    from prefect_hamilton import traces
     from prefect_hamilton.flow_pod import _prefect, outages
 
     # As `python -m prefect.engine` has it.
     sys.path.insert(0, str(Path.cwd()))
     outages.repeat_requests()
+    traces.start()
     sys.exit(_prefect.run_engine([os.environ["PREFECT__FLOW_ENTRYPOINT"]]))
