@@ -13,7 +13,12 @@ from charts.schema.values.exposure import Gateway, Ingress
 from charts.schema.values.flows import Flows, GitServer
 from charts.schema.values.hamilton_ui import HamiltonUi
 from charts.schema.values.jobs import Bootstrap, SecretsJob
-from charts.schema.values.observability import Logs, PrometheusRule, ServiceMonitor
+from charts.schema.values.observability import (
+    Logs,
+    PrometheusRule,
+    ServiceMonitor,
+    Telemetry,
+)
 from charts.schema.values.security import NetworkPolicy, Rbac
 from charts.schema.values.server import Api, Auth, BackgroundServices, Server
 from charts.schema.values.workers import Pool, Worker
@@ -60,6 +65,7 @@ class ChartValues(Values):
     rbac: Rbac = Field(default_factory=Rbac)
     secrets: SecretsJob = Field(default_factory=SecretsJob)
     logs: Logs = Field(default_factory=Logs)
+    telemetry: Telemetry = Field(default_factory=Telemetry)
     service_monitor: ServiceMonitor = Field(default_factory=ServiceMonitor)
     prometheus_rule: PrometheusRule = Field(default_factory=PrometheusRule)
     bootstrap: Bootstrap = Field(default_factory=Bootstrap)

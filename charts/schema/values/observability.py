@@ -1,10 +1,10 @@
-"""Logs, and objects of the Prometheus Operator."""
+"""Logs, OpenTelemetry, and objects of the Prometheus Operator."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from charts.schema import kubernetes
 from charts.schema.values.common import Duration, Values
@@ -18,6 +18,22 @@ class Logs(Values):
         description="`text` for people, or `json` for a log collector: one JSON object per line."
         " Hamilton UI always writes JSON, PostgreSQL and Valkey always write text.",
     )
+
+
+class Otlp(Values):
+    """The collector that receives OTLP over HTTP, usually at port 4318."""
+
+    endpoint: Annotated[str, StringConstraints(pattern=r"^(https?://\S+)?$")] = Field(
+        default="",
+        description="URL without `/v1/traces`, for example `http://collector.monitoring:4318`."
+        " Flow pods send traces and the metrics of tasks to it. If empty, nothing is sent.",
+    )
+
+
+class Telemetry(Values):
+    """OpenTelemetry of flow pods; its other variables can be set in `flows.env`."""
+
+    otlp: Otlp = Field(default_factory=Otlp)
 
 
 class ServiceMonitor(Values):
