@@ -84,10 +84,10 @@ def client(prefect_api: str) -> Iterator[SyncPrefectClient]:
         yield client
 
 
-def run(api: str, factor: int = 1, **env: str) -> str:
-    """Output of the program, with `factor`."""
+def run(api: str, argument: int | str = 1, **env: str) -> str:
+    """Output of the program with the argument."""
     done = subprocess.run(
-        [sys.executable, FLOW, str(factor)],
+        [sys.executable, FLOW, str(argument)],
         env=os.environ | {"PREFECT_API_URL": api, "PYTHONPATH": str(ROOT)} | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -144,6 +144,20 @@ def test_a_failure_is_on_the_spans_that_it_ended(prefect_api: str, collector: Co
     assert attributes["exception.type"] == "ZeroDivisionError"
     assert "in share" in attributes["exception.stacktrace"]
     assert collector.span("share").status.message == "division by zero"
+
+
+def test_nodes_of_parallel_blocks_and_coroutines_are_in_the_trace(
+    prefect_api: str, collector: Collector
+) -> None:
+    output = run(prefect_api, "other", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+
+    assert "\nCOMPLETED " in output
+    assert "Failed to detach" not in output
+    assert len({span.trace_id for span in collector.spans}) == 1
+    nodes = {span.name: collector.path(span)[:2] for span in collector.spans}
+    assert {nodes[name][0] for name in ("part", "square", "total", "slow")} == {"other"}
+    assert collector.path(collector.span("slow")) == ["other", "coroutines", "slow"]
+    assert collector.path(collector.span("total")) == ["other", "blocks", "total"]
 
 
 def test_the_standard_sampler_applies(prefect_api: str, collector: Collector) -> None:
