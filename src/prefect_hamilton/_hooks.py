@@ -3,11 +3,14 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from contextvars import Token
 from typing import Any
 
 from hamilton.lifecycle import base
+from opentelemetry import context, trace
 
 from prefect_hamilton.errors import note_node
+from prefect_hamilton.traces import TRACER, note_error
 
 
 class Observer(base.BasePreNodeExecute, base.BasePostNodeExecute):
@@ -38,6 +41,51 @@ class Observer(base.BasePreNodeExecute, base.BasePostNodeExecute):
         """Add times of nodes."""
         for name, taken in seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + taken
+
+
+_OpenSpan = tuple[trace.Span, Token[context.Context] | None]
+
+
+class NodeSpans(base.BasePreNodeExecute, base.BasePostNodeExecute):
+    """Records each node as a span.
+
+    Its parent is the span that is current: that of the dataflow, or of the task run that computes a
+    block of it. In a thread that knows of none it is that of the dataflow. `in_thread` says that
+    the node runs in the thread that calls this: what it logs and records is then part of its span.
+    """
+
+    def __init__(self, dataflow: trace.Span, *, in_thread: bool) -> None:
+        self._parent = trace.set_span_in_context(dataflow)
+        self._in_thread = in_thread
+        self._tracer = trace.get_tracer(TRACER)
+        self._open: dict[tuple[str | None, str], _OpenSpan] = {}
+
+    def pre_node_execute(self, *, node_: Any, task_id: str | None = None, **_: Any) -> None:
+        """Start the span of a node."""
+        has_parent = trace.get_current_span().get_span_context().is_valid
+        span = self._tracer.start_span(
+            node_.name,
+            context=None if has_parent else self._parent,
+            attributes={"hamilton.node.type": str(node_.type)},
+        )
+        token = context.attach(trace.set_span_in_context(span)) if self._in_thread else None
+        self._open[task_id, node_.name] = span, token
+
+    def post_node_execute(
+        self,
+        *,
+        node_: Any,
+        error: BaseException | None,
+        task_id: str | None = None,
+        **_: Any,
+    ) -> None:
+        """End the span of a node."""
+        span, token = self._open.pop((task_id, node_.name))
+        if token is not None:
+            context.detach(token)
+        if error is not None:
+            note_error(span, error)
+        span.end()
 
 
 class AsyncHooks(

@@ -18,7 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from prefect_hamilton._hooks import Observer
+from prefect_hamilton._hooks import NodeSpans, Observer
 from prefect_hamilton.tracking import quiet_hamilton
 
 if TYPE_CHECKING:
@@ -79,13 +79,13 @@ class BlockExecutor(TaskExecutor):
 
 
 def _without_ours(task: TaskImplementation) -> TaskImplementation:
-    """Return a block for another process: the connection to the Hamilton UI stays here."""
+    """Return a block for another process: what is connected to other programs stays here."""
     from prefect_hamilton.tracking.sdk import BestEffortTracker
 
     kept = [
         adapter
         for adapter in task.adapter.adapters
-        if not isinstance(adapter, BestEffortTracker | Observer)
+        if not isinstance(adapter, BestEffortTracker | NodeSpans | Observer)
     ]
     return replace(task, adapter=LifecycleAdapterSet(*kept))
 

@@ -14,20 +14,22 @@ A node that raises fails the execution with its own exception's type and a messa
 node; see `NodeError`. Outside of a run, as in a test, a dataflow is executed, but nothing is
 published.
 
-Importing this module imports neither Hamilton nor pandas.
+With an OTLP endpoint, the execution is a span of the flow run's trace, and each node a child of it;
+see `prefect_hamilton.traces`. Importing this module starts the traces. It imports neither Hamilton
+nor pandas.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from prefect.runtime import flow_run, task_run
 
-from prefect_hamilton import graphs, tracking
+from prefect_hamilton import graphs, traces, tracking
 from prefect_hamilton.errors import NodeError, named
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ __all__ = ["Dataflow", "NodeError", "Run", "aexecute", "execute"]
 
 LONGEST = 3
 """Number of nodes in the log line about durations."""
+
+traces.start()
 
 Modules = ModuleType | Sequence[ModuleType]
 Outputs = str | Sequence[str | Callable[..., Any]]
@@ -172,11 +176,12 @@ class Dataflow:
         """
         from hamilton import driver
 
-        from prefect_hamilton._hooks import Observer
+        from prefect_hamilton._hooks import NodeSpans, Observer
 
         observer = Observer()
-        with self._tracked() as tracked, _named_failures():
-            builder = self._builder(driver.Builder(), *tracked.adapters, observer)
+        with self._tracked() as tracked, self._traced(outputs) as span, _named_failures():
+            spans = [NodeSpans(span, in_thread=True)] if span else []
+            builder = self._builder(driver.Builder(), *tracked.adapters, *spans, observer)
             if self.parallel:
                 self._run_in_parallel(builder, observer)
             built: Driver = builder.build()
@@ -200,11 +205,12 @@ class Dataflow:
         """
         from hamilton import async_driver
 
-        from prefect_hamilton._hooks import AsyncHooks, Observer
+        from prefect_hamilton._hooks import AsyncHooks, NodeSpans, Observer
 
         observer = Observer()
-        with self._tracked() as tracked, _named_failures():
-            hooks = AsyncHooks(*tracked.adapters, observer)
+        with self._tracked() as tracked, self._traced(outputs) as span, _named_failures():
+            spans = [NodeSpans(span, in_thread=False)] if span else []
+            hooks = AsyncHooks(*tracked.adapters, *spans, observer)
             built: AsyncDriver = await self._builder(async_driver.Builder(), hooks).build()
             self._select_tasks(built)
             started = time.perf_counter()
@@ -238,8 +244,15 @@ class Dataflow:
         builder.enable_dynamic_execution(allow_experimental_mode=True)
         builder.with_remote_executor(BlockExecutor(runner, observer))
 
+    def _dag_name(self) -> str:
+        return self.name or "+".join(m.__name__.rpartition(".")[2] for m in _modules(self.modules))
+
+    def _traced(self, outputs: Outputs) -> AbstractContextManager[Any]:
+        names = [o if isinstance(o, str) else o.__name__ for o in _listed(outputs)]
+        return traces.dataflow(self._dag_name(), names)
+
     def _tracked(self) -> Any:
-        name = self.name or "+".join(m.__name__.rpartition(".")[2] for m in _modules(self.modules))
+        name = self._dag_name()
         return tracking.track(
             _run_name() or name,
             dag_name=name,

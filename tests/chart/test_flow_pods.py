@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 import yaml
@@ -275,3 +276,42 @@ def test_flow_pods_clone_from_the_development_server(profiles: dict[str, Release
     assert env(job)["FLOWS_REPOSITORY"] == "git://demo-prefect-hamilton-git-server/flows.git"
     server = release.get("Service", "git-server")
     assert server["spec"]["ports"][0]["port"] == 9418
+
+
+def test_flow_pods_send_to_a_collector_who_they_are() -> None:
+    release = render(
+        {
+            "telemetry": {"otlp": {"endpoint": "http://collector.monitoring:4318"}},
+            "networkPolicy": {"flowsEgress": []},
+            "workers": {"a&pool": {}},
+        }
+    )
+    (key,) = [
+        name.removeprefix("base-job-template-").removesuffix(".yaml")
+        for name in release.get("ConfigMap", "bootstrap")["data"]
+        if name.startswith("base-job-template-")
+    ]
+    job = flow_job(template(release, key))
+    check(job)
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    found = env(container)
+    assert found["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector.monitoring:4318"
+    # Kubernetes replaces only the names of variables that come before.
+    names = [each["name"] for each in container["env"]]
+    resource = dict(parse_qsl(found["PREFECT_HAMILTON_TRACE_RESOURCE"]))
+    for attribute, variable in {
+        "k8s.pod.name": "POD_NAME",
+        "k8s.namespace.name": "POD_NAMESPACE",
+        "prefect.deployment.name": "POD_DEPLOYMENT_NAME",
+        "prefect.flow.name": "POD_FLOW_NAME",
+    }.items():
+        assert resource[attribute] == f"$({variable})"
+        assert names.index(variable) < names.index("PREFECT_HAMILTON_TRACE_RESOURCE")
+    assert resource["prefect.work-pool.name"] == "a&pool"
+    egress = release.get("NetworkPolicy", "flows")["spec"]["egress"]
+    assert {"ports": [{"port": 4318, "protocol": "TCP"}]} in egress
+
+
+def test_flow_pods_send_nothing_by_default(default: Release) -> None:
+    container = flow_job(template(default))["spec"]["template"]["spec"]["containers"][0]
+    assert not [name for name in env(container) if name.startswith(("OTEL_", "POD_"))]

@@ -54,11 +54,15 @@ class Pods:
         self._home = folder / "home"
 
     def flow_run(
-        self, flow_name: str = "probe", pull: Path | list[Step] = FLOWS, **parameters: object
+        self,
+        flow_name: str = "probe",
+        pull: Path | list[Step] = FLOWS,
+        file: Path = FLOWS / "probes.py",
+        **parameters: object,
     ) -> FlowRun:
         """A flow run of a deployment with the pull steps, or with one that goes to the folder."""
-        entrypoint = f"probes.py:{flow_name}"
-        flow_id = self._client.create_flow(load_flow_from_entrypoint(f"{FLOWS}/{entrypoint}"))
+        entrypoint = f"{file.name}:{flow_name}"
+        flow_id = self._client.create_flow(load_flow_from_entrypoint(f"{file}:{flow_name}"))
         steps = pull if isinstance(pull, list) else [go_to(pull)]
         deployment = self._client.request(
             "POST",

@@ -19,6 +19,7 @@ from charts.schema.values.observability import (
     Metrics,
     PrometheusRule,
     ServiceMonitor,
+    Telemetry,
 )
 from charts.schema.values.security import NetworkPolicy, Rbac
 from charts.schema.values.server import Api, Auth, BackgroundServices, Server
@@ -67,6 +68,7 @@ class ChartValues(Values):
     secrets: SecretsJob = Field(default_factory=SecretsJob)
     logs: Logs = Field(default_factory=Logs)
     metrics: Metrics = Field(default_factory=Metrics)
+    telemetry: Telemetry = Field(default_factory=Telemetry)
     service_monitor: ServiceMonitor = Field(default_factory=ServiceMonitor)
     prometheus_rule: PrometheusRule = Field(default_factory=PrometheusRule)
     dashboards: Dashboards = Field(default_factory=Dashboards)

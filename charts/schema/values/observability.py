@@ -1,4 +1,4 @@
-"""Logs, and objects of the Prometheus Operator."""
+"""Logs, OpenTelemetry, and objects of the Prometheus Operator."""
 
 from __future__ import annotations
 
@@ -44,6 +44,22 @@ class Metrics(PodSettings):
     )
     resources: Resources = Field(default_factory=lambda: resources("20m", "128Mi", "512Mi"))
     service: Service = Field(default_factory=lambda: Service(port=9090))
+
+
+class Otlp(Values):
+    """The collector that receives OTLP over HTTP, usually at port 4318."""
+
+    endpoint: Url = Field(
+        default="",
+        description="URL without `/v1/traces`, for example `http://collector.monitoring:4318`."
+        " Flow pods send traces and the metrics of tasks to it. If empty, nothing is sent.",
+    )
+
+
+class Telemetry(Values):
+    """OpenTelemetry of flow pods; its other variables can be set in `flows.env`."""
+
+    otlp: Otlp = Field(default_factory=Otlp)
 
 
 class ServiceMonitor(Values):

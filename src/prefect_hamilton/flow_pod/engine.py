@@ -25,7 +25,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from prefect_hamilton import extensions
+from prefect_hamilton import extensions, traces
 from prefect_hamilton.flow_pod import JSON_FORMATTER, _prefect, outages, pull_errors
 from prefect_hamilton.states import NO_ANSWER
 
@@ -210,6 +210,7 @@ def run(config_path: Path, go: int, *, clears: bool = True) -> int:
     adopt(prepared)
     os.environ.update(channel)
     extensions.load_lazily()
+    traces.start()
     return _prefect.run_engine([prepared.environment["PREFECT__FLOW_ENTRYPOINT"]])
 
 

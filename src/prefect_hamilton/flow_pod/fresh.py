@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    from prefect_hamilton import extensions
+    from prefect_hamilton import extensions, traces
     from prefect_hamilton.flow_pod import _prefect, outages
 
     # As `python -m prefect.engine` has it.
     sys.path.insert(0, str(Path.cwd()))
     outages.repeat_requests()
     extensions.load_lazily()
+    traces.start()
     sys.exit(_prefect.run_engine([os.environ["PREFECT__FLOW_ENTRYPOINT"]]))

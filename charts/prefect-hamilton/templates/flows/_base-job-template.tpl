@@ -164,7 +164,7 @@ job_configuration:
               args: "{{ "{{ command }}" }}"
               # The variable `env` is merged over it.
               {{- include "prefect-hamilton.env" (dict
-                "own" (include "prefect-hamilton.flows.env" $root)
+                "own" (include "prefect-hamilton.flows.env" .)
                 "settings" $s) | nindent 14 }}
               resources:
                 requests:

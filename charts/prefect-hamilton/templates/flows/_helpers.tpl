@@ -52,25 +52,37 @@ fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
 {{- mergeOverwrite (deepCopy $flows) (deepCopy $own) | toYaml }}
 {{- end }}
 
-{{/* Environment of flow pods, by name. `flows.env` is merged over it. */}}
+{{/* Environment of a pool's flow pods, by name. `flows.env` is merged over it. Takes root and pool. */}}
 {{- define "prefect-hamilton.flows.env" -}}
-{{- with include "prefect-hamilton.warehouse.secretName" . }}
+{{- with include "prefect-hamilton.warehouse.secretName" .root }}
 WAREHOUSE_URL:
   secretKeyRef:
     name: {{ . | toYaml }}
-    key: {{ include "prefect-hamilton.warehouse.key" $ | toYaml }}
+    key: {{ include "prefect-hamilton.warehouse.key" $.root | toYaml }}
 {{- end }}
-{{- if .Values.hamiltonUi.enabled }}
+{{- if .root.Values.hamiltonUi.enabled }}
 HAMILTON_API_KEY:
   secretKeyRef:
-    name: {{ include "prefect-hamilton.hamilton-ui.secretName" . | toYaml }}
+    name: {{ include "prefect-hamilton.hamilton-ui.secretName" .root | toYaml }}
     key: api-key
 {{- end }}
-{{- if and (eq .Values.flows.gitCredential.type "ssh") .Values.flows.gitCredential.existingSecret }}
-GIT_SSH_COMMAND: {{ include "prefect-hamilton.flows.sshCommand" . }}
+{{- if and (eq .root.Values.flows.gitCredential.type "ssh") .root.Values.flows.gitCredential.existingSecret }}
+GIT_SSH_COMMAND: {{ include "prefect-hamilton.flows.sshCommand" .root }}
 {{- end }}
-{{- if eq .Values.logs.format "json" }}
+{{- if eq .root.Values.logs.format "json" }}
 PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER: json
+{{- end }}
+{{- with .root.Values.telemetry.otlp.endpoint }}
+OTEL_EXPORTER_OTLP_ENDPOINT: {{ . | toYaml }}
+POD_NAME:
+  fieldRef: {fieldPath: metadata.name}
+POD_NAMESPACE:
+  fieldRef: {fieldPath: metadata.namespace}
+POD_DEPLOYMENT_NAME:
+  fieldRef: {fieldPath: "metadata.labels['prefect.io/deployment-name']"}
+POD_FLOW_NAME:
+  fieldRef: {fieldPath: "metadata.labels['prefect.io/flow-name']"}
+PREFECT_HAMILTON_TRACE_RESOURCE: {{ printf "k8s.pod.name=$(POD_NAME)&k8s.namespace.name=$(POD_NAMESPACE)&prefect.deployment.name=$(POD_DEPLOYMENT_NAME)&prefect.flow.name=$(POD_FLOW_NAME)&prefect.work-pool.name=%s" (urlquery $.pool) | toYaml }}
 {{- end }}
 PREFECT_HOME: /tmp/prefect
 {{- end }}

@@ -1,0 +1,147 @@
+"""Sends the spans of `traces`. Imports OpenTelemetry's SDK: import it in functions only."""
+
+import atexit
+import logging
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from urllib.parse import parse_qsl
+
+from opentelemetry import context, trace
+from opentelemetry.exporter.otlp.proto.http import trace_exporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.trace import Status, StatusCode
+from prefect.logging import get_logger
+
+from prefect_hamilton.masking import mask
+
+RESOURCE_VARIABLE = "PREFECT_HAMILTON_TRACE_RESOURCE"
+"""Attributes of all spans, as the query of a URL.
+
+Not OTEL_RESOURCE_ATTRIBUTES, which would make a new series of each pod's metrics.
+"""
+
+EXPORT_SECONDS = 2.5
+"""How long one request may take, with its repetitions."""
+
+END_SECONDS = 3.0
+"""How long the end of the process waits for what is left to be sent."""
+
+logger = get_logger("prefect_hamilton.traces")
+
+
+def start() -> None:
+    """Set the tracer provider, unless there is one."""
+    if isinstance(trace.get_tracer_provider(), TracerProvider):
+        return
+    end_spans = _OpenSpans()
+    provider = TracerProvider(resource=resource(), shutdown_on_exit=False)
+    provider.add_span_processor(end_spans)
+    provider.add_span_processor(BatchSpanProcessor(_Exporter()))
+    trace.set_tracer_provider(provider)
+    end = _End(provider, end_spans)
+    atexit.register(end)
+    _call_on_sigterm(end)
+
+
+def resource() -> Resource:
+    """Return the attributes of all spans: those of the standard variables come first."""
+    ours = {"service.name": "flows"} | dict(parse_qsl(os.environ.get(RESOURCE_VARIABLE, "")))
+    return Resource.create(ours).merge(OTELResourceDetector().detect())
+
+
+class _Exporter(SpanExporter):
+    """The OTLP exporter with one warning, which gives the reason, instead of many."""
+
+    def __init__(self) -> None:
+        self._exporter = trace_exporter.OTLPSpanExporter(timeout=EXPORT_SECONDS)
+        self._said = "no answer"
+        self._has_warned = False
+        logging.getLogger(trace_exporter.__name__).addFilter(self._keep)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = self._exporter.export(spans)
+        if result is not SpanExportResult.SUCCESS and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "Spans did not reach the OTLP endpoint (%s); the run continues without them",
+                self._said,
+            )
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()  # type: ignore[no-untyped-call]
+
+    def _keep(self, record: logging.LogRecord) -> bool:
+        # The first message of a request gives the cause, the last one only that it was given up.
+        if record.levelno == logging.WARNING or self._said == "no answer":
+            self._said = mask(record.getMessage())
+        return False
+
+
+class _OpenSpans(SpanProcessor):
+    """Ends the spans that are still open at the end of the process, which would not be sent.
+
+    Prefect does not end the span of a run that is rescheduled after SIGTERM, and its next attempt
+    is a child of that span.
+    """
+
+    def __init__(self) -> None:
+        self._spans: dict[int, Span] = {}
+
+    def on_start(self, span: Span, parent_context: context.Context | None = None) -> None:
+        self._spans[span.context.span_id] = span
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self._spans.pop(span.context.span_id, None)
+
+    def end(self) -> None:
+        for span in reversed(list(self._spans.values())):
+            span.set_status(Status(StatusCode.ERROR, "The process ended before this did"))
+            span.end()
+
+
+class _End:
+    """Sends what is left and returns after END_SECONDS at the latest; once."""
+
+    def __init__(self, provider: TracerProvider, open_spans: _OpenSpans) -> None:
+        self._provider = provider
+        self._open_spans = open_spans
+        self._process = os.getpid()
+        self._asked, self._done = threading.Event(), threading.Event()
+        # Started now, because the interpreter starts no thread while it ends.
+        threading.Thread(target=self._send, name="traces-end", daemon=True).start()
+
+    def __call__(self) -> None:
+        # A process forked from this one has no such thread.
+        if os.getpid() == self._process and not self._asked.is_set():
+            self._open_spans.end()
+            self._asked.set()
+            self._done.wait(END_SECONDS)
+
+    def _send(self) -> None:
+        self._asked.wait()
+        self._provider.shutdown()
+        self._done.set()
+
+
+def _call_on_sigterm(end: _End) -> None:
+    """Call `end` before SIGTERM ends the process, unless the program handles the signal itself.
+
+    While a flow runs, Prefect handles it, and then restores this.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        return
+
+    def terminate(number: int, _: object) -> None:
+        end()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, terminate)

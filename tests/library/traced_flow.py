@@ -1,0 +1,77 @@
+"""A program with a flow, a task and a dataflow, whose spans and log a test looks at."""
+
+import asyncio
+import os
+import signal
+import sys
+
+from hamilton import ad_hoc_utils
+from hamilton.htypes import Collect, Parallelizable
+from prefect import flow, get_run_logger, task
+
+from prefect_hamilton import dataflow
+from prefect_hamilton.dataflow import Dataflow
+
+
+def amount(factor: int) -> int:
+    get_run_logger().info("in the node")
+    return 2 * factor
+
+
+def share(amount: int) -> float:
+    return 1 / amount
+
+
+@task(task_run_name="compute")
+def compute(factor: int) -> float:
+    run = dataflow.execute(
+        sys.modules[__name__], ["share"], inputs={"factor": factor}, name="shares", picture=False
+    )
+    return float(run["share"])
+
+
+@flow(flow_run_name="traced")
+def traced(factor: int = 1, end: str = "") -> float:
+    result = compute(factor)
+    if end == "sigterm" and os.environ.get("IS_FIRST"):
+        os.kill(os.getppid(), signal.SIGTERM)
+        signal.pause()
+    return result
+
+
+def part(number: int) -> Parallelizable[int]:
+    yield from range(number)
+
+
+def square(part: int) -> int:
+    return part * part
+
+
+def total(square: Collect[int]) -> int:
+    return sum(square)
+
+
+async def slow(number: int) -> int:
+    await asyncio.sleep(0)
+    return number
+
+
+blocks = ad_hoc_utils.create_temporary_module(part, square, total, module_name="blocks")
+coroutines = ad_hoc_utils.create_temporary_module(slow, module_name="coroutines")
+
+
+@flow(flow_run_name="other")
+def other() -> None:
+    inputs = {"number": 1}
+    Dataflow(blocks, parallel=True, picture=False).execute("total", inputs=inputs)
+    asyncio.run(dataflow.aexecute(coroutines, "slow", inputs=inputs, picture=False))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "other":
+        state = other(return_state=True)
+    else:
+        state = traced(int(sys.argv[1]), return_state=True)
+    names = ("opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.proto")
+    loaded = sorted(name for name in sys.modules if name.startswith(names))
+    sys.stdout.write(f"\n{state.type.value} {' '.join(loaded)}\n")
