@@ -18,6 +18,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -339,9 +340,22 @@ def start(profile: Profile) -> Running:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    wait_for_environment(process)
     noted = Running(profile=profile, pid=process.pid)
     noted.save()
     return noted
+
+
+def wait_for_environment(process: subprocess.Popen[bytes]) -> None:
+    """Wait until the variable that marks the process can be read.
+
+    The kernel closes the pipe for which Popen waits a moment before it has set up the environment:
+    on a busy machine, the new process would be taken for another one's.
+    """
+    with contextlib.suppress(psutil.Error):
+        started = psutil.Process(process.pid)
+        while MARKER not in started.environ() and process.poll() is None:
+            time.sleep(0.01)
 
 
 def end(state: Path) -> int:

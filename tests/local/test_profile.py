@@ -6,6 +6,8 @@ import os
 import re
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -419,6 +421,22 @@ def test_a_state_folder_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     done = LocalProfile(tmp_path).up()
     assert done.returncode == 1
     assert "was last used with Prefect 99.0" in done.stderr
+
+
+def test_a_process_that_was_just_started_is_recognized(tmp_path: Path) -> None:
+    """On a busy machine, its environment cannot be read for a moment."""
+    for _ in range(100):
+        process = subprocess.Popen(
+            [sys.executable, "-S", "-c", "input()"],
+            env={local_profile.MARKER: str(tmp_path)},
+            stdin=subprocess.PIPE,
+        )
+        try:
+            local_profile.wait_for_environment(process)
+            assert local_profile.processes(tmp_path) == [psutil.Process(process.pid)]
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def test_a_server_that_ends_at_once_shows_its_log(tmp_path: Path) -> None:
