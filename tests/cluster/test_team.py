@@ -373,6 +373,12 @@ def test_a_run_from_a_terminal_completes_and_leaves_graph_and_links(cluster: Clu
     assert tags["prefect_flow_run_url"].endswith(found["id"])
 
 
+def test_the_repository_replaces_the_deployments_of_the_one_before(cluster: Cluster) -> None:
+    found = {deployment["name"] for deployment in cluster.post("/deployments/filter")}
+    assert found >= {"daily-revenue-k8s", "on-failure-k8s"}
+    assert not found & {"production-etl-k8s", "absenteeism-k8s", "walkthrough-k8s"}
+
+
 def test_kind_env_connects_to_both_servers(cluster: Cluster) -> None:
     names = ("PREFECT_API_URL", "HAMILTON_API_URL", "HAMILTON_UI_USERNAME")
     shown = in_a_terminal(cluster, "; ".join(f'echo "${name}"' for name in names)).split()

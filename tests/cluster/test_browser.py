@@ -1,4 +1,7 @@
-"""Both UIs of the cluster in a browser, after the demo."""
+"""Both UIs of the cluster in a browser, after the demo.
+
+Before test_team, whose repository replaces the deployments of the demo.
+"""
 
 import re
 from typing import Any
