@@ -31,7 +31,7 @@ Host = Annotated[
 Url = Annotated[
     str,
     Text(
-        r"^$|^https?://[A-Za-z0-9.-]+(:[0-9]+)?(/[A-Za-z0-9._~%-]+)*$",
+        r"^$|^https?://[A-Za-z0-9.-]+(:[0-9]+)?(/([A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})+)*$",
         "an http or https URL without user, query and final slash, such as https://app.example.org",
     ),
 ]
