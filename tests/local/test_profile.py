@@ -356,14 +356,16 @@ def test_up_keeps_manual_changes_and_reports_its_own(profile: LocalProfile) -> N
     started = profile.up()
     assert started.returncode == 0, started.stdout + started.stderr
     assert changed_by_hand() == ("postgresql://by-hand", 0.5, 2)
-    said = re.findall(r"^  (updated|kept) +(.*?)  +(\S+)$", started.stdout, re.MULTILINE)
-    assert set(said) == {
+    said = re.findall(r"^  (updated|kept) +(.*?)  +(\S+)(.*)$", started.stdout, re.MULTILINE)
+    assert {words[:3] for words in said} == {
         ("kept", "secret block", "warehouse-url"),
         ("kept", "variable", "max_rejected_ratio"),
         ("kept", "global concurrency limit", "warehouse-writes"),
         # It holds the Hamilton UI's address.
         ("updated", "work pool", "local-process-pool"),
     }
+    (differences,) = [words[3] for words in said if words[0] == "updated"]
+    assert "env.default.HAMILTON_UI_URL differs" in differences
 
 
 def test_a_busy_port_is_reported_with_its_user_and_the_options(tmp_path: Path) -> None:
