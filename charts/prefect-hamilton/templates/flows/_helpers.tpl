@@ -82,7 +82,12 @@ POD_DEPLOYMENT_NAME:
   fieldRef: {fieldPath: "metadata.labels['prefect.io/deployment-name']"}
 POD_FLOW_NAME:
   fieldRef: {fieldPath: "metadata.labels['prefect.io/flow-name']"}
-PREFECT_HAMILTON_TRACE_RESOURCE: {{ printf "k8s.pod.name=$(POD_NAME)&k8s.namespace.name=$(POD_NAMESPACE)&prefect.deployment.name=$(POD_DEPLOYMENT_NAME)&prefect.flow.name=$(POD_FLOW_NAME)&prefect.work-pool.name=%s" (urlquery $.pool) | toYaml }}
+PREFECT_HAMILTON_TRACE_RESOURCE: {{ list
+  "k8s.pod.name=$(POD_NAME)"
+  "k8s.namespace.name=$(POD_NAMESPACE)"
+  "prefect.deployment.name=$(POD_DEPLOYMENT_NAME)"
+  "prefect.flow.name=$(POD_FLOW_NAME)"
+  (printf "prefect.work-pool.name=%s" (urlquery $.pool)) | join "&" | toYaml }}
 {{- end }}
 PREFECT_HOME: /tmp/prefect
 {{- end }}
