@@ -36,6 +36,7 @@ def load_lazily() -> None:
         from hamilton import registry
     except ModuleNotFoundError:
         return
+    registry.load_autoload_config()
     if registry.INITIALIZED or registry.HAMILTON_AUTOLOAD_ENV in os.environ:
         return
     registry.INITIALIZED = True

@@ -1,7 +1,9 @@
 """The process worker forks flow runs; each is as if Prefect's own worker had started it."""
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from tests.server.runs import Api
 pytestmark = pytest.mark.services
 
 FLOW = """
-import atexit, json, os, time
+import atexit, json, logging, multiprocessing, os, time
 from pathlib import Path
 from prefect import flow
 
@@ -32,7 +34,9 @@ def probe(notes: str, seconds: float = 0):
         "group": os.getpgid(0),
         "variable": os.environ.get("PROBE"),
         "folder": os.getcwd(),
+        "starts": multiprocessing.get_start_method(),
     }
+    logging.getLogger("of_a_library").warning("A line of a library.")
     Path(notes).write_text(json.dumps(found))
     atexit.register(Path(f"{notes}-end").touch)
     time.sleep(seconds)
@@ -43,6 +47,8 @@ VALUE = 1
 
 class Pool:
     """A process pool with a worker, and a deployment of a flow in a folder."""
+
+    worker: "subprocess.Popen[bytes]"
 
     def __init__(self, api: Api, folder: Path) -> None:
         self.api = api
@@ -100,8 +106,13 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
         }
         with (folder / "log").open("wb") as log:
             worker = subprocess.Popen(
-                [sys.executable, *command], env=os.environ | env, stdout=log, stderr=log
+                [sys.executable, *command],
+                env=os.environ | env,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
+        found.worker = worker
         try:
             yield found
         finally:
@@ -121,6 +132,7 @@ def test_a_flow_run_is_forked_with_its_folder_and_variables(pool: Pool) -> None:
     assert found["group"] == found["pid"]
     assert found["variable"] == "given"
     assert found["folder"] == str(pool.code.parent)
+    assert found["starts"] == multiprocessing.get_start_method()
     assert pool.end(run) == "COMPLETED"
     wait_until(pool.has_run_exit_handlers)
 
@@ -136,6 +148,14 @@ def test_a_variable_of_the_interpreter_needs_a_new_one(pool: Pool) -> None:
     run = pool.run(seconds=2, env={"PYTHONHASHSEED": "7"})
     assert not is_forked(pool.notes()["pid"])
     assert pool.end(run) == "COMPLETED"
+
+
+def test_loggers_of_libraries_are_sent_to_the_api(pool: Pool) -> None:
+    run = pool.run(seconds=2, env={"PREFECT_LOGGING_EXTRA_LOGGERS": "of_a_library"})
+    assert is_forked(pool.notes()["pid"])
+    assert pool.end(run) == "COMPLETED"
+    lines = pool.api.post("/logs/filter", logs={"flow_run_id": {"any_": [str(run)]}})
+    assert "A line of a library." in [line["message"] for line in lines]
 
 
 def test_a_folder_of_the_user_is_not_cleared(pool: Pool, tmp_path: Path) -> None:
@@ -159,3 +179,13 @@ def test_a_killed_run_is_crashed(pool: Pool) -> None:
     psutil.Process(pool.notes()["pid"]).kill()
     assert pool.end(run) == "CRASHED"
     assert "status code -9" in str(pool.api.state(run)["message"]).replace(":", "")
+
+
+def test_flow_runs_end_with_the_process_group_of_their_worker(pool: Pool) -> None:
+    """The last test: it ends the worker. So does honcho, when another program has ended."""
+    run = pool.run(seconds=300)
+    process = pool.notes()["pid"]
+    os.killpg(pool.worker.pid, signal.SIGTERM)
+    pool.worker.wait(timeout=60)
+    assert pool.end(run) == "CRASHED"
+    wait_until(lambda: not psutil.pid_exists(process))

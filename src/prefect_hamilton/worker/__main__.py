@@ -14,7 +14,8 @@ def main() -> None:
     from prefect.cli import app
     from prefect.plugins import load_prefect_collections
 
-    is_process = "--type process" in " ".join(sys.argv)
+    words = " ".join(sys.argv).replace("=", " ")
+    is_process = "--type process" in words or "-t process" in words
     # Prefect's own worker first: the last one of a type is taken.
     load_prefect_collections()
     with warnings.catch_warnings():

@@ -29,6 +29,8 @@ def main(
 ) -> None:
     """Run the flow run of a configuration of Prefect's supervisor, and exit."""
     os.setsid()
+    # As in a new interpreter; otherwise that of this process, which a flow does not expect.
+    multiprocessing.set_start_method(None, force=True)
     is_ready.close()
     if not config:
         return
@@ -70,7 +72,8 @@ def _become(folder: str, env: dict[str, str], *, shows_output: bool) -> None:
                 os.dup2(nothing.fileno(), number)
     if has_other_settings:
         _prefect.refresh_global_settings_context()
-        setup_logging()
+        # Prefect would change only levels, since the process that is forked has set it up.
+        setup_logging(incremental=False)
 
 
 def _settings(env: Mapping[str, str]) -> dict[str, str]:

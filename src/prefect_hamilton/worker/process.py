@@ -8,6 +8,7 @@ loop. Everything else is Prefect's: what is forked is only the command that it w
 
 import contextlib
 import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ COMMAND = [sys.executable, "-m", "prefect.runner._workspace_supervisor"]
 """What Prefect starts for a flow run whose deployment and work pool set no command."""
 
 PRELOADED = (
+    "prefect_hamilton.worker.fork_server",
     forked.__name__,
     # What each flow run would import otherwise, and which reads nothing of its environment.
     "anyio._backends._asyncio",
@@ -43,6 +45,9 @@ PRELOADED = (
 
 AT_START = ("PYTHON", "LD_", "DYLD_")
 """Prefixes of variables that count only when a program starts."""
+
+END_SECONDS = 10
+"""Time that a flow run has to end after SIGTERM, when the worker ends."""
 
 UNKNOWN = 255
 """Exit code of a process whose fork server was killed. The process may not have ended."""
@@ -80,18 +85,28 @@ class Forked:
         """The exit code, negative for a signal; None until the process has ended."""
         return self._process.exitcode
 
-    def terminate(self) -> None:
-        """Send SIGTERM if the process has not ended."""
-        if self.returncode is None:
+    async def end(self) -> None:
+        """Send SIGTERM if the process has not ended, and SIGKILL if that does not end it."""
+        if self.returncode is not None:
+            return
+        with anyio.CancelScope(shield=True):
             self._process.terminate()
+            with anyio.move_on_after(END_SECONDS):
+                await self.wait()
+            if self.returncode is None:
+                self._kill()
+                await self.wait()
 
     async def wait(self) -> None:
         """Wait until the process has ended."""
         while self.returncode is None:
             await anyio.wait_readable(self._process.sentinel)
-        if self.returncode == UNKNOWN and self.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+        if self.returncode == UNKNOWN:
+            self._kill()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # type: ignore[arg-type]
 
 
 async def run_process(
@@ -120,7 +135,7 @@ async def run_process(
         task_status.started(task_status_handler(process) if task_status_handler else process.pid)
         await process.wait()
     finally:
-        process.terminate()
+        await process.end()
     return process
 
 
@@ -137,6 +152,8 @@ async def _fork(config: str, folder: str, env: dict[str, str], shows_output: boo
     arguments = (config, folder, env, shows_output, is_ready)
     process = context.Process(target=forked.main, args=arguments)
     await anyio.to_thread.run_sync(process.start)
+    # Else the next start would read the exit code too, in its thread: only one can.
+    getattr(multiprocessing.process, "_children").discard(process)  # noqa: B009
     is_ready.close()
     with ready:
         await anyio.wait_readable(ready)

@@ -110,7 +110,7 @@ class Listening(AnyWorker):  # type: ignore[misc]
     async def setup(self) -> None:
         """Prepare the worker, and begin to listen."""
         await super().setup()
-        self._wake = Wake(self._work_pool_name, self._look, self._logger)
+        self._wake = Wake(self._work_pool_name, self._look_after_event, self._logger)
         self._run_beside(self._wake.run_forever)
 
     def _run_beside(self, run_forever: Callable[[anyio.CancelScope], Any]) -> None:
@@ -139,6 +139,13 @@ class Listening(AnyWorker):  # type: ignore[misc]
         if self._wake is None or not self._wake.listens:
             return False
         return bool(time.monotonic() - self._found_nothing_at < seconds)
+
+    async def _look_after_event(self) -> Any:
+        # The event precedes its commit: if this comes too early, the next poll is not skipped.
+        try:
+            return await self._look()
+        finally:
+            self._found_nothing_at = float("-inf")
 
     async def _look(self) -> Any:
         """Query and submit; one at a time, since each submits what it finds."""
