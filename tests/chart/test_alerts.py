@@ -220,14 +220,14 @@ LIVES: dict[str, tuple[dict[str, str], str, str]] = {
     ),
     "PrefectWorkPoolFull": (
         metric("prefect_flow_runs", "4x40 1x30", **POOL, state="Running")
-        | metric("prefect_flow_runs", "6x40 1x30", **POOL, state="Pending")
+        | metric("prefect_flow_runs", "6x40 1x30", **POOL, state="InfrastructurePending")
         | metric("prefect_work_pool_concurrency_limit", "10x80", **POOL),
         "35m",
         "45m",
     ),
     "PrefectSlotsExhausted": (
-        metric("prefect_concurrency_slots", "3x40 1x30", **LIMIT, kind="used")
-        | metric("prefect_concurrency_slots", "3x80", **LIMIT, kind="max"),
+        metric("prefect_concurrency_slots", "3x40 0x30", **LIMIT, kind="used")
+        | metric("prefect_concurrency_slots", "3x40 0x40", **LIMIT, kind="max"),
         "35m",
         "45m",
     ),

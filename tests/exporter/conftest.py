@@ -74,7 +74,11 @@ class Api:
 
     def set_states(self, run: str, *names: str) -> None:
         """Set states by name, as an engine does."""
-        types = {"Late": "SCHEDULED", "Strange 42": "RUNNING"}
+        types = {
+            "Late": "SCHEDULED",
+            "InfrastructurePending": "PENDING",
+            "Strange 42": "RUNNING",
+        }
         for name in names:
             state = {"type": types.get(name, name.upper()), "name": name}
             self.post(f"/flow_runs/{run}/set_state", state=state, force=True)

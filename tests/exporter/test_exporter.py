@@ -72,16 +72,18 @@ def test_gauges_say_what_is_now(api: Api, exporter: Exporter) -> None:
     on = {"schedule": {"interval": 86400}, "active": True}
     deployment = api.new_deployment(flow, pool, schedules=[on])
     api.set_states(api.new_run(deployment, due=timedelta(minutes=10)), "Late")
-    api.set_states(api.new_run(deployment), "Pending")
+    api.set_states(api.new_run(deployment), "Pending", "InfrastructurePending")
     api.set_states(api.new_run(deployment), "Pending", "Running")
     api.post("/v2/concurrency_limits/", name=flow, limit=3)
+    api.new_deployment(name(), pool, concurrency_limit=1)
     gauge = {"work_pool": pool}
-    for state in ("Late", "Pending", "Running"):
+    for state in ("Late", "InfrastructurePending", "Running"):
         until(lambda state=state: exporter.sum("prefect_flow_runs", **gauge, state=state), 1.0)
     lateness = exporter.sum("prefect_flow_run_oldest_late_seconds", **gauge)
     assert lateness is not None
     assert lateness >= 600
-    assert exporter.sum("prefect_flow_run_oldest_pending_seconds", **gauge) is not None
+    # The state of a run whose pod cannot start.
+    assert exporter.sum("prefect_flow_run_oldest_pending_seconds", **gauge)
     assert exporter.sum("prefect_work_pool_concurrency_limit", **gauge) == 7
     assert exporter.sum("prefect_work_pool_ready", **gauge) == 0
     api.post(f"/work_pools/{pool}/workers/heartbeat", name="worker")
@@ -89,6 +91,8 @@ def test_gauges_say_what_is_now(api: Api, exporter: Exporter) -> None:
     assert exporter.sum("prefect_worker_heartbeat_age_seconds", **gauge) is not None
     assert exporter.sum("prefect_concurrency_slots", limit=flow, kind="max") == 3
     assert exporter.sum("prefect_concurrency_slots", limit=flow, kind="used") == 0
+    limits = {dict(labels)["limit"] for key, labels in exporter.samples() if key.endswith("_slots")}
+    assert not [limit for limit in limits if limit.startswith("deployment:")]
     active = "prefect_deployment_schedule_active"
     until(lambda: exporter.sum(active, flow=flow, deployment="main"), 1.0)
 

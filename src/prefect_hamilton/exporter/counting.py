@@ -126,7 +126,7 @@ class Counting:
         known = self._runs.pop(run, None) or _Run()
         if type_ in ENDED:
             if state == "Completed" and flow[1]:
-                self.series.set(families.LAST_SUCCESS, flow, event.occurred.timestamp())
+                self.series.raise_to(families.LAST_SUCCESS, flow, event.occurred.timestamp())
             if known.started:
                 seconds = (event.occurred - known.started).total_seconds()
                 self.series.observe(families.DURATION, (*flow, state), max(seconds, 0.0))

@@ -7,19 +7,18 @@ the position of the last scrape is stored as a variable of Prefect, so that a ne
 """
 
 import asyncio
-import contextlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 from prefect.events import Event
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventOccurredFilter, EventOrder
-from prefect.exceptions import ObjectAlreadyExists
 from prefect.logging import get_logger
 
 from prefect_hamilton.exporter import families
@@ -86,7 +85,7 @@ class Listening:
             return
         stored = datetime.fromisoformat(str(variable.value))
         after = stored + timedelta(microseconds=1)  # the event at this time was scraped
-        self.first = max(after, self.first - REPLAY)
+        self.first = min(max(after, self.first - REPLAY), self.first)
         self._stored, self._compared = stored, self.first
 
     async def forever(self) -> None:
@@ -133,10 +132,12 @@ class Listening:
         if not self.position or self._scraped is None or self._scraped == self._stored:
             return
         value = self._scraped.isoformat()
-        if self._stored is None:
-            with contextlib.suppress(ObjectAlreadyExists):
-                await self.client.create_variable(VariableCreate(name=self.position, value=value))
-        await self.client.update_variable(VariableUpdate(name=self.position, value=value))
+        try:
+            await self.client.update_variable(VariableUpdate(name=self.position, value=value))
+        except httpx.HTTPStatusError as error:  # new, or someone has deleted it
+            if error.response.status_code != httpx.codes.NOT_FOUND:
+                raise
+            await self.client.create_variable(VariableCreate(name=self.position, value=value))
         self._stored = self._scraped
 
     def _take(self, event: Event, source: str) -> None:
@@ -144,7 +145,9 @@ class Listening:
         if event.id in self._seen or occurred < self.first:
             return
         self._seen[event.id] = occurred
-        self._newest = max(self._newest or occurred, occurred)
+        # A sender's clock may be ahead: what occurs meanwhile must not count as scraped.
+        reached = min(occurred, datetime.now(UTC))
+        self._newest = max(self._newest or reached, reached)
         series = self.counting.series
         series.add(families.EVENTS, (source,))
         if source == "stream":

@@ -6,7 +6,7 @@ the start, every ten minutes, and a minute after one has changed.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -26,6 +26,8 @@ DEPLOYMENTS_SECONDS = 600.0
 CHANGED_DEPLOYMENTS_SECONDS = 60.0
 PAUSES_PER_LISTING = 20  # a listing that takes 10 seconds is repeated after 200 at the earliest
 NOT_ENDED = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
+PENDING = ("Pending", "Submitting", "InfrastructurePending")
+"""Names of states of the type PENDING."""
 NO_POOL = ""
 
 
@@ -82,8 +84,13 @@ class Refresh:
             for state, count in states.items():
                 found[pool, state] = count
                 total[state] = total.get(state, 0) - count
-            late[pool,] = await self._oldest(pool, "Late", states)
-            pending[pool,] = await self._oldest(pool, "Pending", states)
+            late[pool,] = pending[pool,] = 0.0
+            if states.get("Late"):
+                late[pool,] = await self._longest(pool, {"name": {"any_": ["Late"]}}, _due)
+            if any(states.get(name) for name in PENDING):
+                pending[pool,] = await self._longest(
+                    pool, {"type": {"any_": ["PENDING"]}}, _entered
+                )
         found |= {(NO_POOL, state): count for state, count in total.items() if count > 0}
         series = self.counting.series
         series.replace(families.FLOW_RUNS, found)
@@ -107,22 +114,19 @@ class Refresh:
             counts[label] = counts.get(label, 0) + state["count_runs"]
         return counts
 
-    async def _oldest(self, pool: str, state: str, states: Mapping[str, float]) -> float:
-        """Return for how many seconds the first run has been late or pending."""
-        if not states.get(state):
-            return 0.0
+    async def _longest(
+        self, pool: str, state: Mapping[str, Any], since: Callable[[dict[str, Any]], datetime]
+    ) -> float:
+        """Return for how many seconds, at most, one of the first runs has been in a state."""
         runs = await self._post(
             "flow_runs/filter",
-            flow_runs={"state": {"name": {"any_": [state]}}},
+            flow_runs={"state": state},
             work_pools={"name": {"any_": [pool]}},
             sort="EXPECTED_START_TIME_ASC",
-            limit=1,
+            limit=PAGE,
         )
-        if not runs:  # it has just started
-            return 0.0
-        is_late = state == "Late"
-        since = runs[0]["expected_start_time"] if is_late else runs[0]["state"]["timestamp"]
-        return max((datetime.now(UTC) - _time(since)).total_seconds(), 0.0)
+        now = datetime.now(UTC)
+        return max(((now - since(run)).total_seconds() for run in runs), default=0.0)
 
     async def _read_pools(self, pools: list[dict[str, Any]]) -> None:
         ready: dict[Labels, float] = {}
@@ -157,6 +161,9 @@ class Refresh:
         limits = await self._post("v2/concurrency_limits/filter", limit=PAGE)
         slots: dict[Labels, float] = {}
         for limit in limits:
+            # Of a deployment, the limit has its id as its name, and a run may well fill it.
+            if not limit["active"] or limit["name"].startswith("deployment:"):
+                continue
             slots[limit["name"], "used"] = limit["active_slots"]
             slots[limit["name"], "max"] = limit["limit"]
         self.counting.series.replace(families.SLOTS, slots)
@@ -190,8 +197,15 @@ class Refresh:
         pause = max(self.changed_deployments_seconds, PAUSES_PER_LISTING * self._listing_seconds)
         if waited < (pause if self.counting.deployments_changed else DEPLOYMENTS_SECONDS):
             return
-        self.counting.deployments_changed = False
-        self._listed = time.monotonic()
+        self.counting.deployments_changed, listed_from = False, time.monotonic()
+        try:
+            await self._list_deployments(began)
+        except Exception:
+            self.counting.deployments_changed = True  # again at the next refresh
+            raise
+        self._listed, self._listing_seconds = listed_from, time.monotonic() - listed_from
+
+    async def _list_deployments(self, began: datetime) -> None:
         flows: dict[str, str] = {}
         found: set[Labels] = set()
         active: dict[Labels, float] = {}
@@ -208,7 +222,6 @@ class Refresh:
                 break
         self.counting.series.replace(families.SCHEDULE_ACTIVE, active)
         self._drop_deployments(found, began)
-        self._listing_seconds = time.monotonic() - self._listed
 
     def _drop_deployments(self, found: set[Labels], began: datetime) -> None:
         """Drop the series of all that are gone, but for those that appeared meanwhile."""
@@ -250,6 +263,14 @@ def _forget(seen: dict[Key, datetime], found: set[Key], began: datetime) -> set[
     for key in set(seen) - found - new:
         del seen[key]
     return new
+
+
+def _due(run: dict[str, Any]) -> datetime:
+    return _time(run["expected_start_time"])
+
+
+def _entered(run: dict[str, Any]) -> datetime:
+    return _time(run["state"]["timestamp"])
 
 
 def _time(text: str) -> datetime:

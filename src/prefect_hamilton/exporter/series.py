@@ -74,6 +74,12 @@ class Series(Collector):
         with self._lock:
             self._cell(family, labels, 1).values[0] = value
 
+    def raise_to(self, family: Family, labels: Labels, value: float) -> None:
+        """Set a gauge if that makes it greater."""
+        with self._lock:
+            cell = self._cell(family, labels, 1)
+            cell.values[0] = max(cell.values[0], value)
+
     def replace(self, family: Family, values: dict[Labels, float]) -> None:
         """Set all series of a gauge, and drop the others."""
         with self._lock:
