@@ -58,6 +58,16 @@ def test_the_bootstrap_deletes_what_its_own_release_created(default: Release) ->
     assert source["fieldRef"]["fieldPath"] == "metadata.namespace"
 
 
+def test_a_limit_of_null_is_no_limit() -> None:
+    """A null in a values file takes back a value; 0 would start no flow run."""
+    queues = {"urgent": {"concurrencyLimit": None}, "none": {"concurrencyLimit": 0}}
+    release = render({"workers": {"kubernetes": {"concurrencyLimit": None, "queues": queues}}})
+    state = yaml.safe_load(release.get("ConfigMap", "-bootstrap")["data"]["state.yaml"])
+    (pool,) = state["work_pools"]
+    assert "concurrency_limit" not in pool
+    assert pool["queues"] == [{"name": "none", "concurrency_limit": 0}, {"name": "urgent"}]
+
+
 def test_the_bootstrap_runs_again_on_a_schedule(profiles: dict[str, Release]) -> None:
     release = profiles["everything"]
     assert bootstrap_pod(release, "CronJob") == bootstrap_pod(release, "Job")

@@ -1,10 +1,12 @@
 """The bootstrap of a release removes what it created and Git no longer names, and nothing else."""
 
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -15,6 +17,9 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Running
 
+from prefect_hamilton.bootstrap.created import Created, Entry
+from prefect_hamilton.bootstrap.errors import BootstrapError
+from prefect_hamilton.bootstrap.register_deployments import selected
 from tests import forks, services
 from tests.deployments.git_server import git, prefect_environment
 
@@ -210,6 +215,7 @@ def test_queues_have_the_priorities_of_the_file_and_go_with_it(
     bootstrap("apply", [], queues=queues)
     assert {"urgent": 1, "later": 2}.items() <= priorities().items()
     assert set(priorities()) == {"default", "urgent", "later", "any"}
+    assert len(set(priorities().values())) == 4
     assert bootstrap("plan", [], queues=queues).stdout.count("\n") == 1
 
     changed = (later | {"priority": 1}, urgent | {"priority": 2, "concurrency_limit": None})
@@ -218,6 +224,7 @@ def test_queues_have_the_priorities_of_the_file_and_go_with_it(
     assert "- work queue pool/any" in plan
     bootstrap("apply", [], queues=changed)
     assert {"later": 1, "urgent": 2}.items() <= priorities().items()
+    assert len(set(priorities().values())) == 3
     assert bootstrap("plan", [], queues=changed).stdout.count("\n") == 1
 
     assert " 2 removed" in bootstrap("apply", []).stdout
@@ -228,7 +235,8 @@ def test_a_run_in_flight_ends_before_its_deployment_is_deleted(
     client: SyncPrefectClient, bootstrap: Bootstrap
 ) -> None:
     busy = {"name": "busy", "schedules": [{"interval": 600}]}
-    bootstrap("apply", [busy])
+    state = {"variables": [{"name": "read_by_busy", "value": 1}]}
+    bootstrap("apply", [busy], state)
     id_ = client.read_deployment_by_name("work/busy").id
     running = client.create_flow_run_from_deployment(id_)
     client.set_flow_run_state(running.id, Running(), force=True)
@@ -239,17 +247,85 @@ def test_a_run_in_flight_ends_before_its_deployment_is_deleted(
     deployment = client.read_deployment(id_)
     assert deployment.paused
     assert deployment.schedules == []
+    assert client.read_variable_by_name("read_by_busy") is not None
     with pytest.raises(ObjectNotFound):
         client.read_flow_run(scheduled.id)
     assert client.read_flow_run(running.id).state.is_running()  # type: ignore[union-attr]
 
     # It comes back, and starts runs again.
-    assert "paused true → false" in bootstrap("apply", [busy]).stdout
+    assert "paused true → false" in bootstrap("apply", [busy], state).stdout
     deployment = client.read_deployment(id_)
     assert not deployment.paused
     assert len(deployment.schedules) == 1
 
     bootstrap("apply", [])
     client.set_flow_run_state(running.id, Completed(), force=True)
-    assert " 1 removed" in bootstrap("apply", []).stdout
+    assert " 2 removed" in bootstrap("apply", []).stdout
     assert not exists(client, "busy")
+    assert client.read_variable_by_name("read_by_busy") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "deployments:\n- {name: nightly, entrypoint: a:b, schedulse: []}\n",
+            "prefect.yaml: deployment nightly: unknown key schedulse: correct or remove it.",
+        ),
+        ("deployments:\n- {name: nightly, entrypont: a:b}\n", "deployments.0 has no entrypoint"),
+        ("deployments: []\ndeployments: []\n", "the key deployments appears twice"),
+        ("deployment: []\n", "prefect.yaml has no list of deployments"),
+        ("deployments: []\n", "prefect.yaml has no deployment nightly: correct the name"),
+    ],
+)
+def test_a_mistake_in_prefect_yaml_is_reported_and_deletes_nothing(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    file = tmp_path / "prefect.yaml"
+    file.write_text(text)
+    with pytest.raises(BootstrapError, match=re.escape(said)):
+        selected(file, ["nightly"])
+
+
+def test_a_pattern_selects_each_deployment_once(tmp_path: Path) -> None:
+    file = tmp_path / "prefect.yaml"
+    names = [("a", "x-k8s"), ("a", "y"), ("b_c", "z-k8s"), ("d", "z-k8s")]
+    entries = [{"name": name, "entrypoint": f"f.py:{flow}"} for flow, name in names]
+    file.write_text(yaml.safe_dump({"deployments": entries}))
+    assert selected(file, ["*-k8s", "x-k8s"]) == ["x-k8s", "b-c/z-k8s", "d/z-k8s"]
+    assert selected(file, ["b-c/*"]) == ["b-c/z-k8s"]
+    assert selected(file, ["*-none"]) == []
+
+
+def test_a_plan_runs_no_push_step(bootstrap: Bootstrap, tmp_path: Path) -> None:
+    pushed = tmp_path / "pushed"
+    step = {"prefect.deployments.steps.run_shell_script": {"script": f"touch {pushed}"}}
+    bootstrap("plan", [{"name": "pushes", "push": [step]}], code=2)
+    assert not pushed.exists()
+    bootstrap("apply", [{"name": "pushes", "push": [step]}])
+    assert pushed.exists()
+
+
+def test_a_queue_that_is_in_use_is_kept(client: SyncPrefectClient, bootstrap: Bootstrap) -> None:
+    pool = {"name": "pool", "work_queue_name": "busy"}
+    uses = {"name": "uses", "work_pool": pool}
+    bootstrap("apply", [uses], queues=[{"name": "busy"}])
+    assert "1 deployments use it" in bootstrap("apply", [uses]).stdout
+    assert client.read_deployment_by_name("work/uses").work_queue_name == "busy"
+
+
+async def test_two_bootstraps_at_once_keep_the_entries_of_both(
+    client: SyncPrefectClient, api: str
+) -> None:
+    with temporary_settings({PREFECT_API_URL: api}):
+        async with get_client() as first, get_client() as second:
+            one, other = [await Created.load(each, "at-once") for each in (first, second)]
+            theirs = Entry(kind="variable", name="theirs", id=uuid4())
+            other.put(theirs)
+            await other.save()
+            one.put(Entry(kind="variable", name="ours", id=uuid4()))
+            await one.save()
+            # What the other created is not removed here, for it is not named here.
+            assert theirs.key not in [entry.key for entry in one]
+            stored = await Created.load(first, "at-once")
+            assert {entry.name for entry in stored} == {"ours", "theirs"}

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 from prefect.client.orchestration import PrefectClient, get_client
+from prefect.exceptions import PrefectException
 from prefect.settings import get_current_settings
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -37,6 +38,11 @@ async def connect(timeout: float) -> AsyncIterator[PrefectClient]:
         ) from error
     except httpx.TransportError as error:
         raise BootstrapError(f"{url} stopped answering ({type(error).__name__}).") from error
+    except PrefectException as error:
+        what = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BootstrapError(
+            f"{url}: {what} Another bootstrap or user may have changed it meanwhile: try again."
+        ) from error
 
 
 def _unauthorized(url: str) -> BootstrapError:

@@ -113,7 +113,7 @@ class Created:
         await BootstrapRecord(release=self._release, objects=objects).save(
             self._name(self._release), overwrite=True, client=self._client
         )
-        self._entries, self._stored = current, dict(current)
+        self._stored = dict(self._entries)  # what others stored is theirs to remove
 
     async def _read(self) -> dict[str, Entry]:
         if self._release is None:

@@ -378,19 +378,25 @@ _json = TypeAdapter[JsonValue](JsonValue, config=ConfigDict(allow_inf_nan=False)
 def _read(path: Path) -> Any:
     """Return the file's content. Raises BootstrapError naming the file and what is wrong."""
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            content = json.loads(text, object_pairs_hook=_json_object)
-        else:
-            content = yaml.load(text, _YamlLoader)  # noqa: S506  # a SafeLoader
-        return _json.validate_python(content)
-    except OSError as error:
-        raise BootstrapError(f"{path} cannot be read: {error.strerror}.") from error
+        return _json.validate_python(read_file(path))
     except ValidationError as error:
         first = error.errors(include_input=False, include_context=False)[0]
         # Every other part names a type.
         place = ".".join(str(part) for part in first["loc"][1::2]) or "the file"
         raise BootstrapError(f"{path}: {place}: {first['msg']}.") from error
+    except RecursionError as error:
+        raise BootstrapError(f"{path} is not valid: it is nested too deeply.") from error
+
+
+def read_file(path: Path) -> Any:
+    """Return the content of a YAML or JSON file without double keys. Raises BootstrapError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            return json.loads(text, object_pairs_hook=_json_object)
+        return yaml.load(text, _YamlLoader)  # noqa: S506  # a SafeLoader
+    except OSError as error:
+        raise BootstrapError(f"{path} cannot be read: {error.strerror}.") from error
     except RecursionError as error:
         raise BootstrapError(f"{path} is not valid: it is nested too deeply.") from error
     except (yaml.YAMLError, ValueError) as error:

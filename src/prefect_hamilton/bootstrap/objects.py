@@ -6,6 +6,7 @@ The fields of an object are those that a file of desired state can set, by name.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+from urllib.parse import quote
 from uuid import UUID
 
 from prefect.blocks.core import Block
@@ -136,7 +137,11 @@ class WorkQueues(Kind):
 
     @override
     async def update(self, name: str, found: Found, fields: Fields) -> None:
-        await self.client.update_work_queue(found.id, **fields)
+        # Not by its id: only so do the other queues of the pool make room for a new priority.
+        pool, _, queue = name.partition("/")
+        path = f"/work_pools/{quote(pool, safe='')}/queues/{quote(queue, safe='')}"
+        response = await self.client.request("PATCH", path, json=fields)  # type: ignore[arg-type]
+        response.raise_for_status()
 
     @override
     async def delete(self, name: str, found: Found) -> None:

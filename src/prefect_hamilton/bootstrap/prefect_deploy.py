@@ -7,13 +7,15 @@ writes to the server are replaced. FILE holds an Exchange, and gets its results.
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect.cli import app
+from prefect.cli.deploy import _core
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
@@ -25,6 +27,8 @@ from pydantic import BaseModel
 from prefect_hamilton.bootstrap.changes import Outcome, differences
 from prefect_hamilton.bootstrap.objects import comparable
 from prefect_hamilton.bootstrap.schedules import Given, describe, is_same
+
+T = TypeVar("T")
 
 PAGE = 200
 """Objects in an answer of the server."""
@@ -99,6 +103,9 @@ class Deploying:
         info = deployment._get_deployment_version_info(deployment.version_type)
         async with get_client() as client:
             stored = (await self._read(client)).get(deployment.full_name)
+            if stored is None:  # a page may miss what others move meanwhile
+                with suppress(ObjectNotFound):
+                    stored = await client.read_deployment_by_name(deployment.full_name)
         known = self.exchange.known.get(deployment.full_name)
         if stored is None:
             id_ = NEW
@@ -183,7 +190,6 @@ class Deploying:
             if result.outcome == "unchanged":
                 result.outcome = "updated"
         result.triggers = ids or []
-        self.exchange.results.append(result)
 
     async def _replace_triggers(
         self, client: PrefectClient, deployment_id: UUID, wanted: list[AutomationCore]
@@ -204,13 +210,11 @@ class Deploying:
     async def _read(self, client: PrefectClient) -> dict[str, DeploymentResponse]:
         """Return all deployments of the server, by flow and name, read once."""
         if self._stored is None:
-            flows: dict[UUID, str] = {}
-            while len(page := await client.read_flows(limit=PAGE, offset=len(flows))) > 0:
-                flows |= {flow.id: flow.name for flow in page}
-            found: list[DeploymentResponse] = []
-            while len(more := await client.read_deployments(limit=PAGE, offset=len(found))) > 0:
-                found += more
-            self._stored = {f"{flows.get(each.flow_id)}/{each.name}": each for each in found}
+            flows = {flow.id: flow.name async for flow in _all(client.read_flows)}
+            self._stored = {
+                f"{flows.get(each.flow_id)}/{each.name}": each
+                async for each in _all(client.read_deployments)
+            }
         return self._stored
 
     def _note(
@@ -219,6 +223,20 @@ class Deploying:
         self._open = Result(
             name=name, id=id_, outcome=outcome, differences=lines, parts=parts, triggers=[]
         )
+        # Recorded even if its triggers cannot be written.
+        self.exchange.results.append(self._open)
+
+
+async def _all(read: Callable[..., Coroutine[Any, Any, list[T]]]) -> AsyncIterator[T]:
+    """Yield the objects of every page that the server answers."""
+    offset = 0
+    while True:
+        page = await read(limit=PAGE, offset=offset)
+        for each in page:
+            yield each
+        offset += len(page)
+        if len(page) < PAGE:
+            return
 
 
 def fields(deployment: RunnerDeployment, stored: DeploymentResponse) -> dict[str, Any]:
@@ -312,6 +330,12 @@ def replace_calls(deploying: Deploying) -> None:
         """Return none: they are read to tell a person to start one."""
         return []
 
+    async def no_steps(*_: Any, **__: Any) -> dict[str, Any]:
+        """Run neither build nor push steps: they may write to a registry or a bucket."""
+        return {}
+
+    if not deploying.exchange.write:
+        setattr(_core, "run_steps", no_steps)  # noqa: B010  # an import of Prefect's
     RunnerDeployment.apply = apply  # type: ignore[method-assign,assignment]
     PrefectClient.delete_resource_owned_automations = delete_owned  # type: ignore[method-assign,assignment]
     PrefectClient.create_automation = create_automation  # type: ignore[method-assign,assignment]
@@ -355,8 +379,10 @@ def main(file: Path, names: list[str]) -> int:
     except SystemExit as ended:
         code = ended.code
     finally:
-        asyncio.run(deploying.settle())
-        file.write_text(deploying.exchange.model_dump_json(), encoding="utf-8")
+        try:
+            asyncio.run(deploying.settle())
+        finally:
+            file.write_text(deploying.exchange.model_dump_json(), encoding="utf-8")
     return code if isinstance(code, int) else int(code is not None)
 
 

@@ -5,6 +5,7 @@ A deployment with a run in flight is paused, and deleted when no run of it is in
 
 from collections.abc import AsyncIterator, Collection
 from contextlib import suppress
+from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
@@ -19,7 +20,14 @@ from prefect.exceptions import ObjectNotFound
 
 from prefect_hamilton.bootstrap.changes import Change
 from prefect_hamilton.bootstrap.created import Created, Entry
-from prefect_hamilton.bootstrap.objects import DEPLOYMENT, REMOVED, Found, kind_of
+from prefect_hamilton.bootstrap.objects import (
+    AUTOMATION,
+    DEPLOYMENT,
+    REMOVED,
+    WORK_QUEUE,
+    Found,
+    kind_of,
+)
 from prefect_hamilton.bootstrap.record import NoRecord
 from prefect_hamilton.bootstrap.schedules import describe
 
@@ -54,6 +62,7 @@ class Removal:
         self._created = created
         self._record = record
         self._source = source
+        self._in_flight = False
         self._write = write
 
     async def of_all_but(self, named: Collection[str]) -> AsyncIterator[Change]:
@@ -77,6 +86,12 @@ class Removal:
             return Change("kept", entry.kind, entry.name, "no longer in Git, but changed by hand")
         if entry.kind == DEPLOYMENT:
             return await self._end(entry, found)
+        if entry.kind != AUTOMATION and self._in_flight:
+            note = "no longer in Git: deleted when a later bootstrap finds no run in flight"
+            return Change("kept", entry.kind, entry.name, note)
+        if entry.kind == WORK_QUEUE and (users := await self._users(found.id)):
+            note = f"no longer in Git, but {users}: give them another queue"
+            return Change("kept", entry.kind, entry.name, note)
         if self._write:
             await kind.delete(entry.name, found)
         self._forget(entry)
@@ -92,6 +107,7 @@ class Removal:
         if self._write:
             await self._stop_starting(deployment)
         in_flight = [run for run in await self._runs(deployment) if _has_begun(run)]
+        self._in_flight = self._in_flight or bool(in_flight)
         parts = tuple(f"- schedule {describe(each)}" for each in deployment.schedules)
         if in_flight and (self._write or entry.ending):
             self._created.put(entry.model_copy(update={"ending": True}))
@@ -115,6 +131,20 @@ class Removal:
             if not _has_begun(run):
                 with suppress(ObjectNotFound):
                     await client.delete_flow_run(run.id)
+
+    async def _users(self, queue: UUID) -> str:
+        """Return what is in a queue, and would have none without it; "" if nothing is."""
+        not_ended = FlowRunFilterState(type=FlowRunFilterStateType(any_=NOT_ENDED))
+        found = []
+        for what, more in (
+            ("deployments", {}),
+            ("flow_runs", {"flow_runs": FlowRunFilter(state=not_ended).model_dump(mode="json")}),
+        ):
+            body = {"work_pool_queues": {"id": {"any_": [str(queue)]}}, **more}
+            response = await self._client.request("POST", f"/{what}/count", json=body)  # type: ignore[arg-type]
+            if number := response.raise_for_status().json():
+                found.append(f"{number} {what.replace('_', ' ')}")
+        return f"{' and '.join(found)} use it" if found else ""
 
     async def _runs(self, deployment: DeploymentResponse) -> list[FlowRun]:
         """Return the deployment's runs that have not ended."""

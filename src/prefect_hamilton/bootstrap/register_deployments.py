@@ -14,6 +14,7 @@ from typing import Self
 
 import anyio
 import typer
+from prefect.cli.deploy._models import DeploymentConfig
 from prefect.runner.storage import GitRepository
 from pydantic import SecretStr
 from tenacity import (
@@ -26,7 +27,7 @@ from tenacity import (
 
 from prefect_hamilton.bootstrap.changes import Change
 from prefect_hamilton.bootstrap.created import Created, Entry
-from prefect_hamilton.bootstrap.desired_state import DesiredState, load_repository
+from prefect_hamilton.bootstrap.desired_state import DesiredState, load_repository, read_file
 from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.bootstrap.objects import DEPLOYMENT
 from prefect_hamilton.bootstrap.prefect_deploy import Exchange, Known
@@ -54,6 +55,7 @@ class Repository:
     address: str
     checkout: Path
     names: list[str]
+    """Of deployments in its prefect.yaml, as `prefect deploy --name` takes them."""
     environment: dict[str, str]
     """What prefect.yaml gets besides the environment of this process."""
     state: DesiredState
@@ -101,7 +103,54 @@ class Flows:
         if not (checkout / "prefect.yaml").exists():
             where = self.checkout or f"{self.address} at {self.ref}"
             raise BootstrapError(f"{where} has no prefect.yaml.")
-        return Repository(self.address, checkout, self.names, named, repository_state(checkout))
+        names = selected(checkout / "prefect.yaml", self.names)
+        return Repository(self.address, checkout, names, named, repository_state(checkout))
+
+
+def selected(file: Path, patterns: list[str]) -> list[str]:
+    """Return the deployments of a prefect.yaml that a pattern matches, each once.
+
+    A pattern is `name` or `flow/name`, with * for any characters. Prefect passes over a deployment
+    with a misspelt key, and over a name that matches nothing: here, what it passes over would be
+    deleted. Raises BootstrapError for both.
+    """
+    content = read_file(file)
+    deployments = content.get("deployments") if isinstance(content, dict) else None
+    if not isinstance(deployments, list):
+        raise BootstrapError(f"{file.name} has no list of deployments: add the key deployments.")
+    found: dict[tuple[str, str], None] = {}
+    for number, deployment in enumerate(deployments):
+        for key in ("name", "entrypoint"):
+            if not isinstance(deployment, dict) or not isinstance(deployment.get(key), str):
+                raise BootstrapError(f"{file.name}: deployments.{number} has no {key}: add it.")
+        name = deployment["name"]
+        for key in deployment.keys() - DeploymentConfig.model_fields.keys():
+            raise BootstrapError(
+                f"{file.name}: deployment {name}: unknown key {key}: correct or remove it."
+            )
+        function = deployment["entrypoint"].rpartition(":")[2].replace("_", "-")
+        if any(_matches(pattern, function, name) for pattern in patterns):
+            found[function, name] = None
+    all_names = [deployment["name"] for deployment in deployments]
+    for pattern in patterns:
+        if "*" not in pattern and not any(_matches(pattern, *each) for each in found):
+            raise BootstrapError(
+                f"{file.name} has no deployment {pattern}: correct the name (the chart's value is "
+                "flows.deployments)."
+            )
+    return [
+        name if all_names.count(name) == 1 else f"{function}/{name}" for function, name in found
+    ]
+
+
+def _matches(pattern: str, function: str, name: str) -> bool:
+    flow, _, own = pattern.rpartition("/")
+    of_flow = not flow or _with_stars(flow).fullmatch(function) is not None
+    return of_flow and _with_stars(own).fullmatch(name) is not None
+
+
+def _with_stars(pattern: str) -> re.Pattern[str]:
+    return re.compile(".*".join(re.escape(part) for part in pattern.split("*")), re.DOTALL)
 
 
 def repository_state(checkout: Path) -> DesiredState:
@@ -119,6 +168,8 @@ async def deploy(
     Raises BootstrapError when Prefect does not deploy; what it said until then is printed. What it
     created before that is recorded all the same.
     """
+    if not repository.names:
+        return []
     known = {
         entry.name: Known(id=entry.id, triggers=entry.triggers, ending=entry.ending)
         for entry in created
@@ -130,7 +181,9 @@ async def deploy(
         file.write_text(exchange.model_dump_json(), encoding="utf-8")
         done = await anyio.run_process(
             [
-                *(sys.executable, "-m", "prefect_hamilton.bootstrap.prefect_deploy", str(file)),
+                # Without the repository's folder on the path: it may have a calendar.py.
+                *(sys.executable, "-P", "-m", "prefect_hamilton.bootstrap.prefect_deploy"),
+                str(file),
                 *repository.names,
             ],
             cwd=repository.checkout,

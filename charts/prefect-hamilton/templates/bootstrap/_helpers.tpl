@@ -11,7 +11,7 @@ work_pools:
   - name: {{ $pool | toYaml }}
     type: kubernetes
     description: Runs each flow run as a pod.
-    {{- if hasKey ($settings | default dict) "concurrencyLimit" }}
+    {{- if not (kindIs "invalid" ($settings | default dict).concurrencyLimit) }}
     concurrency_limit: {{ int $settings.concurrencyLimit }}
     {{- end }}
     {{- if $.Values.hamiltonUi.enabled }}
@@ -27,7 +27,7 @@ work_pools:
         {{- with $s.priority }}
         priority: {{ int . }}
         {{- end }}
-        {{- if hasKey $s "concurrencyLimit" }}
+        {{- if not (kindIs "invalid" $s.concurrencyLimit) }}
         concurrency_limit: {{ int $s.concurrencyLimit }}
         {{- end }}
       {{- end }}
