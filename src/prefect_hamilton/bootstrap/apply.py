@@ -16,7 +16,7 @@ from uuid import UUID
 
 import anyio
 from prefect.client.orchestration import PrefectClient
-from prefect.exceptions import MissingFlowError, ObjectNotFound
+from prefect.exceptions import MissingFlowError
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from prefect.workers.base import BaseWorker
@@ -57,6 +57,14 @@ from prefect_hamilton.bootstrap.record import NoRecord
 from prefect_hamilton.bootstrap.register_deployments import Repository, deploy
 
 DEFAULT_HAMILTON_URL = "http://localhost:8241"
+
+REFERRED: dict[str, type[Kind]] = {
+    "automation": Automations,
+    "deployment": Deployments,
+    "work_pool": WorkPools,
+    "work_queue": WorkQueues,
+}
+"""The kinds to which actions of automations refer by name, besides blocks."""
 
 
 @dataclass(frozen=True)
@@ -397,19 +405,9 @@ def stored_values(block: Block) -> Fields:
 
 async def _find(client: PrefectClient, kind: str, name: str) -> UUID | None:
     """Return the id of what an action refers to; None where there is none."""
-    parent, _, own = name.rpartition("/")
-    try:
-        match kind:
-            case "deployment":
-                return (await client.read_deployment_by_name(name)).id
-            case "block_document":
-                return (await client.read_block_document_by_name(own, parent)).id
-            case "work_pool":
-                return (await client.read_work_pool(name)).id
-            case "work_queue":
-                return (await client.read_work_queue_by_name(own, parent)).id
-            case _:
-                named = await client.read_automations_by_name(name)
-                return named[0].id if named else None
-    except ObjectNotFound:
-        return None
+    if kind == "block_document":
+        slug, _, own = name.rpartition("/")
+        found = await Blocks(client, slug).find(own)
+    else:
+        found = await REFERRED[kind](client).find(name)
+    return found.id if found else None

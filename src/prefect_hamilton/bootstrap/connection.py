@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 import httpx
 from prefect.client.orchestration import PrefectClient, get_client
@@ -10,6 +11,11 @@ from prefect.settings import get_current_settings
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from prefect_hamilton.bootstrap.errors import BootstrapError
+
+T = TypeVar("T")
+
+PAGE = 200
+"""Maximum number of objects in an answer of the server."""
 
 
 class _NotYetThereError(Exception):
@@ -31,7 +37,7 @@ async def connect(timeout: float) -> AsyncIterator[PrefectClient]:
     except httpx.HTTPStatusError as error:
         if error.response.status_code == httpx.codes.UNAUTHORIZED:
             raise _unauthorized(url) from error
-        reason = " ".join(error.response.text.split())[:300]
+        reason = _one_line(error.response.text)
         raise BootstrapError(
             f"{url} refused {error.request.method} {error.request.url.path} "
             f"({error.response.status_code}): {reason}"
@@ -39,10 +45,26 @@ async def connect(timeout: float) -> AsyncIterator[PrefectClient]:
     except httpx.TransportError as error:
         raise BootstrapError(f"{url} stopped answering ({type(error).__name__}).") from error
     except PrefectException as error:
-        what = " ".join(str(error).split())[:300] or type(error).__name__
+        what = _one_line(str(error)) or type(error).__name__
         raise BootstrapError(
             f"{url}: {what} Another bootstrap or user may have changed it meanwhile: try again."
         ) from error
+
+
+async def every(read: Callable[..., Awaitable[list[T]]], **filters: Any) -> AsyncIterator[T]:
+    """Yield the objects of all pages that a method of the client answers."""
+    offset = 0
+    while True:
+        page = await read(**filters, limit=PAGE, offset=offset)
+        for each in page:
+            yield each
+        offset += len(page)
+        if len(page) < PAGE:
+            return
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
 
 
 def _unauthorized(url: str) -> BootstrapError:

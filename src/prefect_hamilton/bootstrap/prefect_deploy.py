@@ -7,11 +7,11 @@ writes to the server are replaced. FILE holds an Exchange, and gets its results.
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 from prefect.cli import app
@@ -25,13 +25,9 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel
 
 from prefect_hamilton.bootstrap.changes import Outcome, differences
+from prefect_hamilton.bootstrap.connection import every
 from prefect_hamilton.bootstrap.objects import comparable
 from prefect_hamilton.bootstrap.schedules import Given, describe, is_same
-
-T = TypeVar("T")
-
-PAGE = 200
-"""Objects in an answer of the server."""
 
 NEW = UUID(int=0)
 """Stands for the id of a deployment that is not created, because nothing is written."""
@@ -88,7 +84,7 @@ class Deploying:
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self._stored: dict[str, DeploymentResponse] | None = None
-        self._automations: dict[UUID, Automation] = {}
+        self._automations: dict[UUID, Automation] | None = None
         self._open: Result | None = None
         self._triggers: list[AutomationCore] = []
 
@@ -200,20 +196,17 @@ class Deploying:
         return [await PREFECTS.create_automation(client, each) for each in wanted]
 
     async def _automation(self, client: PrefectClient, id_: UUID) -> Automation | None:
-        while not self._automations.get(id_):
-            page = await client.read_automations(limit=PAGE, offset=len(self._automations))
-            self._automations |= {each.id: each for each in page}
-            if len(page) < PAGE:
-                break
+        if self._automations is None:
+            self._automations = {each.id: each async for each in every(client.read_automations)}
         return self._automations.get(id_)
 
     async def _read(self, client: PrefectClient) -> dict[str, DeploymentResponse]:
         """Return all deployments of the server, by flow and name, read once."""
         if self._stored is None:
-            flows = {flow.id: flow.name async for flow in _all(client.read_flows)}
+            flows = {flow.id: flow.name async for flow in every(client.read_flows)}
             self._stored = {
                 f"{flows.get(each.flow_id)}/{each.name}": each
-                async for each in _all(client.read_deployments)
+                async for each in every(client.read_deployments)
             }
         return self._stored
 
@@ -225,18 +218,6 @@ class Deploying:
         )
         # Recorded even if its triggers cannot be written.
         self.exchange.results.append(self._open)
-
-
-async def _all(read: Callable[..., Coroutine[Any, Any, list[T]]]) -> AsyncIterator[T]:
-    """Yield the objects of every page that the server answers."""
-    offset = 0
-    while True:
-        page = await read(limit=PAGE, offset=offset)
-        for each in page:
-            yield each
-        offset += len(page)
-        if len(page) < PAGE:
-            return
 
 
 def fields(deployment: RunnerDeployment, stored: DeploymentResponse) -> dict[str, Any]:

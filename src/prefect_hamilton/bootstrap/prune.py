@@ -14,11 +14,12 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 
 from prefect_hamilton.bootstrap.changes import Change
+from prefect_hamilton.bootstrap.connection import every
 from prefect_hamilton.bootstrap.created import Created, Entry
 from prefect_hamilton.bootstrap.objects import (
     AUTOMATION,
@@ -26,21 +27,13 @@ from prefect_hamilton.bootstrap.objects import (
     REMOVED,
     WORK_QUEUE,
     Found,
+    Kind,
     kind_of,
 )
 from prefect_hamilton.bootstrap.record import NoRecord
 from prefect_hamilton.bootstrap.schedules import describe
 
-NOT_ENDED = [
-    StateType.SCHEDULED,
-    StateType.PENDING,
-    StateType.RUNNING,
-    StateType.PAUSED,
-    StateType.CANCELLING,
-]
-
-PAGE = 200
-"""Flow runs in an answer."""
+NOT_ENDED = [state for state in StateType if state not in TERMINAL_STATES]
 
 
 class Removal:
@@ -85,7 +78,7 @@ class Removal:
         if not self._record.is_as_written(entry.key, found.fields):
             return Change("kept", entry.kind, entry.name, "no longer in Git, but changed by hand")
         if entry.kind == DEPLOYMENT:
-            return await self._end(entry, found)
+            return await self._end(kind, entry, found)
         if entry.kind != AUTOMATION and self._in_flight:
             note = "no longer in Git: deleted when a later bootstrap finds no run in flight"
             return Change("kept", entry.kind, entry.name, note)
@@ -101,7 +94,7 @@ class Removal:
         self._created.drop(entry.key)
         self._record.removed(entry.key)
 
-    async def _end(self, entry: Entry, found: Found) -> Change:
+    async def _end(self, kind: Kind, entry: Entry, found: Found) -> Change:
         """Delete a deployment; if a run of it is in flight, only see to it that no other starts."""
         deployment: DeploymentResponse = found.more
         if self._write:
@@ -114,7 +107,7 @@ class Removal:
             note = f"{_number(in_flight)} in flight: deleted when a later bootstrap finds none"
             return Change("ending", entry.kind, entry.name, note)
         if self._write:
-            await kind_of(self._client, entry.kind).delete(entry.name, found)
+            await kind.delete(entry.name, found)
         self._forget(entry)
         differences = (f"after {_number(in_flight)} in flight",) if in_flight else ()
         return Change("removed", entry.kind, entry.name, differences=differences, parts=parts)
@@ -152,14 +145,8 @@ class Removal:
             deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=NOT_ENDED)),
         )
-        found: list[FlowRun] = []
-        while True:
-            page = await self._client.read_flow_runs(
-                flow_run_filter=of_deployment, limit=PAGE, offset=len(found)
-            )
-            found += page
-            if len(page) < PAGE:
-                return found
+        runs = every(self._client.read_flow_runs, flow_run_filter=of_deployment)
+        return [run async for run in runs]
 
 
 def _order(entry: Entry) -> tuple[int, str]:
