@@ -9,28 +9,10 @@ from typing import Any
 
 import httpx
 import psutil
-from tenacity import Retrying, retry, retry_if_result, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from scripts import local_profile
 from tests import first_start, forks, services
-
-
-def _is_busy(response: httpx.Response) -> bool:
-    response.read()
-    return response.status_code == httpx.codes.SERVICE_UNAVAILABLE
-
-
-class BusyTransport(httpx.HTTPTransport):
-    """Asks again while SQLite is locked, as Prefect's client does."""
-
-    @retry(
-        retry=retry_if_result(_is_busy),
-        stop=stop_after_delay(60),
-        wait=wait_fixed(0.3),
-        retry_error_callback=lambda state: state.outcome and state.outcome.result(),
-    )
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        return super().handle_request(request)
 
 
 class LocalProfile:
@@ -45,7 +27,9 @@ class LocalProfile:
             first_start.profile(state)
         self.port, self.hamilton_port = services.free_port(), services.free_port()
         self.api = httpx.Client(
-            base_url=f"http://127.0.0.1:{self.port}/api", timeout=60, transport=BusyTransport()
+            base_url=f"http://127.0.0.1:{self.port}/api",
+            timeout=60,
+            transport=services.BusyTransport(),
         )
 
     @property

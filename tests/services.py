@@ -55,6 +55,24 @@ def free_port() -> int:
         return port
 
 
+def _is_busy(response: httpx.Response) -> bool:
+    response.read()
+    return response.status_code == httpx.codes.SERVICE_UNAVAILABLE
+
+
+class BusyTransport(httpx.HTTPTransport):
+    """Asks again while SQLite is locked and nothing was written, as Prefect's client does."""
+
+    @tenacity.retry(
+        retry=tenacity.retry_if_result(_is_busy),
+        stop=tenacity.stop_after_delay(60),
+        wait=tenacity.wait_fixed(0.2),
+        retry_error_callback=lambda state: state.outcome and state.outcome.result(),
+    )
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        return super().handle_request(request)
+
+
 @dataclass
 class Service:
     """A server process and its log."""

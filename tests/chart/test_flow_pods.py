@@ -233,7 +233,7 @@ def test_a_failed_run_is_reported_by_a_pod(default: Release, tmp_path: Path) -> 
 def test_failed_runs_are_reported_in_a_pool_of_the_release_by_the_release_s_image(
     tmp_path: Path,
 ) -> None:
-    """A pool may have an image of its own, without the library."""
+    """The image of a pool may lack the library."""
     pools = {"large": {}, "gpu": {"flows": {"image": {"repository": "team/gpu", "tag": "1"}}}}
     release = render({"workers": pools})
     (deployment,) = bootstrap_state(release, tmp_path).deployments

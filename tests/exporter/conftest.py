@@ -1,7 +1,6 @@
 """A real Prefect server that requires a password, and what tests do with it."""
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,18 +20,18 @@ OPTIONS = ("--refresh-seconds", "2", "--born-seconds", "2", "--settle-seconds", 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-def is_busy(error: BaseException) -> bool:
-    """Whether SQLite was locked, and nothing was written."""
-    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 503
-
-
 class Api:
     """The API of the server: flow runs without a process, whose states are set here."""
 
     def __init__(self, server: services.Service) -> None:
         self.server = server
         user, _, password = PASSWORD.partition(":")
-        self._http = httpx.Client(base_url=f"{server.url}/api", auth=(user, password), timeout=30)
+        self._http = httpx.Client(
+            base_url=f"{server.url}/api",
+            auth=(user, password),
+            timeout=30,
+            transport=services.BusyTransport(),
+        )
 
     @property
     def env(self) -> dict[str, str]:
@@ -41,12 +40,6 @@ class Api:
             "PREFECT_API_AUTH_STRING": PASSWORD,
         }
 
-    @tenacity.retry(
-        retry=tenacity.retry_if_exception(is_busy),
-        stop=tenacity.stop_after_delay(60),
-        wait=tenacity.wait_fixed(0.2),
-        reraise=True,
-    )
     def post(self, path: str, **body: Any) -> Any:
         answer = self._http.post(path, json=body).raise_for_status()
         return answer.json() if answer.content else None
@@ -137,10 +130,14 @@ class Exporter:
 
 def until(ask: Callable[[], object], expected: object, seconds: float = 90) -> None:
     """Ask until the answer is as expected."""
-    deadline = time.monotonic() + seconds
-    while (found := ask()) != expected:
-        assert time.monotonic() < deadline, f"{found!r}, not {expected!r}"
-        time.sleep(0.5)
+    for attempt in tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(AssertionError),
+        stop=tenacity.stop_after_delay(seconds),
+        wait=tenacity.wait_fixed(0.5),
+        reraise=True,
+    ):
+        with attempt:
+            assert ask() == expected
 
 
 @pytest.fixture(scope="module")

@@ -4,21 +4,17 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-import tenacity
+
+from tests.services import BusyTransport
 
 FINAL = ["COMPLETED", "FAILED", "CRASHED"]
-
-
-def _is_busy(error: BaseException) -> bool:
-    """Whether SQLite was locked, and nothing was written."""
-    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == 503
 
 
 class Api:
     """An API, asked without Prefect's client."""
 
     def __init__(self, url: str) -> None:
-        self._http = httpx.Client(base_url=f"{url}/api", timeout=30)
+        self._http = httpx.Client(base_url=f"{url}/api", timeout=30, transport=BusyTransport())
 
     def post(self, path: str, **body: Any) -> Any:
         return self._ask("POST", path, json=body)
@@ -50,12 +46,6 @@ class Api:
         states = self.get(f"/flow_run_states/?flow_run_id={run}")
         return [state["type"] for state in sorted(states, key=lambda state: state["timestamp"])]
 
-    @tenacity.retry(
-        retry=tenacity.retry_if_exception(_is_busy),
-        stop=tenacity.stop_after_delay(60),
-        wait=tenacity.wait_fixed(0.2),
-        reraise=True,
-    )
     def _ask(self, method: str, path: str, **options: Any) -> Any:
         answer = self._http.request(method, path, **options).raise_for_status()
         return answer.json() if answer.content else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
 
+from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect.events import Event
 from prefect.events.filters import EventFilter, EventNameFilter
 from pydantic import ValidationError
@@ -39,7 +40,7 @@ STATES = frozenset(
     }
 )
 """Names of Prefect's states. Flows may invent others without limit: their type replaces them."""
-ENDED = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
+ENDED = frozenset(state.value for state in TERMINAL_STATES)
 REMEMBERED_RUNS = 20_000
 REMEMBERED_LOOKUPS = 200  # the API returns 200 runs at once
 

@@ -6,7 +6,7 @@ the start, every ten minutes, and a minute after one has changed.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import TERMINAL_STATES, StateType
 
 from prefect_hamilton.exporter import families
 from prefect_hamilton.exporter.counting import Counting, state_label
@@ -25,7 +26,7 @@ LOOK_BACK = timedelta(days=90)  # of runs that have not ended
 DEPLOYMENTS_SECONDS = 600.0
 CHANGED_DEPLOYMENTS_SECONDS = 60.0
 PAUSES_PER_LISTING = 20  # a listing that takes 10 seconds is repeated after 200 at the earliest
-NOT_ENDED = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
+NOT_ENDED = [state.value for state in StateType if state not in TERMINAL_STATES]
 PENDING = ("Pending", "Submitting", "InfrastructurePending")
 """Names of states of the type PENDING."""
 NO_POOL = ""
@@ -209,17 +210,12 @@ class Refresh:
         flows: dict[str, str] = {}
         found: set[Labels] = set()
         active: dict[Labels, float] = {}
-        offset = 0
-        while page := await self._post("deployments/filter", limit=PAGE, offset=offset):
-            offset += PAGE
-            for each in page:
-                key = await self._key(each, flows)
-                found.add(key)
-                if schedules := each["schedules"]:
-                    is_on = not each["paused"] and any(item["active"] for item in schedules)
-                    active[key] = float(is_on)
-            if len(page) < PAGE:
-                break
+        async for each in self._every("deployments/filter"):
+            key = await self._key(each, flows)
+            found.add(key)
+            if schedules := each["schedules"]:
+                is_on = not each["paused"] and any(item["active"] for item in schedules)
+                active[key] = float(is_on)
         self.counting.series.replace(families.SCHEDULE_ACTIVE, active)
         self._drop_deployments(found, began)
 
@@ -240,13 +236,15 @@ class Refresh:
         flows = {} if flows is None else flows
         flow_id = deployment["flow_id"]
         if flow_id not in flows:
-            await self._read_flows(flows)
+            flows.update({flow["id"]: flow["name"] async for flow in self._every("flows/filter")})
         return flows.get(flow_id, ""), deployment["name"]
 
-    async def _read_flows(self, flows: dict[str, str]) -> None:
+    async def _every(self, path: str) -> AsyncIterator[dict[str, Any]]:
+        """Yield the objects of all pages."""
         offset = 0
-        while page := await self._post("flows/filter", limit=PAGE, offset=offset):
-            flows.update({flow["id"]: flow["name"] for flow in page})
+        while page := await self._post(path, limit=PAGE, offset=offset):
+            for each in page:
+                yield each
             offset += PAGE
             if len(page) < PAGE:
                 return
