@@ -53,7 +53,6 @@ POD_SIGNATURES = {
     "prefect.runner._workspace_runtime:write_private_model": "(path, model)",
     f"{SUPERVISOR}:_launch_engine": "(command, *, cwd, environment)",
     f"{SUPERVISOR}:supervise": "(config)",
-    "prefect.utilities.engine:propose_state": "(client, state, flow_run_id, force=False)",
     "prefect.utilities.processutils:get_sys_executable": "()",
 }
 POD_CALLS = {

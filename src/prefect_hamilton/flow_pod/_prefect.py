@@ -54,7 +54,6 @@ try:
 
     # Imported only to fail if the name no longer exists: it is replaced below.
     from prefect.runner._workspace_supervisor import _launch_engine  # noqa: F401
-    from prefect.utilities.engine import propose_state
     from prefect.utilities.processutils import get_sys_executable
 except ImportError as error:
     exit_unsupported(str(error))
@@ -79,7 +78,6 @@ __all__ = [
     "flow_run_logger",
     "get_sys_executable",
     "prepare_workspace",
-    "propose_state",
     "read_model",
     "refresh_global_settings_context",
     "run_engine",

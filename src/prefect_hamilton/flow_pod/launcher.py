@@ -23,7 +23,7 @@ import anyio.abc
 import anyio.to_thread
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.exceptions import Abort, Pause
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.logging import get_logger
 from tenacity import AsyncRetrying, retry_if_result, wait_fixed
 
@@ -41,10 +41,9 @@ from prefect_hamilton.flow_pod._prefect import (
     WorkspaceHookRunner,
     WorkspaceSupervisorConfig,
     create_isolated_termination_scope,
-    propose_state,
     write_private_model,
 )
-from prefect_hamilton.states import NO_ANSWER, rescheduled
+from prefect_hamilton.states import NO_ANSWER, propose, rescheduled
 
 logger = get_logger("flow_pod")
 
@@ -155,17 +154,7 @@ async def reschedule(client: PrefectClient, flow_run_id: UUID) -> bool:
     """
     with anyio.move_on_after(ANSWER_SECONDS):
         try:
-            state = (await client.read_flow_run(flow_run_id)).state
-            if state is not None and state.is_final() and not state.is_crashed():
-                logger.info("Flow run is already in final state %r; not rescheduling.", state.name)
-                return True
-        except Exception:
-            logger.warning("Failed to read flow run state; rescheduling anyway.", exc_info=True)
-        try:
-            await propose_state(client, rescheduled(), flow_run_id=flow_run_id)
-            logger.info("Flow run rescheduled.")
-        except (Abort, Pause):
-            logger.info("Flow run was not rescheduled.")
+            await _reschedule(client, flow_run_id)
         except Exception:
             logger.exception("Failed to reschedule flow run")
             return False
@@ -175,6 +164,27 @@ async def reschedule(client: PrefectClient, flow_run_id: UUID) -> bool:
         ANSWER_SECONDS,
     )
     return False
+
+
+async def _reschedule(client: PrefectClient, flow_run_id: UUID) -> None:
+    """Repeat the proposal while the run moves on between its reading and the proposal.
+
+    The engine may be about to report its end: a flow that completed must not run again.
+    """
+    while True:
+        state = (await client.read_flow_run(flow_run_id)).state
+        if state is None or (state.is_final() and not state.is_crashed()):
+            name = state and state.name
+            logger.info("Flow run is already in final state %r; not rescheduling.", name)
+            return
+        answer = await propose(client, flow_run_id, rescheduled(), state.id)
+        if answer.status == SetStateStatus.ACCEPT:
+            logger.info("Flow run rescheduled.")
+            return
+        now = (await client.read_flow_run(flow_run_id)).state
+        if now is None or now.id == state.id:
+            logger.info("Flow run was not rescheduled: the server answered %s.", answer.status)
+            return
 
 
 async def stay_rescheduled(client: PrefectClient, flow_run_id: UUID) -> None:
