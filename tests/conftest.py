@@ -28,6 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[shared.FOLDER] = folders.enter_context(folder)
         folders.callback(os.environ.pop, shared.FOLDER)
     os.environ["DO_NOT_TRACK"] = "1"
+    # helm and kubectl run hundreds of times for a moment, a third of which Go collects garbage.
+    os.environ.setdefault("GOGC", "400")
     for name in [n for n in os.environ if n.startswith("HAMILTON_")]:
         del os.environ[name]
     os.environ.pop("PREFECT_API_URL", None)
