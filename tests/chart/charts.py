@@ -124,8 +124,16 @@ def render(
     return release
 
 
+_checked: set[str] = set()
+
+
 def check(obj: Object) -> None:
-    """Check one object: schema of each version, Pod Security, tidiness."""
+    """Check one object: schema of each version, Pod Security, tidiness.
+
+    An object that has passed is not checked again: most are the same in many releases.
+    """
+    if (text := repr(obj)) in _checked:
+        return
     what = f"{obj['kind']} {obj['metadata'].get('name') or obj['metadata'].get('generateName')}"
     for version in VERSIONS:
         errors = [
@@ -141,6 +149,7 @@ def check(obj: Object) -> None:
             assert len(names) == len(set(names)), f"{what}: a variable appears twice"
     empty = list(empty_parts(obj))
     assert not empty, f"{what} has empty parts: {empty}"
+    _checked.add(text)
 
 
 @functools.cache

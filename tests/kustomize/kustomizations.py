@@ -100,13 +100,19 @@ def _with_values(values: str, content: str, chart: Path) -> str:
 
 def chart(values: Object, namespace: str = NAMESPACE) -> list[Object]:
     """Return what the chart renders for the release that bases are named after."""
-    options = ("--no-hooks", "--skip-tests")
-    text = template_text(values, name=render.RELEASE, namespace=namespace, options=options)
-    objects = parse(text)
+    objects = parse(_chart(json.dumps(values), namespace))
     for obj in objects:
         # Helm installs an object that names no namespace into that of the release.
         obj["metadata"].setdefault("namespace", namespace)
     return objects
+
+
+@functools.cache
+def _chart(values: str, namespace: str) -> str:
+    options = ("--no-hooks", "--skip-tests")
+    return template_text(
+        json.loads(values), name=render.RELEASE, namespace=namespace, options=options
+    )
 
 
 def joined(*several: Object) -> Object:

@@ -1,6 +1,5 @@
 """Kustomize's objects are the chart's: bases text by text, builds object by object."""
 
-import functools
 import json
 import re
 import subprocess
@@ -105,18 +104,12 @@ def test_an_overlay_is_valid_and_restricted(name: str) -> None:
         assert each["metadata"]["labels"] == {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
-@functools.cache
-def check_text(text: str) -> None:
-    """Check an object once: most are the same in every overlay."""
-    check(json.loads(text))
-
-
 def check_all(objects: tuple[Object, ...] | list[Object]) -> None:
     """Check schema, Pod Security, and that each variable is defined before another names it."""
     for obj in objects:
         if obj["kind"] == "Namespace":
             continue
-        check_text(json.dumps(obj))
+        check(obj)
         for container in containers(t) if (t := pod_template(obj)) else ():
             defined: set[str] = set()
             for variable in container.get("env", []):
