@@ -137,22 +137,25 @@ class Cluster:
         self,
         flow: str,
         *,
+        name: str = "probe",
         pull_steps: list[Any] | None = None,
         work_pool: str = "kubernetes",
+        **settings: Any,
     ) -> str:
         """Register a flow of probe_flows.py, cloned like the others; returns `flow/deployment`."""
         flow_id = self.post("/flows/", name=flow.replace("_", "-"))["id"]
         self.post(
             "/deployments/",
-            name="probe",
+            name=name,
             flow_id=flow_id,
             work_pool_name=work_pool,
             entrypoint=f"tests/cluster/probe_flows.py:{flow}",
             pull_steps=self.deployment(WALKTHROUGH)["pull_steps"]
             if pull_steps is None
             else pull_steps,
+            **settings,
         )
-        return f"{flow.replace('_', '-')}/probe"
+        return f"{flow.replace('_', '-')}/{name}"
 
     def start(
         self, deployment: str, *, job_variables: dict[str, Any] | None = None, **parameters: Any

@@ -14,11 +14,25 @@ ETL = "Enterprise Data Pipeline/production-etl-k8s"
 POSTGRES = f"statefulset/{RELEASE}-postgres"
 
 
-def running(cluster: Cluster) -> str:
-    """Start a run of `waits`; returns its id when it runs."""
-    run_id = cluster.start(cluster.probe("waits"))
-    cluster.wait_for_state(run_id, "Running")
-    return run_id
+@pytest.fixture(scope="module")
+def waiting(cluster: Cluster) -> Iterator[list[str]]:
+    """Runs of `waits`, one for each test that takes one; their pods start at the same time.
+
+    All run before the first test breaks something: a run whose pod is not there yet would miss it.
+    """
+    deployment = cluster.probe("waits")
+    runs = [cluster.start(deployment) for _ in range(5)]
+    for run_id in runs:
+        cluster.wait_for_state(run_id, "Running")
+    yield runs
+    for run_id in runs:
+        cluster.cancel(run_id)
+
+
+@pytest.fixture
+def running(waiting: list[str]) -> str:
+    """A run that waits; it has outlived what the tests before have broken."""
+    return waiting.pop()
 
 
 def kill(cluster: Cluster, component: str) -> None:
@@ -31,59 +45,54 @@ def wait_for_rollout(cluster: Cluster, workload: str) -> None:
     cluster.kubectl("rollout", "status", workload, "--timeout=180s")
 
 
-def test_a_run_outlives_the_worker(cluster: Cluster) -> None:
-    run_id = running(cluster)
+def test_a_run_outlives_the_worker(cluster: Cluster, running: str) -> None:
     kill(cluster, "worker")
-    cluster.let_go(run_id)
-    assert cluster.wait_for_state(run_id, "Completed")["run_count"] == 1
+    cluster.let_go(running)
+    assert cluster.wait_for_state(running, "Completed")["run_count"] == 1
     wait_for_rollout(cluster, f"deploy/{RELEASE}-worker-kubernetes")
 
 
-def test_a_run_outlives_the_server(cluster: Cluster) -> None:
-    run_id = running(cluster)
+def test_a_run_outlives_the_server(cluster: Cluster, running: str) -> None:
     cluster.kubectl("scale", f"deploy/{RELEASE}-server", "--replicas=0")
-    cluster.let_go(run_id)
+    cluster.let_go(running)
     cluster.kubectl("scale", f"deploy/{RELEASE}-server", "--replicas=1")
     wait_for_rollout(cluster, f"deploy/{RELEASE}-server")
-    assert cluster.wait_for_state(run_id, "Completed")["run_count"] == 1
+    assert cluster.wait_for_state(running, "Completed")["run_count"] == 1
 
 
-def test_a_run_outlives_a_restart_of_postgresql(cluster: Cluster) -> None:
-    run_id = running(cluster)
+def test_a_run_outlives_a_restart_of_postgresql(cluster: Cluster, running: str) -> None:
     kill(cluster, "postgres")
     wait_for_rollout(cluster, f"statefulset/{RELEASE}-postgres")
-    cluster.let_go(run_id)
-    assert cluster.wait_for_state(run_id, "Completed")["run_count"] == 1
+    cluster.let_go(running)
+    assert cluster.wait_for_state(running, "Completed")["run_count"] == 1
 
 
-def test_a_killed_flow_pod_is_rescheduled(cluster: Cluster) -> None:
-    run_id = running(cluster)
-    (pod,) = cluster.pods(run_id)
+def test_a_killed_flow_pod_is_rescheduled(cluster: Cluster, running: str) -> None:
+    (pod,) = cluster.pods(running)
     cluster.kubectl("delete", "pod", pod["metadata"]["name"], "--wait=false")
 
     @eventually
     def runs_again() -> None:
-        assert cluster.flow_run(run_id)["run_count"] == 2
+        assert cluster.flow_run(running)["run_count"] == 2
 
     runs_again()
-    cluster.let_go(run_id)
-    assert cluster.wait_for_state(run_id, "Completed")["run_count"] == 2
+    cluster.let_go(running)
+    assert cluster.wait_for_state(running, "Completed")["run_count"] == 2
 
 
-def test_a_run_whose_pod_vanishes_does_not_stay_running(cluster: Cluster) -> None:
-    run_id = running(cluster)
-    (pod,) = cluster.pods(run_id)
+def test_a_run_whose_pod_vanishes_does_not_stay_running(cluster: Cluster, running: str) -> None:
+    (pod,) = cluster.pods(running)
     cluster.kubectl("delete", "pod", pod["metadata"]["name"], "--grace-period=0", "--force")
 
     @eventually
     def crashes_or_runs_again() -> bool:
-        run = cluster.flow_run(run_id)
+        run = cluster.flow_run(running)
         assert run["state_name"] == "Crashed" or run["run_count"] == 2, run["state_name"]
         return bool(run["run_count"] == 2)
 
     if crashes_or_runs_again():
-        cluster.let_go(run_id)
-        cluster.wait_for_state(run_id, "Completed")
+        cluster.let_go(running)
+        cluster.wait_for_state(running, "Completed")
 
 
 def test_the_pipeline_killed_in_the_middle_loads_every_row_once(cluster: Cluster) -> None:
