@@ -36,12 +36,16 @@ context.set_forkserver_preload([__name__, *PACKAGES])
 
 
 def run(
-    module: str, *arguments: str | Path, env: Mapping[str, str]
+    module: str, *arguments: str | Path, env: Mapping[str, str], folder: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m module` with this environment; returns its output and exit code."""
-    with tempfile.TemporaryDirectory() as folder:
-        output, errors = Path(folder, "output"), Path(folder, "errors")
-        code = exit_code(start(module, *arguments, env=env, output=output, errors=errors))
+    """Run `python -m module` with this environment in a folder; returns its output and exit code.
+
+    The folder is this process's unless given.
+    """
+    with tempfile.TemporaryDirectory() as files:
+        output, errors = Path(files, "output"), Path(files, "errors")
+        process = start(module, *arguments, env=env, folder=folder, output=output, errors=errors)
+        code = exit_code(process)
         words = [module, *map(str, arguments)]
         return subprocess.CompletedProcess(words, code, output.read_text(), errors.read_text())
 
@@ -50,12 +54,13 @@ def start(
     module: str,
     *arguments: str | Path,
     env: Mapping[str, str],
+    folder: Path | None = None,
     output: Path = Path(os.devnull),
     errors: Path = Path(os.devnull),
 ) -> BaseProcess:
     """Start `python -m module` with this environment."""
     words = [module, *map(str, arguments)]
-    process = context.Process(target=_main, args=(words, dict(env), output, errors))
+    process = context.Process(target=_main, args=(words, dict(env), folder, output, errors))
     process.start()
     return process
 
@@ -67,10 +72,14 @@ def exit_code(process: BaseProcess, seconds: float | None = None) -> int:
     return process.exitcode
 
 
-def _main(words: list[str], env: dict[str, str], output: Path, errors: Path) -> None:
+def _main(
+    words: list[str], env: dict[str, str], folder: Path | None, output: Path, errors: Path
+) -> None:
     for number, path in ((1, output), (2, errors)):
         with path.open("wb") as file:
             os.dup2(file.fileno(), number)
+    if folder:
+        os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
     if "prefect" in sys.modules:

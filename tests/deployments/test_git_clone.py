@@ -15,6 +15,7 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectAlreadyExists
 
+from tests import forks
 from tests.deployments.git_server import ROOT, GitServer, git, prefect_environment
 
 pytestmark = pytest.mark.services
@@ -32,13 +33,8 @@ def kubernetes_pool(prefect_api: str) -> None:
 
 def deploy(api_url: str, name: str, **environment: str) -> str:
     """Register deployments as the README says and return what the command printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "deploy", "--name", name, "--no-prompt"],
-        cwd=ROOT,
-        env=prefect_environment(api_url, **environment),
-        capture_output=True,
-        text=True,
-    )
+    command = ("prefect", "deploy", "--name", name, "--no-prompt")
+    done = forks.run(*command, env=prefect_environment(api_url, **environment), folder=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect_hamilton.bootstrap import desired_state, register_deployments
 from prefect_hamilton.bootstrap.__main__ import app
 from prefect_hamilton.bootstrap.errors import BootstrapError
+from tests import forks
 from tests.deployments.git_server import GitServer, git, prefect_environment
 
 pytestmark = pytest.mark.services
@@ -33,19 +33,10 @@ NIGHTLY = ["apply", "--repository-only", "--deployment=nightly"]
 
 def register(*names: str, folder: Path, environment: dict[str, str]) -> tuple[int, str]:
     """Exit code and output of the command, with what the image has on its path."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "prefect_hamilton.bootstrap", "apply", "--repository-only"),
-            *(f"--deployment={name}" for name in names),
-        ],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    return done.returncode, done.stdout
+    options = (f"--deployment={name}" for name in names)
+    command = ("prefect_hamilton.bootstrap", "apply", "--repository-only", *options)
+    done = forks.run(*command, env=environment, folder=folder)
+    return done.returncode, done.stdout + done.stderr
 
 
 def register_walkthrough(
