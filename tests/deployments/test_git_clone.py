@@ -282,7 +282,7 @@ def test_a_clone_waits_for_a_git_server_longer_than_prefect_does(
     clone_from_pod_environment: None,
 ) -> None:
     url = git_server.publish(flow_repository, "restarted")
-    prefect_tries, waits = 3, 4
+    prefect_tries, waits = 3, 2
     git_server.answer_next(*(prefect_tries * waits * [503]))
 
     run = run_as_a_pod_does(prefect_api, tmp_path, git_server, FLOWS_REPOSITORY=url)
