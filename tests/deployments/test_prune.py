@@ -21,7 +21,7 @@ from prefect.states import Completed, Running
 from prefect_hamilton.bootstrap.created import Created, Entry
 from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.bootstrap.register_deployments import selected
-from tests import forks, services
+from tests import forks
 from tests.deployments.git_server import git, prefect_environment
 
 pytestmark = pytest.mark.services
@@ -31,17 +31,6 @@ AFTER = {"type": "event", "expect": ["prefect.flow-run.Completed"]}
 EVENT = {"type": "event", "posture": "Reactive", "expect": ["x"], "threshold": 1}
 
 Bootstrap = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture(scope="module", params=["sqlite"])
-def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The server of all tests keeps its data in SQLite, that of some in PostgreSQL as well."""
-    settings: dict[str, Any] = {}
-    if request.param == "postgres":
-        url = request.getfixturevalue("postgres").replace("postgresql:", "postgresql+asyncpg:")
-        settings["PREFECT_API_DATABASE_CONNECTION_URL"] = f"{url}/postgres"
-    with services.prefect_server(tmp_path_factory.mktemp("server"), **settings) as server:
-        yield f"{server.url}/api"
 
 
 @pytest.fixture

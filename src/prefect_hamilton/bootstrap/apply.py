@@ -399,6 +399,10 @@ def stored_values(block: Block) -> Fields:
             f"Block {block.name}: {field}: a {{{{placeholder}}}} is neither subject, body, name "
             "nor one of the block's secrets."
         ) from None
+    except TypeError:  # of the package that sends notifications, which quotes the value
+        raise BootstrapError(
+            f"Block {block.name}: the values are not valid for a {block.type} block."
+        ) from None
     stored = wanted.model_dump(mode="json", by_alias=True, context={"include_secrets": True})
     return {name: stored[name] for name in values}
 

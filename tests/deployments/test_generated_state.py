@@ -1,0 +1,211 @@
+"""Any desired state that Prefect's own schemas allow: applied twice, it is written once."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prefect.events.schemas.automations import EventTrigger
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from prefect_hamilton.bootstrap import desired_state, prefect_schemas
+from prefect_hamilton.bootstrap.apply import Options, apply
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
+
+Object = dict[str, Any]
+Objects = st.SearchStrategy[Object]
+
+REFERENCE = {"from_env": "GENERATED_SECRET"}
+SECRET = "https://example.org/secret"
+WORDS = st.text("abcdefghij", min_size=1, max_size=3)
+# PostgreSQL stores no character 0, and UTF-8 has no surrogates.
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+LIMITS = st.integers(0, 1000)
+VALUES = st.recursive(
+    st.booleans() | st.integers(-(2**31), 2**31) | st.floats(-1e9, 1e9) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=6,
+)
+BLOCK_TYPES = (
+    *("custom-webhook", "discord-webhook", "local-file-system", "mattermost-webhook"),
+    *("opsgenie-webhook", "pager-duty-webhook", "redis-database", "remote-file-system", "secret"),
+    *("sendgrid-email", "slack-webhook", "smb", "twilio-sms", "webhook"),
+)
+ACTIONS = (
+    {"type": "do-nothing"},
+    {"type": "cancel-flow-run"},
+    {"type": "change-flow-run-state", "state": "CRASHED", "message": "Lost."},
+    {"type": "pause-work-pool", "work_pool": "pool"},
+    {"type": "resume-work-queue", "work_queue": "pool/default"},
+    {"type": "pause-deployment", "source": "inferred"},
+)
+
+
+def from_schema(schema: Object, definitions: Object) -> st.SearchStrategy[Any]:
+    """Return values that a JSON Schema allows, as far as Prefect's models use its keywords."""
+    if reference := schema.get("$ref"):
+        return from_schema(definitions[reference.rpartition("/")[2]], definitions)
+    if choices := schema.get("anyOf"):
+        return st.one_of(from_schema(each, definitions) for each in choices)
+    if "const" in schema or "enum" in schema:
+        return st.sampled_from(schema.get("enum") or [schema["const"]])
+    match schema.get("type"):
+        case "string":
+            return st.just(SECRET) if "format" in schema else TEXT
+        case "integer":
+            return st.integers(1, 60000)
+        case "number":
+            return st.floats(1, 60)
+        case "boolean":
+            return st.booleans()
+        case "null":
+            return st.none()
+        case "array":
+            return st.lists(from_schema(schema["items"], definitions), max_size=3)
+        case "object":
+            inner = schema.get("additionalProperties")
+            values = from_schema(inner, definitions) if isinstance(inner, dict) else VALUES
+            return st.dictionaries(WORDS, values, max_size=2)
+    return VALUES
+
+
+def from_model(schema: Object, **instead: st.SearchStrategy[Any]) -> Objects:
+    """Return what the schema of a model allows; these fields get values of their own."""
+    definitions = schema.get("$defs", {}) | schema.get("definitions", {})
+    fields = {
+        name: instead[name] if name in instead else from_schema(each, definitions)
+        for name, each in schema["properties"].items()
+    }
+    required = {name: fields.pop(name) for name in schema.get("required", ())}
+    return st.fixed_dictionaries(required, optional=fields)
+
+
+def blocks(slug: str) -> Objects:
+    """Return blocks of a type; their secrets come from the environment."""
+    schema = prefect_schemas.block_class(slug).model_json_schema()
+    one, several = st.just(REFERENCE), st.dictionaries(WORDS, st.just(REFERENCE), max_size=2)
+    secrets = {
+        name.removesuffix(".*"): several if name.endswith(".*") else one
+        for name in schema["secret_fields"]
+    }
+    values = from_model(schema, **secrets)
+    block = st.fixed_dictionaries({"name": WORDS, "type": st.just(slug), "values": values})
+    return block.filter(_is_block)
+
+
+def _is_block(block: Object) -> bool:
+    try:
+        read = desired_state.Block.model_validate(block)
+        values = desired_state.resolve(read.values, {"GENERATED_SECRET": SECRET})
+        prefect_schemas.block_class(read.type)(**values)
+    except (ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
+def automations() -> Objects:
+    """Return automations with triggers of every type."""
+    schema = EventTrigger.model_json_schema()
+    within = st.integers(0, 3600)
+    event = from_model(schema, within=within, type=st.just("event"))
+    composite = st.fixed_dictionaries(
+        {"within": within, "triggers": st.lists(event, min_size=1, max_size=3)}
+    )
+    compound = composite.map({"type": "compound", "require": 1}.__or__)
+    actions = st.lists(st.sampled_from(ACTIONS), min_size=1, max_size=3)
+    automation = st.fixed_dictionaries(
+        {
+            "name": WORDS,
+            "trigger": event | compound | composite.map({"type": "sequence"}.__or__),
+            "actions": actions,
+        },
+        optional={
+            "description": TEXT,
+            "enabled": st.booleans(),
+            "tags": st.lists(WORDS, unique=True, max_size=3),
+            "actions_on_trigger": actions,
+            "actions_on_resolve": actions,
+        },
+    )
+    return automation.filter(_is_automation)
+
+
+def _is_automation(automation: Object) -> bool:
+    try:
+        desired_state.Automation.model_validate(automation)
+    except ValueError:
+        return False
+    return True
+
+
+def several(objects: Objects, key: str = "name") -> st.SearchStrategy[list[Object]]:
+    return st.lists(objects, max_size=3, unique_by=lambda each: each[key])
+
+
+queues = st.fixed_dictionaries(
+    {"name": WORDS},
+    optional={"description": TEXT, "concurrency_limit": st.none() | LIMITS},
+)
+pools = st.fixed_dictionaries(
+    {"name": st.just("pool"), "type": st.just("process"), "queues": several(queues)},
+    optional={
+        "description": st.none() | TEXT,
+        "concurrency_limit": st.none() | LIMITS,
+        "env": st.dictionaries(WORDS, TEXT, max_size=2),
+    },
+)
+states = st.fixed_dictionaries(
+    {
+        "work_pools": pools.map(lambda pool: [pool]),
+        "variables": several(
+            st.fixed_dictionaries(
+                {"name": WORDS, "value": VALUES}, optional={"tags": st.lists(WORDS, max_size=3)}
+            )
+        ),
+        "blocks": several(st.sampled_from(BLOCK_TYPES).flatmap(blocks)),
+        "global_concurrency_limits": several(
+            st.fixed_dictionaries(
+                {"name": WORDS, "limit": LIMITS},
+                optional={"slot_decay_per_second": st.floats(0, 10)},
+            )
+        ),
+        "tag_concurrency_limits": several(
+            st.fixed_dictionaries({"tag": WORDS, "limit": LIMITS}), "tag"
+        ),
+        "automations": several(automations()),
+    }
+)
+
+
+@pytest.mark.parametrize("api", ["sqlite", "postgres"], indirect=True, scope="module")
+def test_a_state_that_is_applied_twice_is_written_once(
+    api: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENERATED_SECRET", SECRET)
+    file = tmp_path_factory.mktemp("state") / "state.json"
+
+    def outcomes(**options: Any) -> set[str]:
+        state = desired_state.load([file])
+        done = apply(state, report=lambda change: None, options=Options(**options))
+        with temporary_settings({PREFECT_API_URL: api}):
+            return {change.outcome for change in asyncio.run(done)}
+
+    # Of one name after the other: most examples update what an earlier one has created.
+    @settings(
+        max_examples=40,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(state=states)
+    def check(state: Object) -> None:
+        file.write_text(json.dumps(state))
+        outcomes()
+        assert outcomes() == {"unchanged"}
+        assert outcomes(write=False) == {"unchanged"}
+
+    check()
