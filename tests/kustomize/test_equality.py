@@ -111,7 +111,8 @@ def check_all(objects: tuple[Object, ...] | list[Object]) -> None:
             continue
         check(obj)
         for container in containers(t) if (t := pod_template(obj)) else ():
-            defined: set[str] = set()
+            # The kubelet defines it in every pod.
+            defined = {"KUBERNETES_SERVICE_HOST"}
             for variable in container.get("env", []):
                 named = set(re.findall(r"\$\((\w+)\)", variable.get("value", "")))
                 assert named <= defined, f"{obj['metadata']['name']}: {variable}"

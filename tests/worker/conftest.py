@@ -36,6 +36,22 @@ class Pool:
         path = f"/deployments/{self._deployment}/create_flow_run"
         return UUID(self.api.post(path, state=state)["id"])
 
+    def schedule_since(self, minutes: int) -> list[str]:
+        """Runs of a schedule of every minute, each due half a minute after a full one.
+
+        The scheduler has made them that number of minutes ago. The last one is late, too.
+        """
+        now = datetime.now(UTC)
+        schedule = {"interval": 60, "anchor_date": (now - timedelta(seconds=30)).isoformat()}
+        path = f"/deployments/{self._deployment}"
+        self.api.patch(path, schedules=[{"schedule": schedule, "active": True}])
+        begin = now - timedelta(minutes=minutes)
+        times = {"start_time": begin.isoformat(), "end_time": now.isoformat()}
+        self.api.post(f"{path}/schedule", **times, min_runs=minutes, max_runs=minutes)
+        mine = {"id": {"any_": [self._deployment]}}
+        found = self.api.post("/flow_runs/filter", deployments=mine, sort="EXPECTED_START_TIME_ASC")
+        return [run["id"] for run in found]
+
     def limit(self, concurrency: int) -> None:
         """Set the concurrency limit of the pool."""
         self.api.patch(f"/work_pools/{self.name}", concurrency_limit=concurrency)

@@ -22,10 +22,18 @@ annotations:
 {{- end }}
 {{- end }}
 
-{{/* The pod settings of `global` with a component's own over them, as YAML. Takes root and own. */}}
+{{/*
+The pod settings of `global` with a component's own over them, as YAML. Takes root and own; optionally
+isPassive: the pods send no requests, so a change of the proxy or the bundle must not restart them.
+*/}}
 {{- define "prefect-hamilton.settings" -}}
-{{- $shared := omit .root.Values.global "imageRegistry" "imagePullPolicy" "imagePullSecrets" "labels" "annotations" }}
-{{- mergeOverwrite (deepCopy $shared) (deepCopy .own) | toYaml }}
+{{- $shared := omit .root.Values.global "imageRegistry" "imagePullPolicy" "imagePullSecrets" "labels" "annotations" "proxy" "caBundle" }}
+{{- $settings := mergeOverwrite (deepCopy $shared) (deepCopy .own) }}
+{{- if .isPassive }}
+{{- toYaml $settings }}
+{{- else }}
+{{- include "prefect-hamilton.company.settings" (dict "root" .root "settings" $settings) }}
+{{- end }}
 {{- end }}
 
 {{/* Reference of an image. Takes root and image. */}}

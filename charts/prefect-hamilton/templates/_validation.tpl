@@ -5,6 +5,15 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
 {{- $v := .Values }}
 {{- $mistakes := list }}
 
+{{- if and $v.global.proxy.existingSecret (or $v.global.proxy.http $v.global.proxy.https) }}
+{{- $mistakes = append $mistakes
+  "global.proxy.existingSecret contains the URLs of the proxy: remove global.proxy.http and global.proxy.https." }}
+{{- end }}
+{{- if and $v.global.caBundle.configMap $v.global.caBundle.secret }}
+{{- $mistakes = append $mistakes
+  "global.caBundle.configMap and global.caBundle.secret are both set: remove one of them." }}
+{{- end }}
+
 {{- if $v.server.enabled }}
 {{- if $v.api.url }}
 {{- $mistakes = append $mistakes

@@ -306,6 +306,59 @@ class PodSettings(Values):
     )
 
 
+ProxyUrl = Annotated[
+    str,
+    Text(
+        r"^$|^https?://[A-Za-z0-9.-]+(:[0-9]+)?$",
+        "the URL of a proxy without user and path, such as http://proxy.example.org:3128; one with "
+        "a password belongs into the Secret of global.proxy.existingSecret",
+    ),
+]
+
+
+class Proxy(Values):
+    """The HTTP proxy through which all pods send requests that leave the cluster."""
+
+    http: ProxyUrl = Field(
+        default="",
+        description="URL of the proxy for http.",
+        examples=["http://proxy.example.org:3128"],
+    )
+    https: ProxyUrl = Field(
+        default="",
+        description="URL of the proxy for https. Its scheme is usually http, too.",
+        examples=["http://proxy.example.org:3128"],
+    )
+    no_proxy: list[str] = Field(
+        default_factory=list,
+        description="Hosts and domains to reach without the proxy, besides those of the cluster: "
+        "`.svc`, `.cluster.local`, the Services of the release and the Kubernetes API.",
+        examples=[[".example.org", "collector.monitoring"]],
+    )
+    existing_secret: DnsLabel = Field(
+        default="",
+        description="Secret with the URLs instead, if they contain a password: `http-proxy`, "
+        "`https-proxy` or both. It must also exist in the namespace of the flow pods.",
+    )
+    port: Port = Field(
+        default=3128,
+        description="Port of the proxy in `existingSecret`, for the NetworkPolicies.",
+    )
+
+
+class CaBundle(Values):
+    """Certificates of the authorities that all pods trust instead of the images' own."""
+
+    config_map: ObjectName = Field(
+        default="",
+        description="ConfigMap with the certificates in PEM format. It replaces the public "
+        "authorities, so add theirs if pods reach public hosts. It must also exist in the "
+        "namespace of the flow pods.",
+    )
+    secret: ObjectName = Field(default="", description="Secret with them instead.")
+    key: SecretKey = Field(default="ca.crt", description="Key of the ConfigMap or Secret.")
+
+
 class Global(PodSettings):
     """Defaults of every component. A setting of a component overrides them."""
 
@@ -322,6 +375,8 @@ class Global(PodSettings):
         description="Names of the Secrets with the credentials to pull images.",
         examples=[["registry-credential"]],
     )
+    proxy: Proxy = Field(default_factory=Proxy)
+    ca_bundle: CaBundle = Field(default_factory=CaBundle)
     labels: dict[str, str] = Field(
         default_factory=dict, description="Labels to add to every object."
     )

@@ -43,6 +43,13 @@ class WorkerSettings(PodSettings):
         ge=0,
         description="Maximum number of concurrent flow runs per worker pod. 0 means unlimited.",
     )
+    skip_late_after: int = Field(
+        default=0,
+        ge=0,
+        description="Number of seconds after which a worker skips a run of a schedule that it "
+        "finds late, for example after an outage. The run becomes Cancelled, named `Skipped`. "
+        "Runs that a person or an automation created are not skipped. 0 means never.",
+    )
     work_queues: list[str] = Field(
         default_factory=list,
         description="Work queues to poll. Defaults to all queues of the work pool.",

@@ -21,7 +21,7 @@ from prefect_kubernetes.worker import (
 )
 
 from prefect_hamilton.states import propose, rescheduled, restore
-from prefect_hamilton.worker import attempts, kubernetes
+from prefect_hamilton.worker import attempts, kubernetes, late
 from prefect_hamilton.worker.sweep import LOCATION_LABEL, Sweep
 from prefect_hamilton.worker.wake import Listening
 
@@ -44,6 +44,7 @@ class Worker(Listening, KubernetesWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._attempts: dict[UUID, UUID] = {}
+        self._skip_late_after = late.limit()
 
     async def setup(self) -> None:
         """Prepare the worker: it also listens to events, and sweeps once a minute."""
@@ -58,17 +59,29 @@ class Worker(Listening, KubernetesWorker):  # type: ignore[misc]
             self._attempts.pop(flow_run.id, None)
 
     async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
-        """Take the run up, if it is in the state in which it was found."""
-        logger = self.get_flow_run_logger(flow_run)
+        """Take the run up, if it is in the state in which it was found and not too late."""
         if flow_run.state is None:
             return bool(await super()._propose_pending_state(flow_run))
+        after = self._skip_late_after
+        skipped = after and late.skipped(flow_run, after)
+        answer = await self._propose(flow_run, flow_run.state, skipped or Pending())
+        if answer is None or skipped:
+            return False
+        self._attempts[flow_run.id] = answer.id
+        return True
+
+    async def _propose(
+        self, flow_run: FlowRun, found: State[Any], wanted: State[Any]
+    ) -> State[Any] | None:
+        """Propose a state for a run that is in the state `found`; None, and a log, if refused."""
+        logger = self.get_flow_run_logger(flow_run)
         try:
             with anyio.fail_after(PROPOSAL_SECONDS):
                 answer = await propose(
                     self.client,
                     flow_run.id,
-                    Pending(),
-                    flow_run.state.id,
+                    wanted,
+                    found.id,
                     timeout=ANSWER_SECONDS,
                 )
         except (httpx.HTTPError, TimeoutError) as error:
@@ -78,12 +91,13 @@ class Worker(Listening, KubernetesWorker):  # type: ignore[misc]
                 type(error).__name__,
                 error,
             )
-            return False
-        if answer.state is None or not answer.state.is_pending():
+            return None
+        if answer.state is None or answer.state.type is not wanted.type:
             logger.info("Flow run '%s' was not taken up: %s", flow_run.id, answer.details)
-            return False
-        self._attempts[flow_run.id] = answer.state.id
-        return True
+            return None
+        if not answer.state.is_pending():
+            logger.warning("Flow run '%s' is skipped: %s", flow_run.id, wanted.message)
+        return answer.state
 
     async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
         attempt = self._attempts.get(flow_run.id)

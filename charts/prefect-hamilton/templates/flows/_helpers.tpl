@@ -49,7 +49,8 @@ fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
 {{- $flows = merge (dict $key $value) $flows }}
 {{- end }}
 {{- end }}
-{{- mergeOverwrite (deepCopy $flows) (deepCopy $own) | toYaml }}
+{{- $settings := mergeOverwrite (deepCopy $flows) (deepCopy $own) }}
+{{- include "prefect-hamilton.company.settings" (dict "root" .root "settings" $settings) }}
 {{- end }}
 
 {{/* Environment of a pool's flow pods, by name. `flows.env` is merged over it. Takes root and pool. */}}

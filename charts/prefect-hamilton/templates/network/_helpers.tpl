@@ -144,8 +144,16 @@ component send them.
 {{- end }}
 {{- end }}
 
-{{/* Rules of networkPolicy.extraEgress for a component's pods. Takes root and component. */}}
+{{/*
+To the proxy, and the rules of networkPolicy.extraEgress for a component's pods. Takes root and component.
+*/}}
 {{- define "prefect-hamilton.network.extraEgress" -}}
+{{- $isPassive := has .component (list "postgres" "valkey" "git-server") -}}
+{{- $proxy := $isPassive | ternary "" (include "prefect-hamilton.network.proxy" .root) -}}
+{{- list $proxy (include "prefect-hamilton.network.configuredEgress" .) | compact | join "\n" -}}
+{{- end }}
+
+{{- define "prefect-hamilton.network.configuredEgress" -}}
 {{- with get (.root.Values.networkPolicy.extraEgress | default dict) .component -}}
 # networkPolicy.extraEgress
 {{ toYaml . }}

@@ -125,6 +125,9 @@ Takes root and settings.
     {{- toYaml .settings.resources | nindent 4 }}
   volumeMounts:
     {{- include "prefect-hamilton.server.mounts" .root | nindent 4 }}
+    {{- with include "prefect-hamilton.caBundle.mount" .root }}
+    {{- . | nindent 4 }}
+    {{- end }}
 {{- end }}
 
 {{/* Mounts of the containers that open the server's database; `server.volumes` are their volumes. */}}

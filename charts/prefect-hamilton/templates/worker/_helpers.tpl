@@ -24,6 +24,21 @@ pools do not give the same part.
 {{- printf "%s-worker-%s" (include "prefect-hamilton.fullname" .root) $slug | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
+{{/*
+The name under which all pods of a pool's worker are one worker in Prefect. It identifies a worker by its
+name and pool and never removes one, so a name per pod would leave an offline worker for each pod that has
+ended, killed or not. Nothing depends on telling the pods apart: each heartbeat renews the same entry, each
+connection has an id of its own, and every state that a worker proposes names the state that it has seen.
+Takes root, pool and settings.
+*/}}
+{{- define "prefect-hamilton.worker.identity" -}}
+{{- $name := include "prefect-hamilton.worker.name" . }}
+{{- with .settings.clusterUid }}
+{{- $name = printf "%s-%s" $name (regexReplaceAll "[/%]" . "-") }}
+{{- end }}
+{{- $name }}
+{{- end }}
+
 {{/* Settings of a pool's worker: `global`, `worker` and its own. Takes root and pool. */}}
 {{- define "prefect-hamilton.worker.settings" -}}
 {{- $pool := get (.root.Values.workers | default dict) .pool | default dict }}
@@ -49,6 +64,9 @@ PREFECT_WORKER_QUERY_SECONDS: {{ .settings.pollSeconds | toYaml }}
 PREFECT_WORKER_PREFETCH_SECONDS: {{ .settings.prefetchSeconds | toYaml }}
 PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES:
   {{- include "prefect-hamilton.flows.namespaceValue" .root | nindent 2 }}
+{{- with .settings.skipLateAfter }}
+PREFECT_HAMILTON_WORKER_SKIP_LATE_AFTER: {{ int64 . }}
+{{- end }}
 {{- with .settings.clusterUid }}
 PREFECT_INTEGRATIONS_KUBERNETES_CLUSTER_UID: {{ . | quote }}
 {{- end }}
