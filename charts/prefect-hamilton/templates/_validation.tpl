@@ -175,6 +175,7 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
   "The work pools %s and %s give the same Kubernetes name: rename one." . $pool) }}
 {{- end }}
 {{- $_ := set $slugs $slug $pool }}
+{{- $mistakes = concat $mistakes (include "prefect-hamilton.flows.mistakes" (dict "root" $ "pool" $pool) | fromYamlArray) }}
 {{- $s := include "prefect-hamilton.worker.settings" (dict "root" $ "pool" $pool) | fromYaml }}
 {{- if and $s.autoscaling.enabled (gt (int $s.autoscaling.minReplicas) (int $s.autoscaling.maxReplicas)) }}
 {{- $mistakes = append $mistakes (printf

@@ -15,17 +15,19 @@ from charts.schema.values.common import (
     GitUrl,
     Image,
     ObjectName,
+    Placement,
     PodSettings,
     Resources,
     Seconds,
     ServiceAccount,
     Storage,
+    TopologySpread,
     Values,
     resources,
 )
 
 
-class FlowSettings(Values):
+class FlowSettings(Placement):
     """Flow pods: the base job template of the work pools.
 
     Job variables override it per deployment or flow run.
@@ -77,6 +79,13 @@ class FlowSettings(Values):
         description="Volume mounts of flow containers.",
         examples=[[{"name": "cache", "mountPath": "/uv-cache"}]],
     )
+    init_containers: list[kubernetes.Container] = Field(
+        default_factory=list, description="Containers that run before the flow."
+    )
+    sidecars: list[kubernetes.Container] = Field(
+        default_factory=list,
+        description="Containers that start before the flow and end after it.",
+    )
     pod_labels: dict[str, str] = Field(default_factory=dict, description="Labels of flow pods.")
     pod_annotations: dict[str, str] = Field(
         default_factory=dict, description="Annotations of flow pods."
@@ -93,12 +102,33 @@ class FlowSettings(Values):
         description="Taints of nodes that flow pods tolerate.",
         examples=[[TOLERATION]],
     )
+    topology_spread_constraints: TopologySpread = Field(
+        default_factory=list, description="Topology spread constraints of flow pods."
+    )
     priority_class_name: ObjectName = Field(default="", description="PriorityClass of flow pods.")
     pod_security_context: kubernetes.PodSecurityContext = Field(
         default_factory=dict, description="Merged into flow pods' security context."
     )
     security_context: kubernetes.SecurityContext = Field(
         default_factory=dict, description="Merged into flow containers' security context."
+    )
+    pod_template: kubernetes.PodTemplatePatch = Field(
+        default_factory=dict,
+        description="Merged over the template of flow pods and over job variables: containers by "
+        "name (the flow's is `prefect-job`); environment variables, volumes and mounts with the "
+        "same name or path are replaced, and so is any other list.",
+        examples=[{"spec": {"shareProcessNamespace": True}}],
+    )
+    pod_security: Literal["restricted", "privileged"] = Field(
+        default="restricted",
+        description="Level of Pod Security of flow pods. A flow run whose pod would break "
+        "`restricted` is Crashed with the reason; `privileged` allows everything.",
+    )
+    allowed_service_accounts: list[ObjectName] = Field(
+        default_factory=list,
+        description="ServiceAccounts that a deployment may name in `service_account_name`, besides"
+        " that of `flows.serviceAccount`. Each must exist in the namespace of the flow pods.",
+        examples=[["reader-of-the-bucket"]],
     )
 
 

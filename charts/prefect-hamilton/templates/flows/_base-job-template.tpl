@@ -58,7 +58,7 @@ variables:
       default: {{ $root.Values.global.imagePullPolicy | toYaml }}
     service_account_name:
       title: Service account
-      description: Identity of the pod.
+      description: "Identity of the pod: {{ include "prefect-hamilton.flows.serviceAccounts" . | replace "," ", " }}."
       type: string
       default: {{ include "prefect-hamilton.flows.serviceAccountName" $root | toYaml }}
     {{- $quantities := dict
@@ -96,6 +96,7 @@ variables:
       default:
         {{- toYaml . | nindent 8 }}
       {{- end }}
+    {{- include "prefect-hamilton.flows.podVariables" $s | nindent 4 }}
 job_configuration:
   name: "{{ "{{ name }}" }}"
   command: "{{ "{{ command }}" }}"
@@ -103,6 +104,11 @@ job_configuration:
   labels: "{{ "{{ labels }}" }}"
   annotations: "{{ "{{ annotations }}" }}"
   namespace: {from_env: FLOWS_NAMESPACE}
+  {{- include "prefect-hamilton.flows.additions" . | trim | nindent 2 }}
+  {{- with $s.podTemplate }}
+  pod_template:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   job_manifest:
     apiVersion: batch/v1
     kind: Job
@@ -146,16 +152,25 @@ job_configuration:
             {{- end }}
           {{- end }}
           nodeSelector: "{{ "{{ node_selector }}" }}"
-          {{- with $s.affinity }}
-          affinity:
+          affinity: "{{ "{{ affinity }}" }}"
+          tolerations: "{{ "{{ tolerations }}" }}"
+          priorityClassName: "{{ "{{ priority_class_name }}" }}"
+          {{- with $s.topologySpreadConstraints }}
+          topologySpreadConstraints:
             {{- toYaml . | nindent 12 }}
           {{- end }}
-          {{- with $s.tolerations }}
-          tolerations:
-            {{- toYaml . | nindent 12 }}
+          runtimeClassName: "{{ "{{ runtime_class_name }}" }}"
+          {{- with include "prefect-hamilton.placement" (omit $s "runtimeClassName") }}
+          {{- trim . | nindent 10 }}
           {{- end }}
-          {{- with $s.priorityClassName }}
-          priorityClassName: {{ . | toYaml }}
+          {{- if or $s.sidecars $s.initContainers }}
+          initContainers:
+            {{- range $s.sidecars }}
+            {{- list (merge (dict "restartPolicy" "Always") .) | toYaml | nindent 12 }}
+            {{- end }}
+            {{- with $s.initContainers }}
+            {{- toYaml . | nindent 12 }}
+            {{- end }}
           {{- end }}
           containers:
             - name: prefect-job

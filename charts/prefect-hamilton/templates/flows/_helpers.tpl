@@ -42,7 +42,8 @@ fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
 {{- define "prefect-hamilton.flows.settings" -}}
 {{- $pool := get (.root.Values.workers | default dict) .pool | default dict }}
 {{- $own := $pool.flows | default dict | include "prefect-hamilton.withoutNulls" | fromYaml }}
-{{- $shared := dict "nodeSelector" .root.Values.global.nodeSelector "tolerations" .root.Values.global.tolerations }}
+{{- $shared := pick .root.Values.global
+  "nodeSelector" "tolerations" "runtimeClassName" "schedulerName" "hostAliases" "dnsPolicy" "dnsConfig" }}
 {{- $flows := .root.Values.flows }}
 {{- range $key, $value := $shared }}
 {{- if not (get $flows $key) }}

@@ -49,6 +49,8 @@ PREFECT_WORKER_QUERY_SECONDS: {{ .settings.pollSeconds | toYaml }}
 PREFECT_WORKER_PREFETCH_SECONDS: {{ .settings.prefetchSeconds | toYaml }}
 PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES:
   {{- include "prefect-hamilton.flows.namespaceValue" .root | nindent 2 }}
+PREFECT_HAMILTON_POD_SECURITY: {{ (include "prefect-hamilton.flows.settings" . | fromYaml).podSecurity }}
+PREFECT_HAMILTON_SERVICE_ACCOUNTS: {{ include "prefect-hamilton.flows.serviceAccounts" . | quote }}
 {{- with .settings.clusterUid }}
 PREFECT_INTEGRATIONS_KUBERNETES_CLUSTER_UID: {{ . | quote }}
 {{- end }}
