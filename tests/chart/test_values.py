@@ -146,6 +146,7 @@ NOT_IN_AN_EXAMPLE = {
     "server.sqlite.storage.storageClass",
     "server.sqlite.storage.existingClaim",
     "server.sqlite.storage.keep",
+    "flows.results.existingClaim",
     "hamiltonUi.storage.size",
     "hamiltonUi.storage.storageClass",
     "hamiltonUi.storage.existingClaim",

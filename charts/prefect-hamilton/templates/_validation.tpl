@@ -155,6 +155,20 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
   "flows.gitCredential.type: token is for a repository at an https:// address." }}
 {{- end }}
 
+{{- $results := $v.flows.results }}
+{{- if and $results.bucket $results.existingClaim }}
+{{- $mistakes = append $mistakes
+  "flows.results.bucket and flows.results.existingClaim both name a place for results: set only one of them." }}
+{{- end }}
+{{- if and $results.bucket (not $v.bootstrap.enabled) }}
+{{- $mistakes = append $mistakes
+  "flows.results.bucket is stored in a block by the bootstrap: set bootstrap.enabled." }}
+{{- end }}
+{{- if and $results.existingSecret (not $results.bucket) }}
+{{- $mistakes = append $mistakes
+  "flows.results.existingSecret is the credential of a bucket: set flows.results.bucket." }}
+{{- end }}
+
 {{- if and (hasPrefix "http" $repository) (contains "@" $repository) }}
 {{- $mistakes = append $mistakes (cat
   "flows.repository contains a credential, which would be stored with each deployment: store it in a"

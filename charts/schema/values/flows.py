@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from charts.schema import kubernetes
+from charts.schema.text import Text
 from charts.schema.values.common import (
     TOLERATION,
     DnsLabel,
@@ -143,6 +144,37 @@ class GitCredential(Values):
     type: Literal["token", "ssh"] = Field(default="token", description="Type of the credential.")
 
 
+BucketUrl = Annotated[
+    str,
+    Text(
+        r"^$|^(s3|gs|gcs|az|abfs|abfss)://[A-Za-z0-9][A-Za-z0-9._@/-]*[A-Za-z0-9]$",
+        "the URL of a bucket, such as s3://my-bucket/results, gs://my-bucket or az://my-container",
+    ),
+]
+
+
+class Results(Values):
+    """Where persisted results and task caches of flows are, so that later pods find them."""
+
+    bucket: BucketUrl = Field(
+        default="",
+        description="Bucket, with an optional path: `s3://…`, `gs://…` or `az://…`. The image of "
+        "the flow pods needs the library's extra `s3`, `gcs` or `azure`; the base image has `s3`.",
+        examples=["s3://my-bucket/results"],
+    )
+    existing_secret: DnsLabel = Field(
+        default="",
+        description="Secret whose keys become environment variables of flow pods: the bucket's "
+        "credential, such as `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`. Not needed with a "
+        "workload identity in `flows.serviceAccount.annotations`.",
+    )
+    existing_claim: DnsLabel = Field(
+        default="",
+        description="PersistentVolumeClaim to use instead of a bucket. Flow pods mount it at "
+        "`/results`.",
+    )
+
+
 class Flows(FlowSettings):
     """Flow pods of all work pools: the base job template, which job variables override."""
 
@@ -170,6 +202,7 @@ class Flows(FlowSettings):
         description="Names or patterns of the deployments in prefect.yaml to register.",
     )
     git_credential: GitCredential = Field(default_factory=GitCredential)
+    results: Results = Field(default_factory=Results)
 
 
 class GitServer(PodSettings):

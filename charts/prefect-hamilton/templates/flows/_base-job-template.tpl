@@ -7,6 +7,11 @@ Takes root and pool.
 {{- $root := .root }}
 {{- $s := include "prefect-hamilton.flows.settings" . | fromYaml }}
 {{- $resources := $s.resources | default dict }}
+{{- $results := $root.Values.flows.results }}
+{{- with $results.existingSecret }}
+{{- /* First, so that flows.envFrom can override it. */}}
+{{- $_ := set $s "envFrom" (prepend ($s.envFrom | default list) (dict "secretRef" (dict "name" .))) }}
+{{- end }}
 {{- $requests := $resources.requests | default dict }}
 {{- $limits := $resources.limits | default dict }}
 {{- $usesSsh := and (eq $root.Values.flows.gitCredential.type "ssh") $root.Values.flows.gitCredential.existingSecret }}
@@ -201,6 +206,9 @@ job_configuration:
                 {{- if $usesSsh }}
                 - {name: git-credential, mountPath: /git-credential, readOnly: true}
                 {{- end }}
+                {{- if $results.existingClaim }}
+                - {name: results, mountPath: /results}
+                {{- end }}
                 {{- with $s.volumeMounts }}
                 {{- toYaml . | nindent 16 }}
                 {{- end }}
@@ -212,6 +220,11 @@ job_configuration:
               secret:
                 secretName: {{ $root.Values.flows.gitCredential.existingSecret | toYaml }}
                 defaultMode: 0440
+            {{- end }}
+            {{- with $results.existingClaim }}
+            - name: results
+              persistentVolumeClaim:
+                claimName: {{ . | toYaml }}
             {{- end }}
             {{- with $s.volumes }}
             {{- toYaml . | nindent 12 }}
