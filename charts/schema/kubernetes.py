@@ -54,8 +54,10 @@ ConfigMapKeySelector = Annotated[dict[str, Any], _part(f"{_CORE}.ConfigMapKeySel
 Container = Annotated[dict[str, Any], _part(f"{_CORE}.Container")]
 EnvFromSource = Annotated[dict[str, Any], _part(f"{_CORE}.EnvFromSource")]
 FieldSelector = Annotated[dict[str, Any], _part(f"{_CORE}.ObjectFieldSelector")]
+HostAlias = Annotated[dict[str, Any], _part(f"{_CORE}.HostAlias")]
 PodDnsConfig = Annotated[dict[str, Any], _part(f"{_CORE}.PodDNSConfig")]
 PodSecurityContext = Annotated[dict[str, Any], _part(f"{_CORE}.PodSecurityContext")]
+PodTemplatePatch = Annotated[dict[str, Any], _part(f"{_CORE}.PodTemplateSpec")]
 ResourceFieldSelector = Annotated[dict[str, Any], _part(f"{_CORE}.ResourceFieldSelector")]
 SecretKeySelector = Annotated[dict[str, Any], _part(f"{_CORE}.SecretKeySelector")]
 SecurityContext = Annotated[dict[str, Any], _part(f"{_CORE}.SecurityContext")]
@@ -118,6 +120,9 @@ def _definition(name: str) -> dict[str, Any]:
     if name in _MERGED:
         for key, part in definition["properties"].items():
             definition["properties"][key] = {"anyOf": [part, {"type": "null"}]}
+    if name == f"{_CORE}.PodSpec":
+        # It is merged into a pod that has containers.
+        del definition["required"]
     return definition
 
 

@@ -1,4 +1,4 @@
-"""The base job template as Prefect's own worker fills it in: what a flow pod looks like."""
+"""The base job template as the worker fills it in: what a flow pod looks like."""
 
 import asyncio
 import uuid
@@ -10,7 +10,6 @@ import pytest
 import yaml
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
-from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
 from prefect_hamilton.bootstrap.desired_state import (
     FILE,
@@ -20,6 +19,7 @@ from prefect_hamilton.bootstrap.desired_state import (
     load,
     resolve,
 )
+from prefect_hamilton.worker.job import JobConfiguration
 from tests.chart.charts import Object, Release, check, env, render
 from tests.chart.conftest import PROFILES, profile_values
 
@@ -42,7 +42,7 @@ def template(release: Release, pool: str = "kubernetes") -> Object:
 def flow_job(base_job_template: Object, variables: Object | None = None) -> Object:
     """Return the Job that a worker would create for a flow run."""
     configuration = asyncio.run(
-        KubernetesWorkerJobConfiguration.from_template_and_values(
+        JobConfiguration.from_template_and_values(
             base_job_template=base_job_template,
             values=variables or {},
             # Called only for blocks in a template; the chart's template has none.

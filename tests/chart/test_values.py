@@ -93,6 +93,9 @@ def test_every_value_is_used() -> None:
         assert any(re.search(rf"\.{re.escape(e)}\b", templates) for e in endings), path
 
 
+PLACEMENT = ("runtimeClassName", "schedulerName", "hostAliases", "dnsPolicy", "dnsConfig")
+
+
 def test_every_pod_setting_reaches_every_pod(profiles: dict[str, Release]) -> None:
     """What `global` says is in all pods; everything.yaml sets each setting."""
     release = profiles["everything"]
@@ -102,7 +105,7 @@ def test_every_pod_setting_reaches_every_pod(profiles: dict[str, Release]) -> No
             continue
         spec, name = template["spec"], obj["metadata"]["name"]
         main = spec["containers"][0]
-        for key in ("affinity", "priorityClassName", "dnsConfig", "tolerations"):
+        for key in ("affinity", "priorityClassName", "tolerations", *PLACEMENT):
             assert spec[key] == shared[key], f"{name}: {key}"
         assert spec["nodeSelector"].items() >= shared["nodeSelector"].items(), name
         assert spec["topologySpreadConstraints"] == shared["topologySpreadConstraints"]
@@ -147,6 +150,7 @@ NOT_IN_AN_EXAMPLE = {
     "server.sqlite.storage.storageClass",
     "server.sqlite.storage.existingClaim",
     "server.sqlite.storage.keep",
+    "flows.results.existingClaim",
     "hamiltonUi.storage.size",
     "hamiltonUi.storage.storageClass",
     "hamiltonUi.storage.existingClaim",

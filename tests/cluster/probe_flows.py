@@ -33,3 +33,12 @@ def eats_memory() -> None:
 def tells(variable: str) -> None:
     """Log an environment variable of the pod."""
     get_run_logger().info("%s is %s", variable, os.environ.get(variable))
+
+
+@flow
+def shows(variables: list[str], files: list[str]) -> None:
+    """Log environment variables and the content of files of the pod."""
+    for name in variables:
+        get_run_logger().info("%s is %s", name, os.environ.get(name))
+    for file in files:
+        get_run_logger().info("%s has %s", file, Path(file).read_text(encoding="utf-8"))

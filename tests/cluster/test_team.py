@@ -4,11 +4,9 @@ Its packages and its code come to pods in each way of docs/dependencies.md.
 """
 
 import json
-import os
 import re
 import secrets
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ import httpx
 import pytest
 
 from scripts import kind
+from tests import s3
 from tests.cluster.conftest import CHART, KUBECONFIG, NAME, Cluster
 from tests.clusters import RELEASE
 from tests.environments import uv
@@ -500,16 +499,8 @@ def dask(cluster: Cluster, tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def s3_server() -> Path:
-    """The program of an S3 server, built once."""
-    if not shutil.which("go"):
-        pytest.skip("no go on PATH, with which the S3 server is built")
-    binaries = ROOT / ".cache/versitygw"
-    environment = {**os.environ, "GOBIN": str(binaries), "CGO_ENABLED": "0", "GOFLAGS": ""}
-    command = ["go", "install", "github.com/versity/versitygw/cmd/versitygw@v1.8.0"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"the S3 server cannot be built: {done.stderr[-300:]}")
-    return binaries / "versitygw"
+    """The program of an S3 server."""
+    return s3.program()
 
 
 @pytest.fixture

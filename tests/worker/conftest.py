@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -18,23 +19,25 @@ from tests.worker.kubernetes_api import KubernetesApi
 class Pool:
     """A work pool with one deployment."""
 
-    def __init__(self, server: services.Service) -> None:
+    def __init__(
+        self, server: services.Service, base_job_template: dict[str, Any] | None = None
+    ) -> None:
         self.server = server
         self.api = Api(server.url)
         self.name = f"pool-{uuid4()}"
-        template = KubernetesWorker.get_default_base_job_template()
+        template = base_job_template or KubernetesWorker.get_default_base_job_template()
         self.api.post("/work_pools/", name=self.name, type="kubernetes", base_job_template=template)
         flow = self.api.post("/flows/", name="flow")
         self._deployment = self.api.post(
             "/deployments/", name=self.name, flow_id=flow["id"], work_pool_name=self.name
         )["id"]
 
-    def new_run(self, in_seconds: float = 0) -> UUID:
+    def new_run(self, in_seconds: float = 0, **job_variables: Any) -> UUID:
         """A run of the deployment, scheduled for now or later."""
         due = datetime.now(UTC) + timedelta(seconds=in_seconds)
         state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due.isoformat()}}
         path = f"/deployments/{self._deployment}/create_flow_run"
-        return UUID(self.api.post(path, state=state)["id"])
+        return UUID(self.api.post(path, state=state, job_variables=job_variables)["id"])
 
     def schedule_since(self, minutes: int) -> list[str]:
         """Runs of a schedule of every minute, each due half a minute after a full one.

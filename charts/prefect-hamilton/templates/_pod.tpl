@@ -131,7 +131,27 @@ topologySpreadConstraints:
 {{- with .settings.priorityClassName }}
 priorityClassName: {{ . | toYaml }}
 {{- end }}
-{{- with .settings.dnsConfig }}
+{{- with include "prefect-hamilton.placement" .settings }}
+{{ . | trim }}
+{{- end }}
+{{- end }}
+
+{{/* Fields that components and flow pods share. Takes settings. */}}
+{{- define "prefect-hamilton.placement" -}}
+{{- with .runtimeClassName }}
+runtimeClassName: {{ . | toYaml }}
+{{- end }}
+{{- with .schedulerName }}
+schedulerName: {{ . | toYaml }}
+{{- end }}
+{{- with .hostAliases }}
+hostAliases:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .dnsPolicy }}
+dnsPolicy: {{ . }}
+{{- end }}
+{{- with .dnsConfig }}
 dnsConfig:
   {{- toYaml . | nindent 2 }}
 {{- end }}

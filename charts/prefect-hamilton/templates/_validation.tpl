@@ -164,6 +164,20 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
   "flows.gitCredential.type: token is for a repository at an https:// address." }}
 {{- end }}
 
+{{- $results := $v.flows.results }}
+{{- if and $results.bucket $results.existingClaim }}
+{{- $mistakes = append $mistakes
+  "flows.results.bucket and flows.results.existingClaim both name a place for results: set only one of them." }}
+{{- end }}
+{{- if and $results.bucket (not $v.bootstrap.enabled) }}
+{{- $mistakes = append $mistakes
+  "flows.results.bucket is stored in a block by the bootstrap: set bootstrap.enabled." }}
+{{- end }}
+{{- if and $results.existingSecret (not $results.bucket) }}
+{{- $mistakes = append $mistakes
+  "flows.results.existingSecret is the credential of a bucket: set flows.results.bucket." }}
+{{- end }}
+
 {{- if and (hasPrefix "http" $repository) (contains "@" $repository) }}
 {{- $mistakes = append $mistakes (cat
   "flows.repository contains a credential, which would be stored with each deployment: store it in a"
@@ -184,6 +198,7 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
   "The work pools %s and %s give the same Kubernetes name: rename one." . $pool) }}
 {{- end }}
 {{- $_ := set $slugs $slug $pool }}
+{{- $mistakes = concat $mistakes (include "prefect-hamilton.flows.mistakes" (dict "root" $ "pool" $pool) | fromYamlArray) }}
 {{- $s := include "prefect-hamilton.worker.settings" (dict "root" $ "pool" $pool) | fromYaml }}
 {{- if and $s.autoscaling.enabled (gt (int $s.autoscaling.minReplicas) (int $s.autoscaling.maxReplicas)) }}
 {{- $mistakes = append $mistakes (printf

@@ -190,7 +190,53 @@ class Resources(Values):
 TOLERATION = {"key": "dedicated", "operator": "Equal", "value": "flows", "effect": "NoSchedule"}
 
 
-class PodSettings(Values):
+DnsPolicy = Literal["", "ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"]
+
+HostAliases = Annotated[
+    list[kubernetes.HostAlias],
+    Field(
+        description="Entries of the pods' hosts file.",
+        examples=[[{"ip": "192.0.2.10", "hostnames": ["git.example.org"]}]],
+    ),
+]
+
+TopologySpread = Annotated[
+    list[kubernetes.TopologySpreadConstraint],
+    Field(
+        examples=[
+            [
+                {
+                    "maxSkew": 1,
+                    "topologyKey": "topology.kubernetes.io/zone",
+                    "whenUnsatisfiable": "ScheduleAnyway",
+                }
+            ]
+        ],
+    ),
+]
+
+
+class Placement(Values):
+    """How a pod finds a node, a runtime and its hosts; the same for components and flow pods."""
+
+    runtime_class_name: ObjectName = Field(
+        default="", description="RuntimeClass of the pods, such as one of a sandbox."
+    )
+    scheduler_name: ObjectName = Field(
+        default="", description="Scheduler of the pods. Defaults to that of the cluster."
+    )
+    host_aliases: HostAliases = Field(default_factory=list)
+    dns_policy: DnsPolicy = Field(
+        default="", description="DNS policy of the pods. Kubernetes uses `ClusterFirst` by default."
+    )
+    dns_config: kubernetes.PodDnsConfig = Field(
+        default_factory=dict,
+        description="DNS configuration of the pods.",
+        examples=[{"options": [{"name": "ndots", "value": "2"}]}],
+    )
+
+
+class PodSettings(Placement):
     """Settings of the pods of a component."""
 
     env: Env = Field(
@@ -271,19 +317,10 @@ class PodSettings(Values):
         description="Taints of nodes that the pods tolerate.",
         examples=[[TOLERATION]],
     )
-    topology_spread_constraints: list[kubernetes.TopologySpreadConstraint] = Field(
+    topology_spread_constraints: TopologySpread = Field(
         default_factory=list,
         description="Topology spread constraints of the pods. By default, several replicas "
         "are spread over nodes where that is possible.",
-        examples=[
-            [
-                {
-                    "maxSkew": 1,
-                    "topologyKey": "topology.kubernetes.io/zone",
-                    "whenUnsatisfiable": "ScheduleAnyway",
-                }
-            ]
-        ],
     )
     priority_class_name: ObjectName = Field(
         default="",
@@ -298,11 +335,6 @@ class PodSettings(Values):
     )
     security_context: kubernetes.SecurityContext = Field(
         default_factory=dict, description="Merged into the containers' security context."
-    )
-    dns_config: kubernetes.PodDnsConfig = Field(
-        default_factory=dict,
-        description="DNS configuration of the pods.",
-        examples=[{"options": [{"name": "ndots", "value": "2"}]}],
     )
 
 

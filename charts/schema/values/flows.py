@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from charts.schema import kubernetes
+from charts.schema.text import Text
 from charts.schema.values.common import (
     TOLERATION,
     DnsLabel,
@@ -15,17 +16,19 @@ from charts.schema.values.common import (
     GitUrl,
     Image,
     ObjectName,
+    Placement,
     PodSettings,
     Resources,
     Seconds,
     ServiceAccount,
     Storage,
+    TopologySpread,
     Values,
     resources,
 )
 
 
-class FlowSettings(Values):
+class FlowSettings(Placement):
     """Flow pods: the base job template of the work pools.
 
     Job variables override it per deployment or flow run.
@@ -77,6 +80,13 @@ class FlowSettings(Values):
         description="Volume mounts of flow containers.",
         examples=[[{"name": "cache", "mountPath": "/uv-cache"}]],
     )
+    init_containers: list[kubernetes.Container] = Field(
+        default_factory=list, description="Containers that run before the flow."
+    )
+    sidecars: list[kubernetes.Container] = Field(
+        default_factory=list,
+        description="Containers that start before the flow and end after it.",
+    )
     pod_labels: dict[str, str] = Field(default_factory=dict, description="Labels of flow pods.")
     pod_annotations: dict[str, str] = Field(
         default_factory=dict, description="Annotations of flow pods."
@@ -93,12 +103,33 @@ class FlowSettings(Values):
         description="Taints of nodes that flow pods tolerate.",
         examples=[[TOLERATION]],
     )
+    topology_spread_constraints: TopologySpread = Field(
+        default_factory=list, description="Topology spread constraints of flow pods."
+    )
     priority_class_name: ObjectName = Field(default="", description="PriorityClass of flow pods.")
     pod_security_context: kubernetes.PodSecurityContext = Field(
         default_factory=dict, description="Merged into flow pods' security context."
     )
     security_context: kubernetes.SecurityContext = Field(
         default_factory=dict, description="Merged into flow containers' security context."
+    )
+    pod_template: kubernetes.PodTemplatePatch = Field(
+        default_factory=dict,
+        description="Merged over the template of flow pods and over job variables: containers by "
+        "name (the flow's is `prefect-job`); environment variables, volumes and mounts with the "
+        "same name or path are replaced, and so is any other list.",
+        examples=[{"spec": {"shareProcessNamespace": True}}],
+    )
+    pod_security: Literal["restricted", "privileged"] = Field(
+        default="restricted",
+        description="Level of Pod Security of flow pods. A flow run whose pod would break "
+        "`restricted` is Crashed with the reason; `privileged` allows everything.",
+    )
+    allowed_service_accounts: list[ObjectName] = Field(
+        default_factory=list,
+        description="ServiceAccounts that a deployment may name in `service_account_name`, besides"
+        " that of `flows.serviceAccount`. Each must exist in the namespace of the flow pods.",
+        examples=[["reader-of-the-bucket"]],
     )
 
 
@@ -111,6 +142,37 @@ class GitCredential(Values):
         " also exist in the namespace of the flow pods.",
     )
     type: Literal["token", "ssh"] = Field(default="token", description="Type of the credential.")
+
+
+BucketUrl = Annotated[
+    str,
+    Text(
+        r"^$|^(s3|gs|gcs|az|abfs|abfss)://[A-Za-z0-9][A-Za-z0-9._@/-]*[A-Za-z0-9]$",
+        "the URL of a bucket, such as s3://my-bucket/results, gs://my-bucket or az://my-container",
+    ),
+]
+
+
+class Results(Values):
+    """Where persisted results and task caches of flows are, so that later pods find them."""
+
+    bucket: BucketUrl = Field(
+        default="",
+        description="Bucket, with an optional path: `s3://…`, `gs://…` or `az://…`. The image of "
+        "the flow pods needs the library's extra `s3`, `gcs` or `azure`; the base image has `s3`.",
+        examples=["s3://my-bucket/results"],
+    )
+    existing_secret: DnsLabel = Field(
+        default="",
+        description="Secret whose keys become environment variables of flow pods: the bucket's "
+        "credential, such as `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`. Not needed with a "
+        "workload identity in `flows.serviceAccount.annotations`.",
+    )
+    existing_claim: DnsLabel = Field(
+        default="",
+        description="PersistentVolumeClaim to use instead of a bucket. Flow pods mount it at "
+        "`/results`.",
+    )
 
 
 class Flows(FlowSettings):
@@ -140,6 +202,7 @@ class Flows(FlowSettings):
         description="Names or patterns of the deployments in prefect.yaml to register.",
     )
     git_credential: GitCredential = Field(default_factory=GitCredential)
+    results: Results = Field(default_factory=Results)
 
 
 class GitServer(PodSettings):

@@ -21,7 +21,8 @@ from prefect_kubernetes.worker import (
 )
 
 from prefect_hamilton.states import propose, rescheduled, restore
-from prefect_hamilton.worker import attempts, kubernetes, late
+from prefect_hamilton.worker import attempts, kubernetes, late, pod_security
+from prefect_hamilton.worker.job import JobConfiguration
 from prefect_hamilton.worker.sweep import LOCATION_LABEL, Sweep
 from prefect_hamilton.worker.wake import Listening
 
@@ -38,8 +39,14 @@ class NotWaitedForError(Exception):
     """The flow run does not wait for the attempt's Job."""
 
 
+class RefusedError(Exception):
+    """The pod of the flow run would break a rule of the operator; the text is a sentence."""
+
+
 class Worker(Listening, KubernetesWorker):  # type: ignore[misc]
     """Creates exactly one Job for each attempt, and only while the flow run waits for it."""
+
+    job_configuration = JobConfiguration
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -137,11 +144,17 @@ class Worker(Listening, KubernetesWorker):  # type: ignore[misc]
     ) -> KubernetesWorkerResult:
         """Create the Job of the attempt, unless the state of the run has changed."""
         attempt = self._attempts.get(flow_run.id)
+        if attempt is not None and not await self._is_waited_for(flow_run, attempt):
+            if task_status is not None:
+                task_status.started(NotWaitedForError())
+            return KubernetesWorkerResult(identifier="", status_code=0)
+        if reason := pod_security.refusal(configuration.job_manifest["spec"]["template"]["spec"]):
+            self.get_flow_run_logger(flow_run).error(reason)
+            if task_status is not None:
+                task_status.started(RefusedError(reason))
+            await self._propose_crashed_state(flow_run, reason)
+            return KubernetesWorkerResult(identifier="", status_code=0)
         if attempt is not None:
-            if not await self._is_waited_for(flow_run, attempt):
-                if task_status is not None:
-                    task_status.started(NotWaitedForError())
-                return KubernetesWorkerResult(identifier="", status_code=0)
             await self._note_location(flow_run, configuration)
             attempts.mark(configuration.job_manifest, attempt)
         return await super().run(flow_run, configuration, task_status)

@@ -58,6 +58,12 @@ deployments:
   "values" (dict "value" (dict "from_env" "WAREHOUSE_URL")) }}
 {{- $blocks = prepend $blocks $url }}
 {{- end }}
+{{- with .Values.flows.results.bucket }}
+{{- $blocks = prepend $blocks (dict
+  "name" (include "prefect-hamilton.flows.resultsBlock" $)
+  "type" "remote-file-system"
+  "values" (dict "basepath" .)) }}
+{{- end }}
 {{- range $key, $entries := merge (dict "blocks" $blocks) (omit $state "automations") }}
 {{- with $entries }}
 {{ $key }}:

@@ -7,6 +7,11 @@ Takes root and pool.
 {{- $root := .root }}
 {{- $s := include "prefect-hamilton.flows.settings" . | fromYaml }}
 {{- $resources := $s.resources | default dict }}
+{{- $results := $root.Values.flows.results }}
+{{- with $results.existingSecret }}
+{{- /* First, so that flows.envFrom can override it. */}}
+{{- $_ := set $s "envFrom" (prepend ($s.envFrom | default list) (dict "secretRef" (dict "name" .))) }}
+{{- end }}
 {{- $requests := $resources.requests | default dict }}
 {{- $limits := $resources.limits | default dict }}
 {{- $usesSsh := and (eq $root.Values.flows.gitCredential.type "ssh") $root.Values.flows.gitCredential.existingSecret }}
@@ -58,7 +63,7 @@ variables:
       default: {{ $root.Values.global.imagePullPolicy | toYaml }}
     service_account_name:
       title: Service account
-      description: Identity of the pod.
+      description: "Identity of the pod: {{ include "prefect-hamilton.flows.serviceAccounts" . | replace "," ", " }}."
       type: string
       default: {{ include "prefect-hamilton.flows.serviceAccountName" $root | toYaml }}
     {{- $quantities := dict
@@ -96,6 +101,7 @@ variables:
       default:
         {{- toYaml . | nindent 8 }}
       {{- end }}
+    {{- include "prefect-hamilton.flows.podVariables" $s | nindent 4 }}
 job_configuration:
   name: "{{ "{{ name }}" }}"
   command: "{{ "{{ command }}" }}"
@@ -103,6 +109,11 @@ job_configuration:
   labels: "{{ "{{ labels }}" }}"
   annotations: "{{ "{{ annotations }}" }}"
   namespace: {from_env: FLOWS_NAMESPACE}
+  {{- include "prefect-hamilton.flows.additions" . | trim | nindent 2 }}
+  {{- with $s.podTemplate }}
+  pod_template:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
   job_manifest:
     apiVersion: batch/v1
     kind: Job
@@ -146,16 +157,25 @@ job_configuration:
             {{- end }}
           {{- end }}
           nodeSelector: "{{ "{{ node_selector }}" }}"
-          {{- with $s.affinity }}
-          affinity:
+          affinity: "{{ "{{ affinity }}" }}"
+          tolerations: "{{ "{{ tolerations }}" }}"
+          priorityClassName: "{{ "{{ priority_class_name }}" }}"
+          {{- with $s.topologySpreadConstraints }}
+          topologySpreadConstraints:
             {{- toYaml . | nindent 12 }}
           {{- end }}
-          {{- with $s.tolerations }}
-          tolerations:
-            {{- toYaml . | nindent 12 }}
+          runtimeClassName: "{{ "{{ runtime_class_name }}" }}"
+          {{- with include "prefect-hamilton.placement" (omit $s "runtimeClassName") }}
+          {{- trim . | nindent 10 }}
           {{- end }}
-          {{- with $s.priorityClassName }}
-          priorityClassName: {{ . | toYaml }}
+          {{- if or $s.sidecars $s.initContainers }}
+          initContainers:
+            {{- range $s.sidecars }}
+            {{- list (merge (dict "restartPolicy" "Always") .) | toYaml | nindent 12 }}
+            {{- end }}
+            {{- with $s.initContainers }}
+            {{- toYaml . | nindent 12 }}
+            {{- end }}
           {{- end }}
           containers:
             - name: prefect-job
@@ -186,6 +206,9 @@ job_configuration:
                 {{- if $usesSsh }}
                 - {name: git-credential, mountPath: /git-credential, readOnly: true}
                 {{- end }}
+                {{- if $results.existingClaim }}
+                - {name: results, mountPath: /results}
+                {{- end }}
                 {{- with $s.volumeMounts }}
                 {{- toYaml . | nindent 16 }}
                 {{- end }}
@@ -197,6 +220,11 @@ job_configuration:
               secret:
                 secretName: {{ $root.Values.flows.gitCredential.existingSecret | toYaml }}
                 defaultMode: 0440
+            {{- end }}
+            {{- with $results.existingClaim }}
+            - name: results
+              persistentVolumeClaim:
+                claimName: {{ . | toYaml }}
             {{- end }}
             {{- with $s.volumes }}
             {{- toYaml . | nindent 12 }}

@@ -42,7 +42,8 @@ fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
 {{- define "prefect-hamilton.flows.settings" -}}
 {{- $pool := get (.root.Values.workers | default dict) .pool | default dict }}
 {{- $own := $pool.flows | default dict | include "prefect-hamilton.withoutNulls" | fromYaml }}
-{{- $shared := dict "nodeSelector" .root.Values.global.nodeSelector "tolerations" .root.Values.global.tolerations }}
+{{- $shared := pick .root.Values.global
+  "nodeSelector" "tolerations" "runtimeClassName" "schedulerName" "hostAliases" "dnsPolicy" "dnsConfig" }}
 {{- $flows := .root.Values.flows }}
 {{- range $key, $value := $shared }}
 {{- if not (get $flows $key) }}
@@ -91,6 +92,16 @@ PREFECT_HAMILTON_TRACE_RESOURCE: {{ list
   (printf "prefect.work-pool.name=%s" (urlquery $.pool)) | join "&" | toYaml }}
 {{- end }}
 PREFECT_HOME: /tmp/prefect
+{{- if .root.Values.flows.results.bucket }}
+PREFECT_RESULTS_DEFAULT_STORAGE_BLOCK: remote-file-system/{{ include "prefect-hamilton.flows.resultsBlock" .root }}
+{{- else if .root.Values.flows.results.existingClaim }}
+PREFECT_RESULTS_LOCAL_STORAGE_PATH: /results
+{{- end }}
+{{- end }}
+
+{{/* The block with the bucket of results, which has no credential. */}}
+{{- define "prefect-hamilton.flows.resultsBlock" -}}
+{{- printf "%s-results" (include "prefect-hamilton.fullname" .) }}
 {{- end }}
 
 {{- define "prefect-hamilton.flows.sshCommand" -}}

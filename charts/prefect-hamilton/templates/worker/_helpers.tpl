@@ -67,6 +67,8 @@ PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES:
 {{- with .settings.skipLateAfter }}
 PREFECT_HAMILTON_WORKER_SKIP_LATE_AFTER: {{ int64 . }}
 {{- end }}
+PREFECT_HAMILTON_POD_SECURITY: {{ (include "prefect-hamilton.flows.settings" . | fromYaml).podSecurity }}
+PREFECT_HAMILTON_SERVICE_ACCOUNTS: {{ include "prefect-hamilton.flows.serviceAccounts" . | quote }}
 {{- with .settings.clusterUid }}
 PREFECT_INTEGRATIONS_KUBERNETES_CLUSTER_UID: {{ . | quote }}
 {{- end }}

@@ -1,0 +1,74 @@
+{{/*
+What settings of a pool's flow pods set that Pod Security `restricted` forbids, as a list of sentences. The
+worker checks the whole pod again, with the job variables. Takes root and pool.
+*/}}
+{{- define "prefect-hamilton.flows.mistakes" -}}
+{{- $s := include "prefect-hamilton.flows.settings" . | fromYaml }}
+{{- $found := list }}
+{{- if eq $s.podSecurity "restricted" }}
+{{- $own := dict
+  "volumes" $s.volumes
+  "initContainers" (concat ($s.initContainers | default list) ($s.sidecars | default list))
+  "containers" (list (dict "name" "prefect-job" "securityContext" $s.securityContext))
+  "securityContext" $s.podSecurityContext }}
+{{- $patch := ($s.podTemplate | default dict).spec | default dict }}
+{{- range $where, $spec := dict "settings" $own "podTemplate" $patch }}
+{{- range include "prefect-hamilton.flows.violations" $spec | fromYamlArray }}
+{{- $found = append $found (printf
+  "The %s of the flow pods of %s: %s, which Pod Security restricted forbids: remove it, or set flows.podSecurity to privileged."
+  $where $.pool .) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toYaml $found }}
+{{- end }}
+
+{{/* What a part of a pod's spec sets against `restricted`, as a list. A field that it lacks is no mistake. */}}
+{{- define "prefect-hamilton.flows.violations" -}}
+{{- $found := list }}
+{{- range list "hostNetwork" "hostPID" "hostIPC" }}
+{{- if get $ . }}
+{{- $found = append $found (printf "%s is true" .) }}
+{{- end }}
+{{- end }}
+{{- $allowed := list
+  "name" "configMap" "csi" "downwardAPI" "emptyDir" "ephemeral" "persistentVolumeClaim" "projected" "secret" }}
+{{- range $volume := .volumes }}
+{{- range $kind := keys $volume | sortAlpha }}
+{{- if not (has $kind $allowed) }}
+{{- $found = append $found (printf "volume %s is of type %s" $volume.name $kind) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- $contexts := list (dict "name" "the pod" "securityContext" .securityContext) }}
+{{- range concat ($contexts) (.initContainers | default list) (.containers | default list) }}
+{{- $name := .name }}
+{{- $context := .securityContext | default dict }}
+{{- if $context.privileged }}
+{{- $found = append $found (printf "%s is privileged" $name) }}
+{{- end }}
+{{- if $context.allowPrivilegeEscalation }}
+{{- $found = append $found (printf "%s sets allowPrivilegeEscalation" $name) }}
+{{- end }}
+{{- range ($context.capabilities | default dict).add }}
+{{- if ne . "NET_BIND_SERVICE" }}
+{{- $found = append $found (printf "%s adds the capability %s" $name .) }}
+{{- end }}
+{{- end }}
+{{- if and (hasKey $context "runAsUser") (eq (toString $context.runAsUser) "0") }}
+{{- $found = append $found (printf "%s runs as user 0" $name) }}
+{{- end }}
+{{- if and (hasKey $context "runAsNonRoot") (eq (toString $context.runAsNonRoot) "false") }}
+{{- $found = append $found (printf "%s sets runAsNonRoot to false" $name) }}
+{{- end }}
+{{- if eq (($context.seccompProfile | default dict).type | default "") "Unconfined" }}
+{{- $found = append $found (printf "%s has the seccompProfile Unconfined" $name) }}
+{{- end }}
+{{- range .ports }}
+{{- if .hostPort }}
+{{- $found = append $found (printf "%s has a hostPort" $name) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toYaml $found }}
+{{- end }}
