@@ -7,11 +7,24 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from charts.schema import kubernetes
+from charts.schema.text import Text
 from charts.schema.values.common import ObjectName, Port, SecretKey, Values
 
 ChannelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 
-DeploymentName = Annotated[str, StringConstraints(pattern=r"^[^/]+$")]
+Channels = list[
+    Annotated[
+        str,
+        Text(
+            r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+            "a name of lowercase letters, digits and hyphens, such as my-name",
+        ),
+    ]
+]
+
+DeploymentName = Annotated[
+    str, Text(r"^[^/]+$", "the name of a deployment without its flow, such as daily")
+]
 
 Wait = Annotated[int, Field(ge=10)]
 
@@ -50,7 +63,7 @@ class Preset(Values):
     """Common settings of all presets."""
 
     enabled: bool = Field(default=True, description="Send these messages.")
-    channels: list[ChannelName] = Field(
+    channels: Channels = Field(
         default_factory=list, description="Names of channels. If empty, all."
     )
 

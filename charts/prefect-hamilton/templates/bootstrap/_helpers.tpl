@@ -78,7 +78,7 @@ automations:
 {{- with include "prefect-hamilton.alerts.channels" . }}
 alerts:
   channels:
-    {{- . | nindent 4 }}
+    {{- . | trim | nindent 4 }}
   presets:
     {{- toYaml $.Values.alerts.presets | nindent 4 }}
 {{- end }}
