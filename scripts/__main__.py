@@ -1,5 +1,7 @@
 """`prefect-hamilton`: the commands behind make, with complete `--help`."""
 
+import subprocess
+import sys
 from typing import Annotated
 
 import typer
@@ -24,6 +26,22 @@ def generate(
     render.main(check=check)
 
 
+alerts = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+@alerts.callback()
+def alerts_main() -> None:
+    """Alerts that the server sends."""
+
+
+@alerts.command("test")
+def alerts_test() -> None:
+    """Let the server at PREFECT_API_URL send one message through each channel of its alerts."""
+    command = [sys.executable, "-m", "prefect_hamilton.bootstrap", "alerts", "test"]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+app.add_typer(alerts, name="alerts")
 app.registered_commands.extend(local.app.registered_commands)
 app.command("demo")(demo.main)
 app.add_typer(kind.app, name="kind")

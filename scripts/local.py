@@ -41,6 +41,8 @@ Flows = Annotated[
 APPLY = ["python", "-m", "prefect_hamilton.bootstrap", "apply"]
 STATE_FILE = "prefect-state.yaml"
 """File beside prefect.yaml with variables, limits and automations."""
+LOCAL_STATE_FILE = "prefect-state.local.yaml"
+"""File beside prefect.yaml with objects, such as alerts, of the local profile only."""
 
 RECOVERY_SECONDS = 120
 """Time that a restarted worker waits for the server, in seconds."""
@@ -301,11 +303,12 @@ def local_deployments(flows: FlowsFolder = OWN) -> list[str]:
 def deploy(profile: Profile, names: list[str], flows: FlowsFolder = OWN) -> None:
     """Register deployments with `prefect deploy`, in the environment of their folder.
 
-    Also apply the state file of the folder; `apply` does this for the example flows.
+    Also apply the state files of the folder; `apply` does this for the example flows.
     """
-    state = flows.path / STATE_FILE
-    if flows != OWN and state.exists():
-        _run(profile, [*APPLY, "--file", str(state)])
+    if flows != OWN:
+        for name in (STATE_FILE, LOCAL_STATE_FILE):
+            if (flows.path / name).exists():
+                _run(profile, [*APPLY, "--file", str(flows.path / name)])
     options = [word for name in names for word in ("--name", name)]
     _run(profile, ["prefect", "--no-prompt", "deploy", *options], flows)
 
@@ -314,6 +317,8 @@ def apply(profile: Profile) -> list[str]:
     """Apply the desired state; returns the output of the bootstrap, one line per item."""
     record = str(profile.state / "bootstrap.json")
     files = ["--add", STATE_FILE, "--add", "scripts/local.yaml"]
+    if (local_profile.ROOT / LOCAL_STATE_FILE).exists():
+        files += ["--add", LOCAL_STATE_FILE]
     return _run(profile, [*APPLY, *files, "--record", record]).splitlines()
 
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from prefect_hamilton.masking import mask
 
 EVENT = "flows.task.measured"
+QUALITY_EVENT = "prefect-hamilton.quality.breached"
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
 EXPORT_TIMEOUT = 3.0  # seconds
 
@@ -141,3 +142,19 @@ class _Collector:
 @cache
 def _collector() -> _Collector:
     return _Collector()
+
+
+def report_quality_breach(message: str) -> None:
+    """Say that data does not have the required quality, without a failure of the flow run.
+
+    Inside a flow run, or a task run of it. Emits an event, for which the alert `quality` sends
+    `message` to people: it must not contain a secret.
+    """
+    emit_event(
+        event=QUALITY_EVENT,
+        resource={
+            "prefect.resource.id": f"prefect.flow-run.{flow_run.get_id()}",
+            "prefect.resource.name": flow_run.get_name() or "",
+        },
+        payload={"message": mask(message)},
+    )

@@ -125,7 +125,7 @@ def test_several_servers_share_everything(profiles: dict[str, Release]) -> None:
     api = pod_template(release.get("Deployment", "server"))["spec"]["containers"][0]
     services = pod_template(release.get("Deployment", "background-services"))["spec"]["containers"]
     assert "--no-services" in api["args"]
-    assert services[0]["args"] == ["prefect", "server", "services", "start"]
+    assert services[0]["args"][-1] == "prefect_hamilton.server.background_services"
     shared = {
         "PREFECT_MESSAGING_BROKER": "prefect_redis.messaging",
         "PREFECT_MESSAGING_CACHE": "prefect_redis.messaging",

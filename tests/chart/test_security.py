@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import prefect.blocks.notifications  # noqa: F401  # registers its blocks
@@ -13,6 +14,9 @@ from prefect.blocks.core import Block
 from prefect.blocks.webhook import Webhook
 from prefect.utilities.dispatch import get_registry_for_type
 
+from charts.schema.values import alerts
+from prefect_hamilton.bootstrap import desired_state
+from prefect_hamilton.bootstrap.alerts import TYPES, Presets
 from tests.chart.charts import CHART, COMPONENT, Object, Release, env, labels, pod_template, render
 from tests.chart.test_worker_role import rules
 
@@ -144,14 +148,61 @@ def test_notifications_leave_from_the_pod_that_sends_them() -> None:
     assert notifications(render(values)) == set()
 
 
-def test_the_slack_message_of_the_docs_has_its_secret_and_its_way_out() -> None:
+def documented_alerts() -> list[Object]:
+    """Return the values of the docs, the first one first."""
     tokens = MarkdownIt().parse((CHART.parent.parent / "docs" / "alerts.md").read_text())
-    text = next(t.content for t in tokens if t.type == "fence" and t.info == "yaml")
-    assert len(text.splitlines()) <= 15
-    release = render(yaml.safe_load(text))
+    found = [yaml.safe_load(t.content) for t in tokens if t.type == "fence" and t.info == "yaml"]
+    return [each for each in found if "secrets:" not in yaml.safe_dump(each)]
+
+
+def test_the_alerts_of_the_docs_have_their_secrets_and_their_way_out() -> None:
+    first, *others = documented_alerts()
+    release = render(first)
     assert notifications(release) == {"server"}
     (container,) = release.job("bootstrap")["spec"]["template"]["spec"]["containers"]
-    assert env(container)["SLACK_URL"] == {"secretKeyRef": {"name": "slack", "key": "url"}}
+    assert env(container)["ALERTS_TEAM_URL"] == {"secretKeyRef": {"name": "slack", "key": "url"}}
+    assert len(others) == 4
+    for each in others:
+        render(first | each)
+
+
+def test_a_channel_opens_its_port_for_the_pod_that_sends_and_no_other() -> None:
+    peer = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "tickets"}}}
+    channel = {"type": "webhook", "existingSecret": "tickets", "port": 8080, "to": [peer]}
+    values: Object = {"alerts": {"channels": {"tickets": channel}}}
+    rule = {"ports": [{"port": 8080, "protocol": "TCP"}], "to": [peer]}
+    several = {"server": {"replicas": 2}, "valkey": {"enabled": True}}
+    for more, sender in (({}, "server"), (several, "background-services")):
+        release = render(values | more)
+        found = {name for name, spec in policies(release).items() if rule in spec.get("egress", [])}
+        assert found == {sender}
+        assert notifications(release) == set()
+        (container,) = release.get("Pod", "-test")["spec"]["containers"]
+        assert "--alerts" in container["args"]
+    (container,) = render().get("Pod", "-test")["spec"]["containers"]
+    assert "--alerts" not in container["args"]
+
+
+def test_the_bootstrap_accepts_the_alerts_of_the_chart(tmp_path: Path) -> None:
+    keys = {name: {"type": name, "existingSecret": name} for name in TYPES}
+    keys["mattermost"]["values"] = {"hostname": "chat.example.org"}
+    keys["sendgrid"]["values"] = {"sender_email": "a@example.org", "to_emails": ["b@example.org"]}
+    keys["webhook"] |= {"keys": ["token"], "values": {"headers": {"X": "{{token}}"}}}
+    release = render({"alerts": {"channels": keys}})
+    (config,) = (o for o in release.of("ConfigMap") if "state.yaml" in o.get("data", {}))
+    for name, text in config["data"].items():
+        (tmp_path / name).write_text(text)
+    state = desired_state.load([tmp_path / "state.yaml"])
+    assert {f"alert-{name}" for name in TYPES} <= {block.name for block in state.blocks}
+    (container,) = release.job("bootstrap")["spec"]["template"]["spec"]["containers"]
+    for block in state.blocks:
+        if block.name.startswith("alert-"):
+            assert set(env(container)) >= set(desired_state.unset(block.values))
+
+
+def test_the_chart_has_the_presets_of_the_bootstrap_with_the_same_defaults() -> None:
+    chart = alerts.Presets().model_dump()
+    assert chart == Presets().model_dump()
 
 
 def test_the_egress_of_notifications_can_be_named_or_closed() -> None:

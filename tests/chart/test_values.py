@@ -88,7 +88,7 @@ def test_every_value_is_used() -> None:
     for path, _, _ in generate.documented():
         steps = path.split(".")
         endings = [".".join(steps[i:]) for i in range(len(steps))]
-        if path.startswith("bootstrap.state."):
+        if path.startswith(("bootstrap.state.", "alerts.presets.")):
             continue  # passed on as it is
         assert any(re.search(rf"\.{re.escape(e)}\b", templates) for e in endings), path
 

@@ -21,6 +21,7 @@ from markdown_it import MarkdownIt
 from prefect.events.schemas.automations import AutomationCore
 
 from prefect_hamilton.bootstrap import desired_state
+from prefect_hamilton.bootstrap.alerts import TYPES, Presets
 from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.bootstrap.objects import comparable
 from tests import forks, services
@@ -613,17 +614,88 @@ def documented_alerts() -> list[Any]:
     return [yaml.safe_load(t.content) for t in tokens if t.type == "fence" and t.info == "yaml"]
 
 
-def test_blocks_and_triggers_of_the_docs_are_valid(tmp_path: Path) -> None:
-    values, (block,), *_ = documented_alerts()
-    state = values["bootstrap"]["state"]
-    state["blocks"].append(block)
-    rows = re.findall(r"^\| [^|]+ \| (`[a-z_]+: .*`)", PAGE.read_text(), re.MULTILINE)
-    assert len(rows) == 5
-    for number, row in enumerate(rows):
-        trigger = yaml.safe_load("{" + ", ".join(re.findall("`(.*?)`", row)) + "}")
-        automation = state["automations"][0] | {"name": f"{number}", "trigger": trigger}
-        state["automations"].append(automation)
-    desired_state.load([write(tmp_path / "state.yaml", state)])
+def test_the_alerts_of_the_local_profile_in_the_docs_are_valid(tmp_path: Path) -> None:
+    (local,) = (each for each in documented_alerts() if "secrets:" in yaml.safe_dump(each))
+    state = desired_state.load([write(tmp_path / "state.yaml", local)])
+    assert [block.name for block in state.blocks] == ["alert-me"]
+
+
+def test_the_docs_name_all_channels_and_presets() -> None:
+    text = PAGE.read_text()
+    for name in Presets.model_fields:
+        assert f"| `{name}` |" in text
+    for name, (_, secrets) in TYPES.items():
+        (row,) = (
+            line for line in text.splitlines() if line.startswith("|") and f"`{name}`" in line
+        )
+        assert all(f"`{secret}`" in row for secret in secrets)
+
+
+SLACK = {"type": "slack", "secrets": {"url": {"from_env": "URL"}}}
+WRONG_ALERTS: dict[str, tuple[Any, str]] = {
+    "type": (
+        {"channels": {"a": SLACK | {"type": "fax"}}},
+        "alerts.channels.a.type: Input should be 'slack'",
+    ),
+    "no secret": (
+        {"channels": {"a": SLACK | {"secrets": {}}}},
+        "alerts.channels.a.secrets.url: a channel of the type slack needs this secret",
+    ),
+    "another secret": (
+        {"channels": {"a": SLACK | {"secrets": {**SLACK["secrets"], "key": {"from_env": "K"}}}}},  # type: ignore[dict-item]
+        "alerts.channels.a.secrets.key: a channel of the type slack has url",
+    ),
+    "plain secret": (
+        {"channels": {"a": SLACK | {"secrets": {"url": "https://s3cret"}}}},
+        "alerts.channels.a.secrets.url: Input should be a valid dictionary",
+    ),
+    "field": (
+        {"channels": {"a": SLACK | {"values": {"x": 1}}}},
+        "alerts.channels.a.values.x: a slack-webhook block has only",
+    ),
+    "channel": (
+        {"channels": {"a": SLACK}, "presets": {"late": {"channels": ["a", "b"]}}},
+        "alerts.presets.late.channels.1: b is not a channel: a",
+    ),
+    "preset": (
+        {"presets": {"lost": {}}},
+        "alerts.presets.lost: Extra inputs are not permitted",
+    ),
+    "seconds": (
+        {"presets": {"late": {"seconds": 1}}},
+        "alerts.presets.late.seconds: Input should be greater than or equal to 10",
+    ),
+    "deployment": (
+        {"presets": {"late": {"deployments": ["flow/name"]}}},
+        "alerts.presets.late.deployments.0: String should match pattern",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_ALERTS)
+def test_wrong_alerts_are_named_with_their_path(case: str, tmp_path: Path) -> None:
+    content, expected = WRONG_ALERTS[case]
+    with pytest.raises(BootstrapError) as caught:
+        desired_state.load([write(tmp_path / "state.yaml", {"alerts": content})])
+    assert expected in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_the_name_of_an_alert_is_refused_for_another_automation(tmp_path: Path) -> None:
+    automation = {"name": "alert-late", "trigger": EVENT, "actions": [{"type": "do-nothing"}]}
+    content = {"alerts": {"channels": {"a": SLACK}}, "automations": [automation]}
+    with pytest.raises(BootstrapError, match="alert-late is the name of an alert"):
+        desired_state.load([write(tmp_path / "state.yaml", content)])
+
+
+def test_alerts_of_zombies_make_flow_runs_send_heartbeats(tmp_path: Path) -> None:
+    pool = {"name": "pool", "type": "process"}
+    content = {"alerts": {"channels": {"a": SLACK}}, "work_pools": [pool]}
+    (found,) = desired_state.load([write(tmp_path / "state.yaml", content)]).work_pools
+    assert found.env == {}
+    content["alerts"]["presets"] = {"zombie": {"enabled": True}}  # type: ignore[call-overload]
+    (found,) = desired_state.load([write(tmp_path / "state.yaml", content)]).work_pools
+    assert found.env == {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
 
 
 @contextmanager
@@ -654,7 +726,9 @@ def receiver() -> Iterator[tuple[str, "queue.Queue[tuple[str, str, Any]]"]]:
 
 def test_a_failed_run_sends_a_notification_and_calls_a_webhook(tmp_path: Path) -> None:
     """With the automation of docs/alerts.md."""
-    (documented,) = documented_alerts()[0]["bootstrap"]["state"]["automations"]
+    (values,) = (each for each in documented_alerts() if "bootstrap" in each)
+    (documented,) = values["bootstrap"]["state"]["automations"]
+    documented["trigger"]["expect"] = ["prefect.flow-run.Failed"]
     (notify,) = documented["actions"]
     headers = {"X-Token": "{{token}}", "X-Place": {"from_env": "PLACE", "default": "here"}}
     state = {
@@ -836,7 +910,6 @@ def test_an_automation_waits_for_what_it_refers_to(
     server: services.Service, tmp_path: Path
 ) -> None:
     absent = {
-        "block_document": ("send-notification", "slack-webhook/absent"),
         "deployment": ("pause-deployment", "absent/absent"),
         "work_pool": ("pause-work-pool", "absent"),
         "work_queue": ("pause-work-queue", "absent/absent"),
@@ -846,13 +919,41 @@ def test_an_automation_waits_for_what_it_refers_to(
         {
             "name": f"waits-{kind}",
             "trigger": EVENT,
-            "actions": [{"type": type_, kind: name} | ({"body": "x"} if "send" in type_ else {})],
+            "actions": [{"type": type_, kind: name}],
         }
         for kind, (type_, name) in absent.items()
     ]
     done = apply(write(tmp_path / "s.yaml", {"automations": automations}), f"{server.url}/api")
     assert set(outcomes(done).values()) == {"waiting"}
-    assert "block slack-webhook/absent is not registered yet" in done.stdout
+    assert "deployment absent/absent is not registered yet" in done.stdout
+
+
+def test_a_misspelt_block_is_an_error_with_its_path_and_the_other_automations_are_applied(
+    server: services.Service, tmp_path: Path
+) -> None:
+    slack = {"type": "slack-webhook", "values": {"url": {"from_env": "NOT_SET"}}, "optional": True}
+    nothing = {"type": "do-nothing"}
+    automations = [
+        {
+            "name": "misspelt",
+            "trigger": EVENT,
+            "actions": [nothing, NOTIFY | {"block_document": "slack-webhook/alrts"}],
+        },
+        {
+            "name": "waits-for-a-secret",
+            "trigger": EVENT,
+            "actions": [NOTIFY | {"block_document": "slack-webhook/unset"}],
+        },
+        {"name": "right", "trigger": EVENT, "actions": [nothing]},
+    ]
+    state = {"blocks": [slack | {"name": "unset"}], "automations": automations}
+    done = apply(write(tmp_path / "s.yaml", state), f"{server.url}/api")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "Automation misspelt: actions.1.block_document: there is no block" in line
+    assert "slack-webhook/alrts" in line
+    for outcome, name in (("waiting", "waits-for-a-secret"), ("created", "right")):
+        assert re.search(rf"{outcome} +automation +{name}", done.stdout)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from charts.schema.partial import Partial
+from charts.schema.values.alerts import Alerts
 from charts.schema.values.common import DnsLabel, Global, KubernetesObject, Values
 from charts.schema.values.databases import Postgres, Valkey, Warehouse
 from charts.schema.values.exposure import Gateway, Ingress
@@ -72,6 +73,7 @@ class ChartValues(Values):
     service_monitor: ServiceMonitor = Field(default_factory=ServiceMonitor)
     prometheus_rule: PrometheusRule = Field(default_factory=PrometheusRule)
     dashboards: Dashboards = Field(default_factory=Dashboards)
+    alerts: Alerts = Field(default_factory=Alerts)
     bootstrap: Bootstrap = Field(default_factory=Bootstrap)
     extra_objects: list[KubernetesObject | str] = Field(
         default_factory=list,

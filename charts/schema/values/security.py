@@ -54,7 +54,8 @@ class NetworkPolicy(Values):
         default=None,
         description="Egress rules for notifications and webhooks of automations, which the "
         "background services send, or the server if it runs them. If null, port 443 of any "
-        "address is open if `bootstrap.state.blocks` has a notification or webhook block.",
+        "address is open if `bootstrap.state.blocks` has a notification or webhook block, and what "
+        "`alerts.channels` need.",
         examples=[
             [
                 {

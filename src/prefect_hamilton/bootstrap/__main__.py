@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from prefect_hamilton.bootstrap import desired_state
+from prefect_hamilton.bootstrap import alerts_test, desired_state
 from prefect_hamilton.bootstrap.apply import Options, apply
 from prefect_hamilton.bootstrap.changes import Change, counts
 from prefect_hamilton.bootstrap.errors import BootstrapError
@@ -17,6 +17,15 @@ from prefect_hamilton.bootstrap.record import Record
 from prefect_hamilton.bootstrap.register_deployments import Flows
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+alerts = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True)
+app.add_typer(alerts, name="alerts")
+
+
+@alerts.callback()
+def alerts_main() -> None:
+    """Alerts that the server sends."""
 
 
 @app.callback()
@@ -116,6 +125,22 @@ def plan_command(
     typer.echo(f"Plan: {counts(changes)}.")
     if lines:
         raise typer.Exit(2)
+
+
+@alerts.command("test")
+def alerts_test_command(timeout: Timeout = 60.0) -> None:
+    """Let the server send one message through each channel; exit with status 1 if one failed.
+
+    The Prefect server is the one at PREFECT_API_URL, as for apply.
+    """
+    try:
+        outcomes = asyncio.run(alerts_test.send(timeout))
+    except BootstrapError as error:
+        fail(error)
+    for outcome in outcomes:
+        typer.echo(outcome.line())
+    if not all(outcome.arrived for outcome in outcomes):
+        raise typer.Exit(1)
 
 
 def run(

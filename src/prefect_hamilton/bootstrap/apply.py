@@ -32,12 +32,12 @@ from prefect_hamilton.bootstrap.desired_state import (
     Block,
     Deployment,
     DesiredState,
-    FromEnvironment,
     HamiltonProject,
     WorkPool,
     resolve,
     unset,
 )
+from prefect_hamilton.bootstrap.environment import FromEnvironment
 from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.bootstrap.objects import (
     Automations,
@@ -94,7 +94,8 @@ async def apply(
 
     Without a state, only the repository is applied. `report` is called with each change. The
     deployments and the state file of the `repository` are applied when the work pools exist. An
-    automation whose deployment does not exist is reported as `waiting`. With a `record`, an object
+    automation whose deployment does not exist is reported as `waiting`; one whose block does not
+    exist is an error. With a `record`, an object
     that differs because a user changed it is reported as `kept`; without one, it is updated.
     Raises BootstrapError.
     """
@@ -144,6 +145,7 @@ class Reconciler:
         self._options = options
         self._report = report
         self._planned: set[prefect_schemas.Reference] = set()
+        self._left_out: set[prefect_schemas.Reference] = set()
         self._pools: dict[str, str] = {}
         self._automations: list[tuple[Automation, str]] = []
 
@@ -188,8 +190,14 @@ class Reconciler:
 
     async def automations(self) -> None:
         """Reconcile the automations: what they refer to is there by now, or it is missing."""
+        errors: list[BootstrapError] = []
         for automation, source in self._automations:
-            await self._automation(automation, source)
+            try:
+                await self._automation(automation, source)
+            except BootstrapError as error:  # no reason to leave out the other ones
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     async def _reconcile(
         self,
@@ -290,6 +298,7 @@ class Reconciler:
         if missing := list(unset(block.values)):
             if block.optional:
                 self.named.add(f"{kind.label} {block.name}")
+                self._left_out.add(("block_document", f"{block.type}/{block.name}"))
                 note = f"{', '.join(missing)} is not set"
                 self.note(Change("left out", kind.label, block.name, note))
                 return
@@ -335,11 +344,18 @@ class Reconciler:
         self.named.add(f"{kind.label} {automation.name}")
         content = automation.in_prefects_words()
         ids = {}
-        for reference in prefect_schemas.referred(content):
+        for place, reference in prefect_schemas.referred(content):
             found = await _find(self.client, *reference)
             if found is None and reference in self._planned and not self._options.write:
                 found = prefect_schemas.ANY_ID
             if found is None:
+                if reference[0] == "block_document" and reference not in self._left_out:
+                    # Unlike a deployment, a block that is not there now has no one to create it.
+                    raise BootstrapError(
+                        f"Automation {automation.name}: {'.'.join(map(str, place))}: there is no "
+                        f"block {reference[1]}, neither in the files nor on the server: correct "
+                        "the name, or add the block to the state."
+                    )
                 what, name = reference[0].removesuffix("_document").replace("_", " "), reference[1]
                 note = f"{what} {name} is not registered yet"
                 self.note(Change("waiting", kind.label, automation.name, note))

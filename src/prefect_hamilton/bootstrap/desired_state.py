@@ -10,7 +10,6 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Annotated, Any, Self
 
 import yaml
@@ -32,42 +31,16 @@ from pydantic import (
 )
 
 from prefect_hamilton.bootstrap import prefect_schemas
+from prefect_hamilton.bootstrap.alerts import HEARTBEAT_SECONDS, PREFIX, Alerts
+from prefect_hamilton.bootstrap.environment import FromEnvironment, Name
 from prefect_hamilton.bootstrap.errors import BootstrapError
 
 FILE = Path(__file__).with_name("desired-state.yaml")
 """The objects that every profile has."""
 
-Name = Annotated[str, Field(min_length=1)]
-
 
 class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FromEnvironment(_Closed):
-    """The value of an environment variable, which is not in the file.
-
-    `default` may name other variables, as in `duckdb:///${PREFECT_HAMILTON_STATE}/x.duckdb`. In a
-    block, it is used for a new block only: a default never replaces a value that was set.
-    """
-
-    from_env: Name
-    default: str | None = None
-
-    def is_default(self, environment: Mapping[str, str]) -> bool:
-        """Whether the value is only the default."""
-        return not environment.get(self.from_env)
-
-    def resolve(self, environment: Mapping[str, str]) -> str | None:
-        """Return the value; None when neither the variable nor all in the default are set."""
-        if value := environment.get(self.from_env):
-            return value
-        if self.default is None:
-            return None
-        try:
-            return Template(self.default).substitute(environment)
-        except KeyError:
-            return None
 
 
 def _with_references(node: Any) -> Any:
@@ -241,6 +214,7 @@ class DesiredState(_Closed):
     tag_concurrency_limits: list[TagConcurrencyLimit] = []
     deployments: list[Deployment] = []
     automations: list[Automation] = []
+    alerts: Alerts = Alerts()
     hamilton: HamiltonProject | None = None
 
 
@@ -275,7 +249,41 @@ def load(paths: Sequence[Path]) -> DesiredState:
                 entries = [*joined.get(field, []), *value]
                 value = list({_key(entry): entry for entry in entries}.values())
             joined[field] = value
-    return DesiredState(**joined)
+    return _with_alerts(DesiredState(**joined))
+
+
+def _with_alerts(state: DesiredState) -> DesiredState:
+    """Return the state with the blocks and automations that its alerts stand for."""
+    added: dict[str, list[Any]] = {
+        "blocks": [_of_alerts(Block, each) for each in state.alerts.blocks()],
+        "automations": [_of_alerts(Automation, each) for each in state.alerts.automations()],
+    }
+    update: dict[str, Any] = {}
+    for field, entries in added.items():
+        others = getattr(state, field)
+        taken = {_key(entry) for entry in others}
+        for entry in entries:
+            if _key(entry) in taken:
+                raise BootstrapError(
+                    f"{field}: {'/'.join(_key(entry))} is the name of an alert: choose another one."
+                )
+        if entries:
+            update[field] = [*others, *entries]
+    if state.alerts.needs_heartbeats:
+        variable = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
+        update["work_pools"] = [
+            pool.model_copy(update={"env": variable | pool.env}) for pool in state.work_pools
+        ]
+    return state.model_copy(update=update)
+
+
+def _of_alerts(model: type[Any], content: dict[str, Any]) -> Any:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = prefect_schemas.first_error(error, content)
+        place = f"channels.{content['name'].removeprefix(PREFIX)}"
+        raise BootstrapError(f"alerts.{place}.{first}.") from error
 
 
 def resolve(node: Any, environment: Mapping[str, str] = os.environ) -> Any:

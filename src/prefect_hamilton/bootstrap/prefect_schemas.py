@@ -126,11 +126,13 @@ def _plain(node: Any, below: list[str], reference: type) -> Iterator[Place]:
         yield ()
 
 
-def referred(automation: Mapping[str, Any]) -> Iterator[Reference]:
-    """Yield what the actions of an automation refer to by name."""
+def referred(automation: Mapping[str, Any]) -> Iterator[tuple[Place, Reference]]:
+    """Yield what the actions of an automation refer to by name, and where they do."""
     for key in LISTS_OF_ACTIONS:
-        for action in automation.get(key, ()):
-            yield from ((kind, action[kind]) for kind in REFERENCES if kind in action)
+        for number, action in enumerate(automation.get(key, ())):
+            for kind in REFERENCES:
+                if kind in action:
+                    yield (key, number, kind), (kind, action[kind])
 
 
 def automation_core(

@@ -1,4 +1,4 @@
-"""Prefect's server with this project's rules, answers during outages, and a second credential."""
+"""Prefect's server with this project's rules, actions, answers during outages and credential."""
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -8,7 +8,7 @@ from prefect.server.orchestration.dependencies import (
     provide_flow_orchestration_parameters,
 )
 
-from prefect_hamilton.server import availability, policy, second_credential
+from prefect_hamilton.server import availability, notifications, policy, second_credential
 
 
 def create_app(*, webserver_only: bool) -> FastAPI:
@@ -22,6 +22,7 @@ def create_app(*, webserver_only: bool) -> FastAPI:
     for error in availability.AWAY:
         api.add_exception_handler(error, availability.answer)
     second_credential.accept(api)
+    notifications.report_failures()
     # Before Prefect's own route of this path, which waits for a connection of the shared pool.
     api.router.routes.insert(0, APIRoute("/ready", availability.readiness, methods=["GET"]))
     return app

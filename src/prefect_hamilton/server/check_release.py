@@ -1,9 +1,10 @@
-"""Check a release from inside: API, work pools with an online worker, Hamilton UI.
+"""Check a release from inside: API, work pools with an online worker, alerts, Hamilton UI.
 
 `helm test` runs it. It ends with an error when a check has failed.
 """
 
 import argparse
+import asyncio
 import os
 import sys
 from collections.abc import Iterator
@@ -57,6 +58,23 @@ def hamilton(url: str) -> Iterator[Check]:
         yield Check("the Hamilton UI answers", is_well, answer)
 
 
+def alerts() -> Iterator[Check]:
+    """Let the server send a message through each channel of its alerts."""
+    # Imports Prefect.
+    from prefect_hamilton.bootstrap import alerts_test
+    from prefect_hamilton.bootstrap.errors import BootstrapError
+
+    try:
+        outcomes = asyncio.run(alerts_test.send(timeout=60))
+    except BootstrapError as error:
+        yield Check("the server has alerts", passed=False, answer=str(error))
+        return
+    for each in outcomes:
+        yield Check(
+            f"a message arrived through the channel {each.channel}", each.arrived, each.reason
+        )
+
+
 def _get(http: httpx.Client, path: str) -> tuple[httpx.Response | None, str]:
     """Send one request. Returns the response, None if there is none, and a description of it."""
     try:
@@ -76,10 +94,13 @@ def main() -> None:
         prog="prefect_hamilton.server.check_release", description=__doc__
     )
     parser.add_argument("pools", nargs="*", metavar="pool", help="name of a work pool")
-    pools = parser.parse_args().pools
+    parser.add_argument("--alerts", action="store_true", help="send test messages")
+    arguments = parser.parse_args()
     checks: list[Check] = []
     if os.environ.get("PREFECT_API_URL"):
-        checks += prefect(pools)
+        checks += prefect(arguments.pools)
+        if arguments.alerts:
+            checks += alerts()
     if url := os.environ.get("HAMILTON_API_URL"):
         checks += hamilton(url)
     print("\n".join(check.line() for check in checks))

@@ -81,6 +81,13 @@ automations:
   {{- with $state.automations }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
+{{- with include "prefect-hamilton.alerts.channels" . }}
+alerts:
+  channels:
+    {{- . | trim | nindent 4 }}
+  presets:
+    {{- toYaml $.Values.alerts.presets | nindent 4 }}
+{{- end }}
 {{- if .Values.hamiltonUi.enabled }}
 hamilton:
   name: {{ .Values.hamiltonUi.project | toYaml }}
@@ -91,6 +98,49 @@ hamilton:
   {{- end }}
 {{- else }}
 hamilton: null
+{{- end }}
+{{- end }}
+
+{{/* The keys of a channel's Secret. Takes the channel. */}}
+{{- define "prefect-hamilton.alerts.keys" -}}
+{{- $keys := dict
+  "discord" (list "webhook_id" "webhook_token")
+  "mattermost" (list "token")
+  "pagerduty" (list "integration_key" "api_key")
+  "opsgenie" (list "apikey")
+  "sendgrid" (list "api_key") }}
+{{- concat (get $keys .type | default (list "url")) (.keys | default list) | uniq | toYaml }}
+{{- end }}
+
+{{/* The variable with a secret of a channel. Takes channel, its name, and key. */}}
+{{- define "prefect-hamilton.alerts.variable" -}}
+{{- printf "ALERTS_%s_%s" .channel .key | upper | replace "-" "_" | replace "." "_" }}
+{{- end }}
+
+{{- define "prefect-hamilton.alerts.channels" -}}
+{{- range $name, $channel := .Values.alerts.channels }}
+{{ $name | toYaml }}:
+  type: {{ $channel.type }}
+  secrets:
+    {{- range include "prefect-hamilton.alerts.keys" $channel | fromYamlArray }}
+    {{ . | toYaml }}: {from_env: {{ include "prefect-hamilton.alerts.variable" (dict "channel" $name "key" .) }}}
+    {{- end }}
+  {{- with $channel.values }}
+  values:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The secrets of the channels as environment variables of the bootstrap. */}}
+{{- define "prefect-hamilton.alerts.env" -}}
+{{- range $name, $channel := .Values.alerts.channels }}
+{{- range include "prefect-hamilton.alerts.keys" $channel | fromYamlArray }}
+{{ include "prefect-hamilton.alerts.variable" (dict "channel" $name "key" .) }}:
+  secretKeyRef:
+    name: {{ $channel.existingSecret | toYaml }}
+    key: {{ . | toYaml }}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -133,6 +183,7 @@ HAMILTON_API_KEY:
     name: {{ include "prefect-hamilton.hamilton-ui.secretName" . | toYaml }}
     key: api-key
 {{- end }}
+{{- include "prefect-hamilton.alerts.env" . }}
 {{- with include "prefect-hamilton.warehouse.secretName" . }}
 WAREHOUSE_URL:
   secretKeyRef:

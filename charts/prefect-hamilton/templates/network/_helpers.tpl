@@ -140,6 +140,15 @@ component send them.
 - ports:
     - {port: 443, protocol: TCP}
 {{- end }}
+{{- range $name, $channel := $values.alerts.channels }}
+# The channel {{ $name }} of alerts.
+- ports:
+    - {port: {{ $channel.port | default 443 }}, protocol: TCP}
+  {{- with $channel.to }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
