@@ -210,12 +210,12 @@ class Flows(FlowSettings):
                 "team-a": {
                     "url": "https://git.example.org/a/flows.git",
                     "gitCredential": {"existingSecret": "git-a"},
-                    "pools": ["team-a"],
+                    "pools": ["kubernetes"],
                 },
                 "team-b": {
                     "url": "https://git.example.org/mono.git",
                     "path": "teams/b",
-                    "pools": ["team-b"],
+                    "tags": ["team-b"],
                 },
             }
         ],
