@@ -99,13 +99,13 @@ hamilton: null
 {{/* The Secret with a repository's token, if it has one. Takes the repository. */}}
 {{- define "prefect-hamilton.bootstrap.tokenSecret" -}}
 {{- $credential := .gitCredential | default dict }}
-{{- if eq ($credential.type | default "token") "token" }}{{ $credential.existingSecret }}{{ end }}
+{{- if eq ($credential.type | default "token") "token" }}{{ $credential.existingSecret | default "" }}{{ end }}
 {{- end }}
 
 {{/* The Secret with a repository's SSH key, if it has one. Takes the repository. */}}
 {{- define "prefect-hamilton.bootstrap.sshSecret" -}}
 {{- $credential := .gitCredential | default dict }}
-{{- if eq ($credential.type | default "token") "ssh" }}{{ $credential.existingSecret }}{{ end }}
+{{- if eq ($credential.type | default "token") "ssh" }}{{ $credential.existingSecret | default "" }}{{ end }}
 {{- end }}
 
 {{/* The variable of the bootstrap that holds a repository's token. Takes its name. */}}
