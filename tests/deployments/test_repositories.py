@@ -136,7 +136,6 @@ def test_repositories_are_registered_and_removed_one_without_the_other(
     commit("a", "one", "two")
     commit("private/b", "one", path="teams/b", state={"variables": [{"name": "of_b", "value": 1}]})
 
-    # A plan of one repository, as the pipeline of its team runs it.
     plan = bootstrap({"a": a, "b": b}, "--no-prune", command="plan", code=2).stdout.splitlines()
     assert {"+ deployment a/one", "+ deployment b/one"} <= set(plan)
 
@@ -150,6 +149,7 @@ def test_repositories_are_registered_and_removed_one_without_the_other(
     assert cloned["access_token"] == reference
     step = folder["prefect.deployments.steps.set_working_directory"]
     assert step["directory"] == "{{ clone.directory }}/teams/b"
+    # A plan of one repository, as the pipeline of its team runs it.
     alone = ("--repository-only", "--repository", "a")
     assert bootstrap({"a": a, "b": b}, *alone, command="plan").stdout.count("\n") == 1
 
@@ -179,6 +179,12 @@ def test_repositories_are_registered_and_removed_one_without_the_other(
         said = "repository a: deployment b/one is also defined by repository b: rename or remove"
         assert said in failed.stderr
         assert client.read_deployment_by_name("b/one").work_pool_name == "b"
+
+    # A deployment that moves to a repository which is registered before the one that had it.
+    commit("a", "more", flow="b")
+    commit("private/b", "one", path="teams/b", state={"variables": [{"name": "of_b", "value": 1}]})
+    bootstrap({"a": a, "b": b})
+    assert client.read_deployment_by_name("b/more").work_pool_name == "a"
 
     # One that leaves the map: its objects go, unless prune was false.
     commit("a", "one")
