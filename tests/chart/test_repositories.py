@@ -11,13 +11,13 @@ from prefect_hamilton.bootstrap.repositories import load_repositories
 from tests.chart.charts import Object, Release, RenderError, env, render
 from tests.chart.test_flow_pods import flow_job, template
 
-A = {
+A: Object = {
     "url": "https://git.example.org/a.git",
     "gitCredential": {"existingSecret": "git-a"},
     "pools": ["team-a"],
     "tags": ["team-a"],
 }
-B = {
+B: Object = {
     "url": "ssh://git@git.example.org:2222/mono.git",
     "ref": "v1",
     "path": "teams/b",
