@@ -191,7 +191,7 @@ def test_a_state_that_is_applied_twice_is_written_once(
         state = desired_state.load([file])
         done = apply(state, report=lambda change: None, options=Options(**options))
         with temporary_settings({PREFECT_API_URL: api}):
-            return {change.outcome for change in asyncio.run(done)}
+            return {change.outcome for change in asyncio.run(done).changes}
 
     # Of one name after the other: most examples update what an earlier one has created.
     @settings(

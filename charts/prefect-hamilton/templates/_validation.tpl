@@ -135,8 +135,54 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
   "otherwise.") }}
 {{- end }}
 
-{{- if and (include "prefect-hamilton.flows.repository" .) (not $v.bootstrap.enabled) }}
+{{- if and (include "prefect-hamilton.flows.isRegistered" .) (not $v.bootstrap.enabled) }}
 {{- $mistakes = append $mistakes "flows.repository is registered by the bootstrap: set bootstrap.enabled." }}
+{{- end }}
+{{- if and $v.flows.repositories (include "prefect-hamilton.flows.repository" .) }}
+{{- $mistakes = append $mistakes (cat
+  "flows.repositories replaces flows.repository and gitServer.enabled: set only one of them.") }}
+{{- end }}
+{{- if and $v.flows.repositories $v.flows.gitCredential.existingSecret }}
+{{- $mistakes = append $mistakes (cat
+  "flows.gitCredential is for flows.repository: set the gitCredential of each of flows.repositories.") }}
+{{- end }}
+{{- $pools := include "prefect-hamilton.workPools" . | fromYaml }}
+{{- $sshKeys := dict }}
+{{- range $name, $r := $v.flows.repositories }}
+{{- $credential := $r.gitCredential | default dict }}
+{{- $type := $credential.type | default "token" }}
+{{- $isHttp := hasPrefix "http" $r.url }}
+{{- $where := printf "flows.repositories.%s" $name }}
+{{- range $pool := $r.pools }}
+{{- if and $pools (not (hasKey $pools $pool)) }}
+{{- $mistakes = append $mistakes (printf
+  "%s.pools: the release has no work pool %s: add it to workers." $where $pool) }}
+{{- end }}
+{{- end }}
+{{- if and $isHttp (contains "@" $r.url) }}
+{{- $mistakes = append $mistakes (printf (cat
+  "%s.url contains a credential, which would be stored with each deployment: store it in a Secret and"
+  "set gitCredential.existingSecret.") $where) }}
+{{- end }}
+{{- if and $credential.existingSecret (eq $type "ssh") $isHttp }}
+{{- $mistakes = append $mistakes (printf
+  "%s.gitCredential.type is ssh: set the url to the repository's SSH address (ssh://git@host/path)." $where) }}
+{{- end }}
+{{- if and $credential.existingSecret (eq $type "token") (not $isHttp) }}
+{{- $mistakes = append $mistakes (printf
+  "%s.gitCredential.type: token is for a repository at an https:// address." $where) }}
+{{- end }}
+{{- if and $credential.existingSecret (eq $type "ssh") }}
+{{- range include "prefect-hamilton.flows.poolsOf" (dict "root" $ "repository" $r) | fromYamlArray }}
+{{- $other := get $sshKeys . }}
+{{- if and $other (ne $other.secret $credential.existingSecret) }}
+{{- $mistakes = append $mistakes (printf (cat
+  "flows.repositories: %s and %s have different SSH keys, but share the work pool %s: set different"
+  "pools, or use tokens.") $other.name $name .) }}
+{{- end }}
+{{- $_ := set $sshKeys . (dict "name" $name "secret" $credential.existingSecret) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- $repository := $v.flows.repository | default "" }}
 {{- if and $repository $v.gitServer.enabled }}

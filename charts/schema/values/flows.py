@@ -152,6 +152,23 @@ BucketUrl = Annotated[
     ),
 ]
 
+RepositoryName = Annotated[
+    str,
+    StringConstraints(max_length=20),
+    Text(
+        r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        "a name of lowercase letters, digits and hyphens, such as team-a",
+    ),
+]
+
+RepositoryPath = Annotated[
+    str,
+    Text(
+        r"^([A-Za-z0-9_*][A-Za-z0-9._*-]*/)*[A-Za-z0-9_*][A-Za-z0-9._*-]*$|^\.$",
+        "a path below the repository's folder, such as teams/a",
+    ),
+]
+
 
 class Results(Values):
     """Where persisted results and task caches of flows are, so that later pods find them."""
@@ -172,6 +189,48 @@ class Results(Values):
         default="",
         description="PersistentVolumeClaim to use instead of a bucket. Flow pods mount it at "
         "`/results`.",
+    )
+
+
+class FlowRepository(Values):
+    """One of several flows repositories."""
+
+    url: Annotated[GitUrl, StringConstraints(min_length=1)] = Field(
+        description="Git URL of the repository."
+    )
+    ref: Annotated[str, StringConstraints(min_length=1)] = Field(
+        default="main", description="Branch, tag or whole commit SHA."
+    )
+    path: RepositoryPath = Field(
+        default=".",
+        description="Folder of the repository that contains prefect.yaml and prefect-state.yaml.",
+    )
+    prefect_files: list[RepositoryPath] = Field(
+        default_factory=lambda: ["prefect.yaml"],
+        min_length=1,
+        description="Names or patterns, below `path`, of the files with deployments.",
+    )
+    deployments: list[str] = Field(
+        default_factory=lambda: ["*-k8s"],
+        min_length=1,
+        description="Names or patterns of the deployments to register.",
+    )
+    submodules: bool = Field(default=False, description="Clone its Git submodules, too.")
+    git_credential: GitCredential = Field(
+        default_factory=GitCredential, description="Credential of a private repository."
+    )
+    pools: list[str] = Field(
+        default_factory=list,
+        description="Work pools that its deployments may use. Defaults to all pools of the "
+        "release.",
+    )
+    tags: list[str] = Field(
+        default_factory=list, description="Tags to add to each of its deployments."
+    )
+    prune: bool = Field(
+        default=True,
+        description="Delete objects that the bootstrap created when the repository no longer names"
+        " them, or is no longer in the map.",
     )
 
 
@@ -203,6 +262,25 @@ class Flows(FlowSettings):
     )
     git_credential: GitCredential = Field(default_factory=GitCredential)
     results: Results = Field(default_factory=Results)
+    repositories: dict[RepositoryName, FlowRepository] = Field(
+        default_factory=dict,
+        description="Several flows repositories by name, in place of `repository` and the keys "
+        "beside it.",
+        examples=[
+            {
+                "team-a": {
+                    "url": "https://git.example.org/a/flows.git",
+                    "gitCredential": {"existingSecret": "git-a"},
+                    "pools": ["kubernetes"],
+                },
+                "team-b": {
+                    "url": "https://git.example.org/mono.git",
+                    "path": "teams/b",
+                    "tags": ["team-b"],
+                },
+            }
+        ],
+    )
 
 
 class GitServer(PodSettings):

@@ -1,20 +1,19 @@
 """Bring the servers to the desired state, and register the deployments of a repository."""
 
 import asyncio
-import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from prefect_hamilton.bootstrap import alerts_test, desired_state
-from prefect_hamilton.bootstrap.apply import Options, apply
+from prefect_hamilton.bootstrap.apply import Applied, Options, apply
 from prefect_hamilton.bootstrap.changes import Change, counts
 from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.bootstrap.record import Record
 from prefect_hamilton.bootstrap.register_deployments import Flows
+from prefect_hamilton.bootstrap.repositories import choose, load_repositories
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 
@@ -41,7 +40,8 @@ Add = Annotated[
 RepositoryOnly = Annotated[
     bool,
     typer.Option(
-        "--repository-only", help="Leave out the files: only FLOWS_REPOSITORY is the desired state."
+        "--repository-only",
+        help="Leave out the files: only FLOWS_REPOSITORY, or the repositories, are desired.",
     ),
 ]
 Names = Annotated[
@@ -57,6 +57,22 @@ Checkout = Annotated[
         help="A folder with FLOWS_REPOSITORY at FLOWS_REF, which is otherwise cloned.",
         exists=True,
         file_okay=False,
+    ),
+]
+Repositories = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file with several repositories of flows (YAML), in place of FLOWS_REPOSITORY.",
+        exists=True,
+        dir_okay=False,
+    ),
+]
+RepositoryName = Annotated[
+    str,
+    typer.Option(
+        "--repository",
+        help="With --repository-only: the name of the one repository of --repositories, or of "
+        "FLOWS_REPOSITORY, in the chart's flows.repositories.",
     ),
 ]
 RecordFile = Annotated[
@@ -82,6 +98,8 @@ def apply_command(
     repository_only: RepositoryOnly = False,
     deployment: Names = None,
     checkout: Checkout = None,
+    repositories: Repositories = None,
+    repository: RepositoryName = "",
     record: RecordFile = None,
     release: Release = None,
     prune: Prune = True,
@@ -96,8 +114,15 @@ def apply_command(
     """
     files = [] if repository_only else [file, *(add or [])]
     options = Options(timeout=timeout, release=release, prune=prune)
-    changes = run(files, deployment, checkout, record, options, report)
-    typer.echo(f"Bootstrap: {counts(changes)}.")
+    applied = run(
+        files,
+        lambda: wanted(repository_only, deployment, checkout, repositories, repository),
+        record,
+        options,
+        report,
+    )
+    typer.echo(f"Bootstrap: {counts(applied.changes)}.")
+    fail_if(applied.failures)
 
 
 @app.command("plan")
@@ -107,6 +132,8 @@ def plan_command(
     repository_only: RepositoryOnly = False,
     deployment: Names = None,
     checkout: Checkout = None,
+    repositories: Repositories = None,
+    repository: RepositoryName = "",
     record: RecordFile = None,
     release: Release = None,
     prune: Prune = True,
@@ -118,11 +145,18 @@ def plan_command(
     """
     files = [] if repository_only else [file, *(add or [])]
     options = Options(timeout=timeout, release=release, prune=prune, write=False)
-    changes = run(files, deployment, checkout, record, options, lambda change: None)
-    lines = [line for change in changes for line in change.diff()]
+    applied = run(
+        files,
+        lambda: wanted(repository_only, deployment, checkout, repositories, repository),
+        record,
+        options,
+        lambda change: None,
+    )
+    lines = [line for change in applied.changes for line in change.diff()]
     for line in lines:
         typer.echo(line)
-    typer.echo(f"Plan: {counts(changes)}.")
+    typer.echo(f"Plan: {counts(applied.changes)}.")
+    fail_if(applied.failures)
     if lines:
         raise typer.Exit(2)
 
@@ -143,28 +177,55 @@ def alerts_test_command(timeout: Timeout = 60.0) -> None:
         raise typer.Exit(1)
 
 
-def run(
-    files: list[Path],
+def wanted(
+    repository_only: bool,
     deployments: list[str] | None,
     checkout: Path | None,
+    file: Path | None,
+    name: str,
+) -> list[Flows]:
+    """Return the repositories that the options name. Raises BootstrapError."""
+    if name and not repository_only:
+        raise BootstrapError("--repository needs --repository-only.")
+    if file is not None:
+        if deployments:
+            raise BootstrapError(f"--deployment is for FLOWS_REPOSITORY: name them in {file}.")
+        return choose(load_repositories(file), name, checkout)
+    if deployments:
+        return [Flows.from_environment(deployments, checkout, name)]
+    if repository_only:
+        raise BootstrapError("--repository-only needs --deployment: name the deployments.")
+    return []
+
+
+def run(
+    files: list[Path],
+    repositories: Callable[[], list[Flows]],
     record: Path | None,
     options: Options,
     report: Callable[[Change], None],
-) -> list[Change]:
+) -> Applied:
     """Apply the files and the deployments; exits with status 1 when that fails."""
     try:
         state = desired_state.load(files) if files else None
-        if state is None and not deployments:
-            raise BootstrapError("--repository-only needs --deployment: name the deployments.")
         written = Record(record) if record else None
-        flows = Flows.from_environment(deployments, checkout) if deployments else None
-        with tempfile.TemporaryDirectory() as folder:
-            repository = partial(flows.repository, Path(folder)) if flows else None
-            return asyncio.run(
-                apply(state, report=report, options=options, record=written, repository=repository)
+        return asyncio.run(
+            apply(
+                state,
+                report=report,
+                options=options,
+                record=written,
+                repositories=repositories(),
             )
+        )
     except BootstrapError as error:
-        fail(error)
+        fail(str(error))
+
+
+def fail_if(failures: list[str]) -> None:
+    """Print a line for each repository that failed, and exit with status 1 if one has."""
+    if failures:
+        fail(*failures)
 
 
 def report(change: Change) -> None:
@@ -172,9 +233,10 @@ def report(change: Change) -> None:
     typer.echo(f"  {change.line()}")
 
 
-def fail(error: BootstrapError) -> NoReturn:
-    """Print the error and exit with status 1."""
-    typer.secho(f"bootstrap: {error}", fg=typer.colors.RED, err=True)
+def fail(*errors: str) -> NoReturn:
+    """Print each error and exit with status 1."""
+    for error in errors:
+        typer.secho(f"bootstrap: {error}", fg=typer.colors.RED, err=True)
     raise typer.Exit(1)
 
 

@@ -7,10 +7,12 @@ written last, what people changed since stays, too.
 
 import math
 import os
-from collections.abc import Callable, Collection, Mapping
+import tempfile
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -54,7 +56,8 @@ from prefect_hamilton.bootstrap.objects import (
 )
 from prefect_hamilton.bootstrap.prune import Removal
 from prefect_hamilton.bootstrap.record import NoRecord
-from prefect_hamilton.bootstrap.register_deployments import Repository, deploy
+from prefect_hamilton.bootstrap.register_deployments import Flows, Repository, deploy
+from prefect_hamilton.bootstrap.repositories import Registration
 
 DEFAULT_HAMILTON_URL = "http://localhost:8241"
 
@@ -82,47 +85,67 @@ class Options:
     write: bool = True
 
 
+@dataclass(frozen=True)
+class Applied:
+    """What became of each object, and a line for each repository that was not registered."""
+
+    changes: list[Change]
+    failures: list[str]
+
+
 async def apply(
     state: DesiredState | None,
     *,
     report: Callable[[Change], None],
     options: Options = Options(),  # frozen
     record: NoRecord | None = None,
-    repository: Callable[[], Repository] | None = None,
-) -> list[Change]:
+    repositories: Sequence[Flows] = (),
+) -> Applied:
     """Apply the state to the server at PREFECT_API_URL and the UI at HAMILTON_API_URL.
 
-    Without a state, only the repository is applied. `report` is called with each change. The
-    deployments and the state file of the `repository` are applied when the work pools exist. An
+    Without a state, only the repositories are applied. `report` is called with each change. The
+    deployments and the state files of the `repositories` are applied when the work pools exist. An
     automation whose deployment does not exist is reported as `waiting`; one whose block does not
     exist is an error. With a `record`, an object
     that differs because a user changed it is reported as `kept`; without one, it is updated.
-    Raises BootstrapError.
+    Raises BootstrapError; the failure of a repository that has a name is in the answer.
     """
     record = record or NoRecord()
     async with connect(options.timeout) as client:
         created = await Created.load(client, options.release)
         reconciler = Reconciler(client, record, created, options, report)
+        registration = Registration(repositories, created, alone=state is None)
         try:
             if state is not None:
                 await reconciler.bring_about(state)
-            source = None
             try:
-                if repository is not None:
-                    clone = await anyio.to_thread.run_sync(repository)
-                    source = clone.address if state is None else None
-                    await reconciler.bring_about_repository(clone)
+                with tempfile.TemporaryDirectory() as folder:
+                    clones = await registration.clones(Path(folder))
+                    await registration.register(clones, reconciler)
             finally:  # also when the Git server does not answer
-                await reconciler.automations()
+                await reconciler.automations(registration)
+            for flows in repositories:
+                created.set_prune(flows.source, flows.prune)
             if options.prune:
-                removal = Removal(client, created, record, source, write=options.write)
+                in_scope = _scope(registration, alone=state is None)
+                removal = Removal(client, created, record, in_scope, write=options.write)
                 async for change in removal.of_all_but(reconciler.named):
                     reconciler.note(change)
         finally:
             if options.write:
                 record.save()
                 await created.save()
-    return reconciler.changes
+    return Applied(reconciler.changes, registration.lines())
+
+
+def _scope(registration: Registration, *, alone: bool) -> Callable[[Entry], bool]:
+    """Return what may be removed: only objects of registered repositories if one has failed.
+
+    Other objects may be those of the repository that failed, under the name that it had before.
+    """
+    registered = set(registration.succeeded())
+    limited = alone or bool(registration.failed)
+    return lambda entry: entry.prune and (not limited or entry.source in registered)
 
 
 class Reconciler:
@@ -176,10 +199,14 @@ class Reconciler:
             await self._deployment(deployment, source)
         self._automations += [(automation, source) for automation in state.automations]
 
-    async def bring_about_repository(self, repository: Repository) -> None:
-        """Reconcile what the repository's files name."""
-        await self.bring_about(repository.state, repository.address)
-        deployed = await deploy(repository, self._created, self._pools, write=self._options.write)
+    async def bring_about_repository(
+        self, repository: Repository, taken: Collection[str] = ()
+    ) -> None:
+        """Reconcile what the repository's files name. Raises NameTakenError as `deploy` does."""
+        await self.bring_about(repository.state, repository.source)
+        deployed = await deploy(
+            repository, self._created, self._pools, taken, write=self._options.write
+        )
         for change, entry in deployed:
             self.named.add(f"{change.kind} {change.name}")
             if self._options.write:
@@ -188,16 +215,22 @@ class Reconciler:
                 self._planned.add(("deployment", change.name))
             self.note(change)
 
-    async def automations(self) -> None:
-        """Reconcile the automations: what they refer to is there by now, or it is missing."""
-        errors: list[BootstrapError] = []
+    async def automations(self, registration: Registration) -> None:
+        """Reconcile the automations: what they refer to is there by now, or it is missing.
+
+        Those of a repository that failed are left as they are.
+        """
+        failed = set(registration.failed)
+        errors: list[tuple[str, BootstrapError]] = []
         for automation, source in self._automations:
+            if source in failed:
+                continue
             try:
                 await self._automation(automation, source)
             except BootstrapError as error:  # no reason to leave out the other ones
-                errors.append(error)
-        if errors:
-            raise errors[0]
+                errors.append((source, error))
+        for source, error in errors:
+            registration.fail(source, error)
 
     async def _reconcile(
         self,

@@ -16,6 +16,9 @@ from pydantic import BaseModel
 
 SLUG = "bootstrap-record"
 
+NAMED = "repository "
+"""What the source of an object begins with whose repository has a name in flows.repositories."""
+
 FILES = "files"
 """The source of what the files of desired state name; that of other objects is a repository."""
 
@@ -36,6 +39,7 @@ class BootstrapRecord(Block):
 class Entry(BaseModel):
     """An object that a source names.
 
+    `prune` is whether it is removed when its source no longer names it, or is no longer there.
     `created` is whether the bootstrap created it: nothing else is ever removed. `ending` is a
     deployment that is removed when its runs have ended. `triggers` are the automations of a
     deployment's triggers; None if it is not known which they are.
@@ -45,6 +49,7 @@ class Entry(BaseModel):
     name: str
     id: UUID
     source: str = FILES
+    prune: bool = True
     created: bool = True
     ending: bool = False
     triggers: list[UUID] | None = None
@@ -90,6 +95,12 @@ class Created:
         """Record an object, in place of what has this kind and name."""
         if self.kept:
             self._entries[entry.key] = entry
+
+    def set_prune(self, source: str, prune: bool) -> None:
+        """Record for all objects of a source whether they are removed."""
+        for entry in self:
+            if entry.source == source and entry.prune != prune:
+                self.put(entry.model_copy(update={"prune": prune}))
 
     def drop(self, key: str) -> None:
         """Forget an object."""

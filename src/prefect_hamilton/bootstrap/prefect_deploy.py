@@ -1,15 +1,17 @@
 """`prefect deploy`, but it writes only the deployments, schedules and triggers that differ.
 
-Run in the folder of a prefect.yaml as `python -m prefect_hamilton.bootstrap.prefect_deploy FILE
-NAME...`. Prefect reads the file, loads the flows and runs the steps; only the calls with which it
-writes to the server are replaced. FILE holds an Exchange, and gets its results.
+Run in the folder of a prefect.yaml as `python -m prefect_hamilton.bootstrap.prefect_deploy FILE`.
+Prefect reads it, loads the flows and runs the steps; only the calls with which it writes to the
+server are replaced. FILE holds an Exchange, and gets its results.
 """
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from functools import wraps
+from functools import cache, wraps
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -22,6 +24,8 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events.schemas.automations import Automation, AutomationCore
 from prefect.exceptions import ObjectNotFound
+from prefect.flows import load_flow_from_entrypoint
+from prefect.utilities.templating import apply_values
 from pydantic import BaseModel
 
 from prefect_hamilton.bootstrap.changes import Outcome, differences
@@ -68,10 +72,26 @@ class Result(BaseModel):
     triggers: list[UUID]
 
 
+class Wanted(BaseModel):
+    """A deployment in a file: `selector` is its name as `prefect deploy --name` takes it."""
+
+    selector: str
+    name: str
+    entrypoint: str
+
+
 class Exchange(BaseModel):
-    """What this program gets and gives: `known` and `results` are by names `flow/deployment`."""
+    """What this program gets and gives: names of deployments are `flow/deployment`.
+
+    `files` are files such as prefect.yaml with what to deploy of each. `tags` are added to each
+    deployment. If one of them has a name in `taken`, nothing is deployed, and `refused` names it.
+    """
 
     write: bool
+    files: dict[str, list[Wanted]] = {}
+    tags: list[str] = []
+    taken: list[str] = []
+    refused: list[str] = []
     pools: dict[str, str] = {}
     """Types of work pools that may not be there yet."""
     known: dict[str, Known] = {}
@@ -94,6 +114,8 @@ class Deploying:
         No schedules, or no key for them, means that the deployment has none.
         """
         await self.settle()
+        if self.exchange.tags:
+            deployment.tags = list(dict.fromkeys([*(deployment.tags or []), *self.exchange.tags]))
         wanted = schedules or []
         # As in Prefect's `apply`: also decides on the version.
         info = deployment._get_deployment_version_info(deployment.version_type)
@@ -348,24 +370,52 @@ def _once(
     return reading
 
 
-def main(file: Path, names: list[str]) -> int:
-    """Deploy; returns the exit code of `prefect deploy`."""
-    deploying = Deploying(Exchange.model_validate_json(file.read_bytes()))
+def refused(exchange: Exchange) -> list[str]:
+    """Return the deployments whose name is taken; their flows are loaded to know their names."""
+    if not exchange.taken:
+        return []
+    load: Callable[[str], Any] = cache(load_flow_from_entrypoint)
+    setattr(_core, "load_flow_from_entrypoint", load)  # noqa: B010  # an import of Prefect's
+    names = []
+    for wanted in chain.from_iterable(exchange.files.values()):
+        filled = apply_values(wanted.model_dump(), dict(os.environ), remove_notset=True)
+        names.append(f"{load(filled['entrypoint']).name}/{filled['name']}")
+    return [name for name in names if name in exchange.taken]
+
+
+def main(file: Path) -> int:
+    """Deploy; returns the first exit code of `prefect deploy` that is not 0."""
+    exchange = Exchange.model_validate_json(file.read_bytes())
+    exchange.refused = refused(exchange)
+    if exchange.refused:
+        file.write_text(exchange.model_dump_json(), encoding="utf-8")
+        return 1
+    deploying = Deploying(exchange)
     replace_calls(deploying)
-    options = [word for name in names for word in ("--name", name)]
+    code = 0
     try:
-        sys.argv = ["prefect", "--no-prompt", "deploy", *options]
-        app()
-        code: Any = 0
-    except SystemExit as ended:
-        code = ended.code
+        for path, wanted in exchange.files.items():
+            names = [word for each in wanted for word in ("--name", each.selector)]
+            if names and code == 0:
+                code = deploy(path, names)
     finally:
         try:
             asyncio.run(deploying.settle())
         finally:
             file.write_text(deploying.exchange.model_dump_json(), encoding="utf-8")
+    return code
+
+
+def deploy(path: str, options: list[str]) -> int:
+    """Run `prefect deploy` with a file such as prefect.yaml; returns its exit code."""
+    try:
+        sys.argv = ["prefect", "--no-prompt", "deploy", "--prefect-file", path, *options]
+        app()
+        code: Any = 0
+    except SystemExit as ended:
+        code = ended.code
     return code if isinstance(code, int) else int(code is not None)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2:]))
+    sys.exit(main(Path(sys.argv[1])))

@@ -3,7 +3,7 @@
 A deployment with a run in flight is paused, and deleted when no run of it is in flight.
 """
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import suppress
 from uuid import UUID
 
@@ -37,7 +37,7 @@ NOT_ENDED = [state for state in StateType if state not in TERMINAL_STATES]
 
 
 class Removal:
-    """Removes objects of a record: those of one source, or of all sources.
+    """Removes objects of a record: those that are in scope.
 
     With `write` false, it only reports what would be removed.
     """
@@ -47,22 +47,23 @@ class Removal:
         client: PrefectClient,
         created: Created,
         record: NoRecord,
-        source: str | None,
+        in_scope: Callable[[Entry], bool],
         *,
         write: bool,
     ) -> None:
         self._client = client
         self._created = created
         self._record = record
-        self._source = source
+        self._in_scope = in_scope
         self._in_flight = False
         self._write = write
 
     async def of_all_but(self, named: Collection[str]) -> AsyncIterator[Change]:
         """Remove what has none of these keys, and yield each change."""
         for entry in sorted(self._created, key=_order):
-            in_scope = self._source in (None, entry.source)
-            if in_scope and entry.key not in named and (change := await self._remove(entry)):
+            if entry.key in named or not self._in_scope(entry):
+                continue
+            if change := await self._remove(entry):
                 yield change
 
     async def _remove(self, entry: Entry) -> Change | None:

@@ -7,10 +7,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
 
 import anyio
 import typer
@@ -26,11 +27,17 @@ from tenacity import (
 )
 
 from prefect_hamilton.bootstrap.changes import Change
-from prefect_hamilton.bootstrap.created import Created, Entry
+from prefect_hamilton.bootstrap.created import NAMED, Created, Entry
 from prefect_hamilton.bootstrap.desired_state import DesiredState, load_repository, read_file
 from prefect_hamilton.bootstrap.errors import BootstrapError
-from prefect_hamilton.bootstrap.objects import DEPLOYMENT
-from prefect_hamilton.bootstrap.prefect_deploy import Exchange, Known
+from prefect_hamilton.bootstrap.objects import (
+    AUTOMATION,
+    DEPLOYMENT,
+    GLOBAL_LIMIT,
+    TAG_LIMIT,
+    VARIABLE,
+)
+from prefect_hamilton.bootstrap.prefect_deploy import Exchange, Known, Wanted
 from prefect_hamilton.flow_pod import pull_errors
 
 STATE_FILE = "prefect-state.yaml"
@@ -48,77 +55,189 @@ FAILURES = (RuntimeError, subprocess.CalledProcessError)
 """Messages of `git clone`, in Prefect's words, and of `git fetch` for a commit."""
 
 
+class NameTakenError(BootstrapError):
+    """Another repository names the same objects; `keys` are theirs."""
+
+    def __init__(self, keys: list[str]) -> None:
+        super().__init__(f"{', '.join(keys)}: another repository names the same.")
+        self.keys = keys
+
+
 @dataclass(frozen=True)
 class Repository:
     """A clone of a repository of flows, and which of its deployments are wanted."""
 
+    source: str
     address: str
-    checkout: Path
-    names: list[str]
-    """Of deployments in its prefect.yaml, as `prefect deploy --name` takes them."""
+    folder: Path
+    """The folder with prefect.yaml, in the clone."""
+    files: dict[str, list[Wanted]]
+    """Files such as prefect.yaml, by their path below the folder, and what to deploy of each."""
     environment: dict[str, str]
     """What prefect.yaml gets besides the environment of this process."""
+    hidden: frozenset[str]
+    """Variables of this process that it does not get."""
+    tags: tuple[str, ...]
     state: DesiredState
+
+    def keys(self) -> set[str]:
+        """Return the keys of the objects of the state file."""
+        state = self.state
+        return {
+            *(f"{VARIABLE} {each.name}" for each in state.variables),
+            *(f"{GLOBAL_LIMIT} {each.name}" for each in state.global_concurrency_limits),
+            *(f"{TAG_LIMIT} {each.tag}" for each in state.tag_concurrency_limits),
+            *(f"{AUTOMATION} {each.name}" for each in state.automations),
+        }
 
 
 @dataclass(frozen=True)
 class Flows:
-    """The flows repository of the environment, and which of its deployments are wanted."""
+    """A flows repository, and which of its deployments are wanted.
+
+    `name` is its key in the chart's flows.repositories, or empty. `path` is the folder with
+    `prefect_files`, which are names or patterns. `names` are those of deployments, or patterns.
+    `pools` are the work pools that deployments may use: all, if it is empty. With `checkout`, a
+    clone that exists is used.
+    """
 
     address: str
     ref: str
-    names: list[str]
-    """Names of deployments, or patterns."""
-    checkout: Path | None
-    """A clone that exists; None: one is made."""
+    names: tuple[str, ...]
+    checkout: Path | None = None
+    name: str = ""
+    path: str = "."
+    prefect_files: tuple[str, ...] = ("prefect.yaml",)
+    submodules: bool = False
+    pools: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    prune: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of `git` and prefect.yaml, besides those of this process."""
+    hidden: frozenset[str] = frozenset()
+    """Variables of this process with the credentials of other repositories."""
+
+    @property
+    def source(self) -> str:
+        """Return what the record calls it. An address has no spaces."""
+        return f"{NAMED}{self.name}" if self.name else self.address
 
     @classmethod
-    def from_environment(cls, names: list[str], checkout: Path | None) -> Self:
-        """Read FLOWS_REPOSITORY and FLOWS_REF: a branch, tag or commit.
+    def from_environment(cls, names: list[str], checkout: Path | None, name: str = "") -> Self:
+        """Read FLOWS_REPOSITORY, FLOWS_REF (a branch, tag or commit) and FLOWS_SUBMODULES.
 
         Raises BootstrapError when one of them is missing, or the address contains a credential.
         """
-        for name in ("FLOWS_REPOSITORY", "FLOWS_REF"):
-            if not os.environ.get(name):
-                raise BootstrapError(f"{name} is not set: it must name what to clone.")
+        for variable in ("FLOWS_REPOSITORY", "FLOWS_REF"):
+            if not os.environ.get(variable):
+                raise BootstrapError(f"{variable} is not set: it must name what to clone.")
         address, ref = os.environ["FLOWS_REPOSITORY"], os.environ["FLOWS_REF"]
-        check_credential(address)
-        if os.environ.get("FLOWS_SUBMODULES") not in (None, "", "true"):
+        check_credential(address, os.environ)
+        submodules = os.environ.get("FLOWS_SUBMODULES")
+        if submodules not in (None, "", "true"):
             # git_clone treats any text except the empty one as true.
             raise BootstrapError("FLOWS_SUBMODULES must be true or unset.")
-        return cls(address, ref, names, checkout)
+        path = os.environ.get("FLOWS_PATH") or "."
+        return cls(
+            address, ref, tuple(names), checkout, name, path=path, submodules=bool(submodules)
+        )
 
     def repository(self, folder: Path) -> Repository:
         """Return the checkout, or a new one below an empty folder.
 
-        Reads GIT_ACCESS_TOKEN for a private repository, and FLOWS_SUBMODULES. prefect.yaml gets the
-        reference as FLOWS_COMMIT or FLOWS_BRANCH. Raises BootstrapError when the repository cannot
-        be cloned or has no prefect.yaml.
+        Reads GIT_ACCESS_TOKEN for a private repository. prefect.yaml gets the reference as
+        FLOWS_COMMIT or FLOWS_BRANCH. Raises BootstrapError when the repository cannot be cloned,
+        has no prefect.yaml, or names a deployment of a work pool that it may not use.
         """
+        if self.name:
+            check_credential(self.address, self.environment)
         is_commit = COMMIT.fullmatch(self.ref)
         named = {"FLOWS_COMMIT": self.ref.lower()} if is_commit else {"FLOWS_BRANCH": self.ref}
-        checkout = self.checkout or clone(self.address, folder, named)
+        checkout = self.checkout or clone(self, folder, named)
         if self.checkout is None:
             typer.echo(f"Cloned {self.address} at {self.ref}.", err=True)
-        if not (checkout / "prefect.yaml").exists():
-            where = self.checkout or f"{self.address} at {self.ref}"
-            raise BootstrapError(f"{where} has no prefect.yaml.")
-        names = selected(checkout / "prefect.yaml", self.names)
-        return Repository(self.address, checkout, names, named, repository_state(checkout))
+        where = self.checkout or f"{self.address} at {self.ref}"
+        within, files = find_files(checkout, self.path, self.prefect_files, str(where))
+        wanted = select(files, list(self.names))
+        if self.pools:
+            for each in (each for found in wanted.values() for each in found):
+                check_pool(each, self.pools)
+        return Repository(
+            source=self.source,
+            address=self.address,
+            folder=within,
+            files={
+                str(file.relative_to(within)): [each.wanted for each in found]
+                for file, found in wanted.items()
+            },
+            environment={**self.environment, **named},
+            hidden=self.hidden,
+            tags=self.tags,
+            state=repository_state(within),
+        )
+
+
+def find_files(
+    checkout: Path, path: str, patterns: Sequence[str], where: str
+) -> tuple[Path, list[Path]]:
+    """Return the folder `path` of a checkout, and the files in it that a pattern matches.
+
+    Raises BootstrapError when the folder is not in the checkout, or a pattern matches no file.
+    """
+    folder = (checkout / path).resolve()
+    if not (folder.is_dir() and folder.is_relative_to(checkout.resolve())):
+        raise BootstrapError(f"{where} has no folder {path}.")
+    files: dict[Path, None] = {}
+    for pattern in patterns:
+        found = [each for each in sorted(folder.glob(pattern)) if each.is_file()]
+        if not found:
+            raise BootstrapError(f"{where} has no {PurePosixPath(path) / pattern}.")
+        files |= dict.fromkeys(found)
+    return folder, list(files)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A deployment of a file that a pattern matches."""
+
+    file: Path
+    wanted: Wanted
+    pool: Any
+    """Name of the work pool, as it stands in the file."""
 
 
 def selected(file: Path, patterns: list[str]) -> list[str]:
-    """Return the deployments of a prefect.yaml that a pattern matches, each once.
+    """Return the deployments of a prefect.yaml that a pattern matches, as `select` does."""
+    return [each.wanted.selector for each in select([file], patterns)[file]]
+
+
+def select(files: list[Path], patterns: list[str]) -> dict[Path, list[Selected]]:
+    """Return the deployments of files such as prefect.yaml that a pattern matches, each once.
 
     A pattern is `name` or `flow/name`, with * for any characters. Prefect passes over a deployment
     with a misspelt key, and over a name that matches nothing: here, what it passes over would be
     deleted. Raises BootstrapError for both.
     """
+    found = {}
+    matched: set[str] = set()
+    for file in files:
+        found[file] = _select(file, patterns, matched)
+    for pattern in patterns:
+        if "*" not in pattern and pattern not in matched:
+            names = " and ".join(file.name for file in files)
+            raise BootstrapError(
+                f"{names} has no deployment {pattern}: correct the name (the chart's value is "
+                "flows.deployments)."
+            )
+    return found
+
+
+def _select(file: Path, patterns: list[str], matched: set[str]) -> list[Selected]:
     content = read_file(file)
     deployments = content.get("deployments") if isinstance(content, dict) else None
     if not isinstance(deployments, list):
         raise BootstrapError(f"{file.name} has no list of deployments: add the key deployments.")
-    found: dict[tuple[str, str], None] = {}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for number, deployment in enumerate(deployments):
         for key in ("name", "entrypoint"):
             if not isinstance(deployment, dict) or not isinstance(deployment.get(key), str):
@@ -129,18 +248,39 @@ def selected(file: Path, patterns: list[str]) -> list[str]:
                 f"{file.name}: deployment {name}: unknown key {key}: correct or remove it."
             )
         function = deployment["entrypoint"].rpartition(":")[2].replace("_", "-")
-        if any(_matches(pattern, function, name) for pattern in patterns):
-            found[function, name] = None
+        matching = {pattern for pattern in patterns if _matches(pattern, function, name)}
+        matched |= matching
+        if matching:
+            found[function, name] = deployment
     all_names = [deployment["name"] for deployment in deployments]
-    for pattern in patterns:
-        if "*" not in pattern and not any(_matches(pattern, *each) for each in found):
-            raise BootstrapError(
-                f"{file.name} has no deployment {pattern}: correct the name (the chart's value is "
-                "flows.deployments)."
-            )
     return [
-        name if all_names.count(name) == 1 else f"{function}/{name}" for function, name in found
+        Selected(
+            file,
+            Wanted(
+                selector=name if all_names.count(name) == 1 else f"{function}/{name}",
+                name=name,
+                entrypoint=deployment["entrypoint"],
+            ),
+            _pool(deployment),
+        )
+        for (function, name), deployment in found.items()
     ]
+
+
+def _pool(deployment: dict[str, Any]) -> Any:
+    pool = deployment.get("work_pool")
+    return pool.get("name") if isinstance(pool, dict) else None
+
+
+def check_pool(selected: Selected, pools: Collection[str]) -> None:
+    """Raise BootstrapError when the deployment's work pool is none of the pools."""
+    if selected.pool not in pools:
+        has = f"has the work pool {selected.pool}" if selected.pool else "names no work pool"
+        raise BootstrapError(
+            f"{selected.file.name}: deployment {selected.wanted.name} {has}, but this repository "
+            f"may only use {', '.join(pools)}: name one of these, or add to the repository's pools "
+            "in the chart's values."
+        )
 
 
 def _matches(pattern: str, function: str, name: str) -> bool:
@@ -153,29 +293,45 @@ def _with_stars(pattern: str) -> re.Pattern[str]:
     return re.compile(".*".join(re.escape(part) for part in pattern.split("*")), re.DOTALL)
 
 
-def repository_state(checkout: Path) -> DesiredState:
+def repository_state(folder: Path) -> DesiredState:
     """Return the objects of the repository's state file, if it has one."""
-    path = checkout / STATE_FILE
+    path = folder / STATE_FILE
     return load_repository(path) if path.exists() else DesiredState()
 
 
 async def deploy(
-    repository: Repository, created: Created, pools: Mapping[str, str], *, write: bool
+    repository: Repository,
+    created: Created,
+    pools: Mapping[str, str],
+    taken: Collection[str] = (),
+    *,
+    write: bool,
 ) -> list[tuple[Change, Entry]]:
     """Deploy what differs, as `prefect deploy` does; returns each change, and what to record of it.
 
     `pools` are the types of the work pools that may not be there yet, when nothing is written.
-    Raises BootstrapError when Prefect does not deploy; what it said until then is printed. What it
+    Raises NameTakenError, and deploys nothing, when a deployment has a key of `taken`. Raises
+    BootstrapError when Prefect does not deploy; what it said until then is printed. What it
     created before that is recorded all the same.
     """
-    if not repository.names:
+    if not any(repository.files.values()):
         return []
     known = {
         entry.name: Known(id=entry.id, triggers=entry.triggers, ending=entry.ending)
         for entry in created
         if entry.kind == DEPLOYMENT
     }
-    exchange = Exchange(write=write, pools=dict(pools), known=known)
+    exchange = Exchange(
+        write=write,
+        files=repository.files,
+        tags=list(repository.tags),
+        taken=[
+            key.removeprefix(f"{DEPLOYMENT} ") for key in taken if key.startswith(f"{DEPLOYMENT} ")
+        ],
+        pools=dict(pools),
+        known=known,
+    )
+    own = {name: value for name, value in os.environ.items() if name not in repository.hidden}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "exchange.json"
         file.write_text(exchange.model_dump_json(), encoding="utf-8")
@@ -184,22 +340,23 @@ async def deploy(
                 # Without the repository's folder on the path: it may have a calendar.py.
                 *(sys.executable, "-P", "-m", "prefect_hamilton.bootstrap.prefect_deploy"),
                 str(file),
-                *repository.names,
             ],
-            cwd=repository.checkout,
-            env=os.environ | repository.environment,
+            cwd=repository.folder,
+            env=own | repository.environment,
             stderr=subprocess.STDOUT,
             check=False,
         )
-        results = Exchange.model_validate_json(file.read_bytes()).results
+        exchange = Exchange.model_validate_json(file.read_bytes())
+    if exchange.refused:
+        raise NameTakenError([f"{DEPLOYMENT} {name}" for name in exchange.refused])
     found = []
-    for result in results:
+    for result in exchange.results:
         before = created.of_id(f"{DEPLOYMENT} {result.name}", result.id)
         entry = Entry(
             kind=DEPLOYMENT,
             name=result.name,
             id=result.id,
-            source=repository.address,
+            source=repository.source,
             created=result.outcome == "created" or bool(before and before.created),
             triggers=result.triggers,
         )
@@ -222,7 +379,7 @@ async def deploy(
     return found
 
 
-def check_credential(repository: str) -> None:
+def check_credential(repository: str, environment: Mapping[str, str]) -> None:
     """Refuse an address that holds a credential, and say so where a token will not be used.
 
     Such an address would be stored with each deployment and printed. Where its credential begins
@@ -234,7 +391,7 @@ def check_credential(repository: str) -> None:
             "where every user can read it: remove it from the address, and set GIT_ACCESS_TOKEN to "
             "the token (the chart's value is flows.gitCredential). Write an @ in the path as %40."
         )
-    if os.environ.get("GIT_ACCESS_TOKEN") and not repository.lower().startswith("https://"):
+    if environment.get("GIT_ACCESS_TOKEN") and not repository.lower().startswith("https://"):
         typer.echo(
             "GIT_ACCESS_TOKEN is not used: Prefect sends a token only to an https:// address, and "
             f"FLOWS_REPOSITORY is {repository}.",
@@ -252,46 +409,59 @@ def holds_credential(repository: str) -> bool:
     return ":" in found["before_host"] or scheme not in ("ssh", "git+ssh", "ssh+git")
 
 
-def clone(repository: str, folder: Path, named: Mapping[str, str]) -> Path:
+def clone(flows: Flows, folder: Path, named: Mapping[str, str]) -> Path:
     """Clone at the branch or commit that `named` has; raises BootstrapError where that fails."""
-    token = os.environ.get("GIT_ACCESS_TOKEN")
+    token = (flows.environment if flows.name else os.environ).get("GIT_ACCESS_TOKEN")
+
+    def say(attempt: RetryCallState) -> None:
+        """Print the reason for another attempt."""
+        if attempt.outcome and (error := attempt.outcome.exception()):
+            typer.echo(f"Trying again: {reason(error, flows)}", err=True)
+
     try:
         storage = GitRepository(
-            url=repository,
+            url=flows.address,
             credentials={"access_token": SecretStr(token)} if token else None,
             name="flows",
             branch=named.get("FLOWS_BRANCH"),
             commit_sha=named.get("FLOWS_COMMIT"),
-            include_submodules=bool(os.environ.get("FLOWS_SUBMODULES")),
+            include_submodules=flows.submodules,
         )
         storage.set_base_path(folder)
-        asyncio.run(pull(storage))
+        with environment(flows.environment):
+            asyncio.run(pull.retry_with(before_sleep=say)(storage))
     except FAILURES as error:
-        raise BootstrapError(reason(error)) from error
+        raise BootstrapError(reason(error, flows)) from error
     except ValueError as error:  # an address or a reference that Prefect does not pass on to git
-        ref = os.environ["FLOWS_REF"]
         why = str(error).rstrip(".")
-        raise BootstrapError(f"Cannot clone {repository} at {ref}: {why}.") from error
+        raise BootstrapError(f"Cannot clone {flows.address} at {flows.ref}: {why}.") from error
     return storage.destination
 
 
-def reason(error: BaseException) -> str:
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process: Prefect has no other way to give git some."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def reason(error: BaseException, flows: Flows) -> str:
     """Return why the repository cannot be cloned."""
-    repository, ref = os.environ["FLOWS_REPOSITORY"], os.environ["FLOWS_REF"]
-    return pull_errors.explain_to_installer(error, repository, ref)
-
-
-def say(attempt: RetryCallState) -> None:
-    """Print the reason for another attempt."""
-    if attempt.outcome and (error := attempt.outcome.exception()):
-        typer.echo(f"Trying again: {reason(error)}", err=True)
+    return pull_errors.explain_to_installer(error, flows.address, flows.ref, flows.name)
 
 
 @retry(
     stop=stop_after_attempt(3),
     wait=wait_random_exponential(max=10),
     retry=retry_if_exception_type(FAILURES),
-    before_sleep=say,
     reraise=True,
 )
 async def pull(storage: GitRepository) -> None:

@@ -89,11 +89,17 @@ def explain_wait(error: BaseException) -> str:
     return _words(error) if failed is None else _diagnose(failed)[0]
 
 
-def explain_to_installer(error: BaseException, repository: str, ref: str) -> str:
-    """Return the sentence for the installer of the chart, without credentials of a URL."""
+def explain_to_installer(error: BaseException, repository: str, ref: str, name: str = "") -> str:
+    """Return the sentence for the installer of the chart, without credentials of a URL.
+
+    `name` is the key of the repository in flows.repositories, if it has one.
+    """
     if (failed := git_failure(error)) is None:
         return _words(error)
     cause, _, value = _diagnose(failed)
+    if name:
+        own = value.replace("flows.repository", "flows.url")
+        value = own if "env" in own else own.replace("flows.", f"flows.repositories.{name}.")
     advice = f"; correct {value} in the chart's values" if value else ""
     return f"Cannot clone {strip_auth_from_urls_in_text(repository)} at {ref}: {cause}{advice}."
 

@@ -46,6 +46,14 @@ deployments:
 {{- end }}
 {{- end }}
 {{- $blocks := $state.blocks | default list }}
+{{- range $name, $repository := .Values.flows.repositories }}
+{{- if include "prefect-hamilton.bootstrap.tokenSecret" $repository }}
+{{- $blocks = prepend $blocks (dict
+  "name" (printf "git-access-token-%s" $name)
+  "type" "secret"
+  "values" (dict "value" (dict "from_env" (include "prefect-hamilton.bootstrap.tokenVariable" $name)))) }}
+{{- end }}
+{{- end }}
 {{- $named := list }}
 {{- range $blocks }}
 {{- $named = append $named (printf "%s/%s" .type .name) }}
@@ -144,9 +152,55 @@ hamilton: null
 {{- end }}
 {{- end }}
 
+{{/* The Secret with a repository's token, if it has one. Takes the repository. */}}
+{{- define "prefect-hamilton.bootstrap.tokenSecret" -}}
+{{- $credential := .gitCredential | default dict }}
+{{- if eq ($credential.type | default "token") "token" }}{{ $credential.existingSecret | default "" }}{{ end }}
+{{- end }}
+
+{{/* The Secret with a repository's SSH key, if it has one. Takes the repository. */}}
+{{- define "prefect-hamilton.bootstrap.sshSecret" -}}
+{{- $credential := .gitCredential | default dict }}
+{{- if eq ($credential.type | default "token") "ssh" }}{{ $credential.existingSecret | default "" }}{{ end }}
+{{- end }}
+
+{{/* The variable of the bootstrap that holds a repository's token. Takes its name. */}}
+{{- define "prefect-hamilton.bootstrap.tokenVariable" -}}
+{{- printf "GIT_ACCESS_TOKEN_%s" (. | upper | replace "-" "_") }}
+{{- end }}
+
+{{/* The repositories, as the bootstrap reads them with --repositories. */}}
+{{- define "prefect-hamilton.bootstrap.repositories" -}}
+{{- range $name, $r := .Values.flows.repositories }}
+{{ $name | toYaml }}:
+  url: {{ $r.url | toYaml }}
+  ref: {{ $r.ref | default "main" | quote }}
+  path: {{ $r.path | default "." | quote }}
+  prefect_files: {{ $r.prefectFiles | default (list "prefect.yaml") | toJson }}
+  deployments: {{ $r.deployments | default (list "*-k8s") | toJson }}
+  submodules: {{ $r.submodules | default false }}
+  pools: {{ include "prefect-hamilton.flows.poolsOf" (dict "root" $ "repository" $r) | fromYamlArray | toJson }}
+  tags: {{ $r.tags | default list | toJson }}
+  prune: {{ hasKey $r "prune" | ternary $r.prune true }}
+  {{- if include "prefect-hamilton.bootstrap.tokenSecret" $r }}
+  environment:
+    # A reference to a block, so that no token is stored with a deployment.
+    FLOWS_ACCESS_TOKEN: {{ printf "{{ prefect.blocks.secret.git-access-token-%s }}" $name | quote }}
+    GIT_ACCESS_TOKEN: {from_env: {{ include "prefect-hamilton.bootstrap.tokenVariable" $name }}}
+  {{- else if include "prefect-hamilton.bootstrap.sshSecret" $r }}
+  environment:
+    GIT_SSH_COMMAND: {{ printf "/git-credentials/%s" $name | include "prefect-hamilton.flows.sshCommand" }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "prefect-hamilton.bootstrap.data" -}}
 state.yaml: |
   {{- include "prefect-hamilton.bootstrap.state" . | trim | nindent 2 }}
+{{- with include "prefect-hamilton.bootstrap.repositories" . }}
+repositories.yaml: |
+  {{- trim . | nindent 2 }}
+{{- end }}
 {{- range $pool, $_ := include "prefect-hamilton.workPools" . | fromYaml }}
 base-job-template-{{ include "prefect-hamilton.worker.slug" $pool }}.yaml: |
   {{- include "prefect-hamilton.flows.baseJobTemplate" (dict "root" $ "pool" $pool) | nindent 2 }}
@@ -206,7 +260,15 @@ GIT_ACCESS_TOKEN:
     name: {{ $credential.existingSecret | toYaml }}
     key: token
 {{- else }}
-GIT_SSH_COMMAND: {{ include "prefect-hamilton.flows.sshCommand" . }}
+GIT_SSH_COMMAND: {{ include "prefect-hamilton.flows.sshCommand" "/git-credential" }}
+{{- end }}
+{{- end }}
+{{- range $name, $repository := .Values.flows.repositories }}
+{{- with include "prefect-hamilton.bootstrap.tokenSecret" $repository }}
+{{ include "prefect-hamilton.bootstrap.tokenVariable" $name }}:
+  secretKeyRef:
+    name: {{ . | toYaml }}
+    key: token
 {{- end }}
 {{- end }}
 {{- end }}
@@ -249,6 +311,9 @@ template:
           - {{ printf "--deployment=%s" . | quote }}
           {{- end }}
           {{- end }}
+          {{- if .Values.flows.repositories }}
+          - --repositories=/bootstrap/repositories.yaml
+          {{- end }}
         {{- include "prefect-hamilton.env" (dict
           "own" (include "prefect-hamilton.bootstrap.env" .)
           "settings" $s) | nindent 8 }}
@@ -259,6 +324,11 @@ template:
           - {name: tmp, mountPath: /tmp}
           {{- if $usesSsh }}
           - {name: git-credential, mountPath: /git-credential, readOnly: true}
+          {{- end }}
+          {{- range $name, $repository := .Values.flows.repositories }}
+          {{- if include "prefect-hamilton.bootstrap.sshSecret" $repository }}
+          - {name: git-credential-{{ $name }}, mountPath: /git-credentials/{{ $name }}, readOnly: true}
+          {{- end }}
           {{- end }}
           {{- with $s.volumeMounts }}
           {{- toYaml . | nindent 10 }}
@@ -274,6 +344,14 @@ template:
         secret:
           secretName: {{ .Values.flows.gitCredential.existingSecret | toYaml }}
           defaultMode: 0440
+      {{- end }}
+      {{- range $name, $repository := .Values.flows.repositories }}
+      {{- with include "prefect-hamilton.bootstrap.sshSecret" $repository }}
+      - name: git-credential-{{ $name }}
+        secret:
+          secretName: {{ . | toYaml }}
+          defaultMode: 0440
+      {{- end }}
       {{- end }}
       {{- with $s.volumes }}
       {{- toYaml . | nindent 6 }}

@@ -14,7 +14,7 @@ Takes root and pool.
 {{- end }}
 {{- $requests := $resources.requests | default dict }}
 {{- $limits := $resources.limits | default dict }}
-{{- $usesSsh := and (eq $root.Values.flows.gitCredential.type "ssh") $root.Values.flows.gitCredential.existingSecret }}
+{{- $sshSecret := include "prefect-hamilton.flows.sshSecret" . }}
 {{- $labels := dict
   "app.kubernetes.io/instance" $root.Release.Name
   "app.kubernetes.io/component" "flow-run"
@@ -203,7 +203,7 @@ job_configuration:
                 {{- include "prefect-hamilton.securityContext" (dict "own" $s.securityContext) | nindent 16 }}
               volumeMounts:
                 - {name: tmp, mountPath: /tmp}
-                {{- if $usesSsh }}
+                {{- if $sshSecret }}
                 - {name: git-credential, mountPath: /git-credential, readOnly: true}
                 {{- end }}
                 {{- if $results.existingClaim }}
@@ -215,10 +215,10 @@ job_configuration:
           volumes:
             - name: tmp
               emptyDir: {}
-            {{- if $usesSsh }}
+            {{- if $sshSecret }}
             - name: git-credential
               secret:
-                secretName: {{ $root.Values.flows.gitCredential.existingSecret | toYaml }}
+                secretName: {{ $sshSecret | toYaml }}
                 defaultMode: 0440
             {{- end }}
             {{- with $results.existingClaim }}

@@ -31,6 +31,36 @@ fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
 {{- end }}
 {{- end }}
 
+{{/* Something if a repository is registered. */}}
+{{- define "prefect-hamilton.flows.isRegistered" -}}
+{{- if or (include "prefect-hamilton.flows.repository" .) .Values.flows.repositories }}true{{ end }}
+{{- end }}
+
+{{/* The work pools that a repository may use, as a list. Takes root and repository. */}}
+{{- define "prefect-hamilton.flows.poolsOf" -}}
+{{- $all := keys (include "prefect-hamilton.workPools" .root | fromYaml) | sortAlpha }}
+{{- .repository.pools | default $all | toYaml }}
+{{- end }}
+
+{{/* The Secret with the SSH key of a pool's repository, if one has a key. Takes root and pool. */}}
+{{- define "prefect-hamilton.flows.sshSecret" -}}
+{{- $root := .root }}
+{{- $pool := .pool }}
+{{- $secrets := list }}
+{{- $single := $root.Values.flows.gitCredential }}
+{{- if and (eq $single.type "ssh") $single.existingSecret }}
+{{- $secrets = append $secrets $single.existingSecret }}
+{{- end }}
+{{- range $root.Values.flows.repositories }}
+{{- $credential := .gitCredential | default dict }}
+{{- $pools := include "prefect-hamilton.flows.poolsOf" (dict "root" $root "repository" .) | fromYamlArray }}
+{{- if and (eq ($credential.type | default "token") "ssh") $credential.existingSecret (has $pool $pools) }}
+{{- $secrets = append $secrets $credential.existingSecret }}
+{{- end }}
+{{- end }}
+{{- $secrets | first | default "" }}
+{{- end }}
+
 {{- define "prefect-hamilton.flows.serviceAccountName" -}}
 {{- include "prefect-hamilton.serviceAccountName" (dict
   "root" .
@@ -68,8 +98,8 @@ HAMILTON_API_KEY:
     name: {{ include "prefect-hamilton.hamilton-ui.secretName" .root | toYaml }}
     key: api-key
 {{- end }}
-{{- if and (eq .root.Values.flows.gitCredential.type "ssh") .root.Values.flows.gitCredential.existingSecret }}
-GIT_SSH_COMMAND: {{ include "prefect-hamilton.flows.sshCommand" .root }}
+{{- if include "prefect-hamilton.flows.sshSecret" . }}
+GIT_SSH_COMMAND: {{ include "prefect-hamilton.flows.sshCommand" "/git-credential" }}
 {{- end }}
 {{- if eq .root.Values.logs.format "json" }}
 PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER: json
@@ -104,6 +134,7 @@ PREFECT_RESULTS_LOCAL_STORAGE_PATH: /results
 {{- printf "%s-results" (include "prefect-hamilton.fullname" .) }}
 {{- end }}
 
+{{/* Takes the folder with the key. */}}
 {{- define "prefect-hamilton.flows.sshCommand" -}}
-git-ssh -i /git-credential/ssh-privatekey -o IdentitiesOnly=yes -o UserKnownHostsFile=/git-credential/known_hosts
+git-ssh -i {{ . }}/ssh-privatekey -o IdentitiesOnly=yes -o UserKnownHostsFile={{ . }}/known_hosts
 {{- end }}

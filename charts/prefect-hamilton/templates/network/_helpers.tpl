@@ -103,14 +103,20 @@
       "namespace" .Release.Namespace) | nindent 4 }}
   ports:
     - {port: 9418, protocol: TCP}
-{{- else if .Values.flows.repository -}}
-{{- $port := "22" -}}
-{{- if contains "://" .Values.flows.repository -}}
-{{- $port = include "prefect-hamilton.network.urlPort" .Values.flows.repository -}}
+{{- else if include "prefect-hamilton.flows.isRegistered" . -}}
+{{- $urls := .Values.flows.repository | list }}
+{{- range .Values.flows.repositories }}
+{{- $urls = append $urls .url }}
+{{- end }}
+{{- $ports := list }}
+{{- range compact $urls }}
+{{- $ports = append $ports (contains "://" . | ternary (include "prefect-hamilton.network.urlPort" .) "22") }}
 {{- end -}}
-# The Git server of flows.repository.
+# The Git server of {{ .Values.flows.repositories | empty | ternary "flows.repository" "flows.repositories" }}.
 - ports:
-    - {port: {{ $port }}, protocol: TCP}
+    {{- range $ports | uniq | sortAlpha }}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
 {{- end }}
 {{- end }}
 

@@ -1,0 +1,197 @@
+"""The repositories of a release with several, and their registration one after the other."""
+
+import os
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Protocol
+
+import anyio
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from prefect_hamilton.bootstrap.created import NAMED, Created
+from prefect_hamilton.bootstrap.desired_state import FromEnvironment, read_file
+from prefect_hamilton.bootstrap.errors import BootstrapError
+from prefect_hamilton.bootstrap.register_deployments import Flows, NameTakenError, Repository
+
+
+def _below(path: str) -> str:
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise ValueError("must be a path below the repository's folder, without ..")
+    return path
+
+
+Below = Annotated[str, AfterValidator(_below)]
+
+
+class Settings(BaseModel):
+    """A repository in the file: an entry of the chart's flows.repositories."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str
+    ref: str = "main"
+    path: Below = "."
+    prefect_files: list[Below] = Field(default=["prefect.yaml"], min_length=1)
+    deployments: list[str] = Field(default=["*"], min_length=1)
+    submodules: bool = False
+    pools: list[str] = []
+    tags: list[str] = []
+    prune: bool = True
+    environment: dict[str, FromEnvironment | str] = {}
+    """Variables of git and prefect.yaml, such as GIT_ACCESS_TOKEN and FLOWS_ACCESS_TOKEN."""
+
+    def variables(self) -> dict[str, str]:
+        """Return what `git` and prefect.yaml get; leaves out what is not set."""
+        given = {
+            name: value.resolve(os.environ) if isinstance(value, FromEnvironment) else value
+            for name, value in self.environment.items()
+        }
+        own = {"FLOWS_REPOSITORY": self.url, "FLOWS_REF": self.ref, "FLOWS_PATH": self.path}
+        if self.submodules:
+            own["FLOWS_SUBMODULES"] = "true"
+        return own | {name: value for name, value in given.items() if value is not None}
+
+
+_FILE = TypeAdapter(dict[str, Settings])
+
+
+def load_repositories(path: Path) -> list[Flows]:
+    """Return the repositories of a file, by name. Raises BootstrapError naming what is wrong."""
+    try:
+        entries = _FILE.validate_python(read_file(path))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_context=False, include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise BootstrapError(f"{path}: {place}: {first['msg']}.") from error
+    hidden = frozenset(
+        value.from_env
+        for each in entries.values()
+        for value in each.environment.values()
+        if isinstance(value, FromEnvironment)
+    )
+    return [
+        Flows(
+            address=each.url,
+            ref=each.ref,
+            names=tuple(each.deployments),
+            name=name,
+            path=each.path,
+            prefect_files=tuple(each.prefect_files),
+            submodules=each.submodules,
+            pools=tuple(each.pools),
+            tags=tuple(each.tags),
+            prune=each.prune,
+            environment=each.variables(),
+            hidden=hidden,
+        )
+        for name, each in sorted(entries.items())
+    ]
+
+
+def choose(repositories: list[Flows], name: str, checkout: Path | None) -> list[Flows]:
+    """Return the repository with this name, or all if it is empty; one may be a checkout.
+
+    Raises BootstrapError.
+    """
+    names = ", ".join(each.name for each in repositories)
+    chosen = [each for each in repositories if name in ("", each.name)]
+    if not chosen and name:
+        raise BootstrapError(f"--repository {name}: there is no such repository, only {names}.")
+    if checkout is None:
+        return chosen
+    if len(chosen) != 1:
+        raise BootstrapError(f"--checkout needs --repository: name one of {names}.")
+    return [replace(chosen[0], checkout=checkout)]
+
+
+class Reconciles(Protocol):
+    """What applies a clone: `named` are the keys of the objects so far."""
+
+    named: set[str]
+
+    async def bring_about_repository(self, repository: Repository, taken: Collection[str]) -> None:
+        """Apply it. Raises NameTakenError if it deploys what is taken."""
+
+
+class Registration:
+    """Registers repositories, so that the failure of one does not keep the others from it.
+
+    `failed` is why, by source. A repository without a name is the only one: its failure is raised.
+    """
+
+    def __init__(self, repositories: Sequence[Flows], created: Created, *, alone: bool) -> None:
+        self.failed: dict[str, str] = {}
+        self._repositories = repositories
+        self._created = created
+        self._alone = alone
+        self._owners: dict[str, str] = {}
+
+    async def clones(self, folder: Path) -> list[Repository]:
+        """Return the clones, made below the folder; notes which repositories cannot be cloned."""
+        found = []
+        for flows in self._repositories:
+            try:
+                below = folder / (flows.name or "flows")
+                below.mkdir()
+                found.append(await anyio.to_thread.run_sync(flows.repository, below))
+            except BootstrapError as error:
+                self.fail(flows.source, error)
+        return found
+
+    def fail(self, source: str, error: BootstrapError) -> None:
+        """Note why a repository is not registered; raises the error of one without a name."""
+        if not source.startswith(NAMED):
+            raise error
+        self.failed[source] = str(error)
+
+    async def register(self, clones: Sequence[Repository], reconciler: Reconciles) -> None:
+        """Register the clones. One that names what another had waits until that is registered."""
+        waiting = deque(clones)
+        deferred = 0
+        while waiting:
+            clone = waiting.popleft()
+            owners = self._owners | self._recorded(clone, waiting)
+            try:
+                if taken := sorted(clone.keys() & owners.keys()):
+                    raise NameTakenError(taken)
+                before = set(reconciler.named)
+                await reconciler.bring_about_repository(clone, owners.keys())
+                self._owners |= dict.fromkeys(reconciler.named - before, clone.source)
+            except NameTakenError as error:
+                owner = owners[error.keys[0]]
+                if owner in [each.source for each in waiting] and deferred < len(waiting):
+                    deferred += 1
+                    waiting.append(clone)
+                    continue
+                self.fail(clone.source, BootstrapError(_is_taken(error.keys[0], owner)))
+            except BootstrapError as error:
+                self.fail(clone.source, error)
+            deferred = 0
+
+    def _recorded(self, clone: Repository, waiting: Collection[Repository]) -> dict[str, str]:
+        """Return what belongs to repositories that are not registered yet, with their sources."""
+        if not clone.source.startswith(NAMED):
+            return {}
+        absent = {*self.failed, *(each.source for each in waiting)}
+        given = {each.source for each in self._repositories}
+        return {
+            entry.key: entry.source
+            for entry in self._created
+            if entry.source != clone.source
+            and entry.source.startswith(NAMED)
+            and (entry.source in absent or (self._alone and entry.source not in given))
+        }
+
+    def lines(self) -> list[str]:
+        """Return a line for each repository that failed."""
+        return [f"{source}: {error}" for source, error in sorted(self.failed.items())]
+
+    def succeeded(self) -> Iterator[str]:
+        """Yield the sources of the repositories that were registered."""
+        yield from (each.source for each in self._repositories if each.source not in self.failed)
+
+
+def _is_taken(key: str, owner: str) -> str:
+    return f"{key} is also defined by {owner}: rename or remove it in one of them."

@@ -1,0 +1,228 @@
+"""The bootstrap registers several repositories, none of which can harm another."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from prefect_hamilton.bootstrap.errors import BootstrapError
+from prefect_hamilton.bootstrap.repositories import choose, load_repositories
+from tests import forks
+from tests.deployments.git_server import TOKEN, GitServer, git, prefect_environment
+
+pytestmark = pytest.mark.services
+
+FLOW = "from prefect import flow\n\n@flow(name='{name}')\ndef work(n: int = 1):\n    return n\n"
+CLONE = {
+    "repository": "{{ $FLOWS_REPOSITORY }}",
+    "branch": "{{ $FLOWS_BRANCH }}",
+    "access_token": "{{ $FLOWS_ACCESS_TOKEN }}",
+    "id": "clone",
+}
+PULL = [
+    {"prefect.deployments.steps.git_clone": CLONE},
+    {
+        "prefect.deployments.steps.set_working_directory": {
+            "directory": "{{ clone.directory }}/{{ $FLOWS_PATH }}"
+        }
+    },
+]
+BLOCK = {
+    "name": "git-access-token-b",
+    "type": "secret",
+    "values": {"value": {"from_env": "GIT_ACCESS_TOKEN_B"}},
+}
+
+Commit = Callable[..., None]
+Bootstrap = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def client(prefect_api: str) -> Iterator[SyncPrefectClient]:
+    with temporary_settings({PREFECT_API_URL: prefect_api}), get_client(sync_client=True) as client:
+        yield client
+
+
+@pytest.fixture
+def commit(git_server: GitServer, tmp_path: Path) -> Commit:
+    """Return what writes the deployments of a repository and pushes them to the Git server."""
+
+    def write(
+        name: str,
+        *deployments: str,
+        pool: str = "",
+        path: str = ".",
+        flow: str = "",
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        folder = tmp_path / name
+        bare = git_server.repositories / f"{name}.git"
+        below = folder / path
+        below.mkdir(parents=True, exist_ok=True)
+        (below / "work.py").write_text(FLOW.format(name=flow or name.rpartition("/")[2]))
+        entries = [
+            {
+                "name": each,
+                "entrypoint": "work.py:work",
+                "work_pool": {"name": pool or name.rpartition("/")[2]},
+                "pull": PULL,
+            }
+            for each in deployments
+        ]
+        (below / "prefect.yaml").write_text(yaml.safe_dump({"deployments": entries}))
+        (below / "prefect-state.yaml").write_text(yaml.safe_dump(state or {}))
+        git("init", "--quiet", "--initial-branch=main", cwd=folder)
+        git("add", ".", cwd=folder)
+        git("commit", "--quiet", "--allow-empty", "-m", "Flows", cwd=folder)
+        if not bare.exists():
+            git("init", "--quiet", "--bare", "--initial-branch=main", str(bare))
+        git("push", "--quiet", "--force", str(bare), "main", cwd=folder)
+
+    return write
+
+
+@pytest.fixture
+def bootstrap(prefect_api: str, git_server: GitServer, tmp_path: Path) -> Bootstrap:
+    def run(
+        entries: dict[str, dict[str, Any]], *options: str, command: str = "apply", code: int = 0
+    ) -> subprocess.CompletedProcess[str]:
+        file = tmp_path / "repositories.yaml"
+        file.write_text(yaml.safe_dump(entries))
+        state = tmp_path / "state.yaml"
+        pools = [{"name": name, "type": "process"} for name in ("a", "b")]
+        state.write_text(yaml.safe_dump({"work_pools": pools, "blocks": [BLOCK]}))
+        done = forks.run(
+            "prefect_hamilton.bootstrap",
+            *(command, "--file", state, "--repositories", file),
+            *("--release", f"ns/{tmp_path.name}", *options),
+            env=prefect_environment(
+                prefect_api,
+                GIT_SSL_CAINFO=str(git_server.certificate),
+                GIT_ACCESS_TOKEN_B=TOKEN,
+            ),
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def exists(client: SyncPrefectClient, name: str) -> bool:
+    try:
+        client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        return False
+    return True
+
+
+def test_repositories_are_registered_and_removed_one_without_the_other(
+    client: SyncPrefectClient, git_server: GitServer, commit: Commit, bootstrap: Bootstrap
+) -> None:
+    a = {"url": f"{git_server.url}/a.git", "pools": ["a"], "tags": ["team-a"]}
+    token = {"GIT_ACCESS_TOKEN": {"from_env": "GIT_ACCESS_TOKEN_B"}}
+    reference = "{{ prefect.blocks.secret.git-access-token-b }}"
+    b = {
+        "url": f"{git_server.url}/private/b.git",
+        "path": "teams/b",
+        "pools": ["b"],
+        "environment": token | {"FLOWS_ACCESS_TOKEN": reference},
+    }
+    commit("a", "one", "two")
+    commit("private/b", "one", path="teams/b", state={"variables": [{"name": "of_b", "value": 1}]})
+
+    plan = bootstrap({"a": a, "b": b}, "--no-prune", command="plan", code=2).stdout.splitlines()
+    assert {"+ deployment a/one", "+ deployment b/one"} <= set(plan)
+
+    bootstrap({"a": a, "b": b})
+    assert client.read_deployment_by_name("a/one").tags == ["team-a"]
+    of_b = client.read_deployment_by_name("b/one")
+    assert of_b.tags == []
+    clone, folder = of_b.pull_steps or []
+    cloned = clone["prefect.deployments.steps.git_clone"]
+    assert (cloned["repository"], cloned["branch"]) == (b["url"], "main")
+    assert cloned["access_token"] == reference
+    step = folder["prefect.deployments.steps.set_working_directory"]
+    assert step["directory"] == "{{ clone.directory }}/teams/b"
+    # A plan of one repository, as the pipeline of its team runs it.
+    alone = ("--repository-only", "--repository", "a")
+    assert bootstrap({"a": a, "b": b}, *alone, command="plan").stdout.count("\n") == 1
+
+    # A repository that cannot be cloned keeps what it has, and the other is registered.
+    commit("a", "one")
+    commit("private/b", "one", "more", path="teams/b")
+    failed = bootstrap({"a": a, "b": b | {"ref": "gone"}}, code=1)
+    assert not exists(client, "a/two")
+    assert exists(client, "b/one")
+    assert client.read_variable_by_name("of_b") is not None
+    (line,) = [each for each in failed.stderr.splitlines() if each.startswith("bootstrap: ")]
+    assert line.startswith("bootstrap: repository b: Cannot clone ")
+    assert line.endswith("correct flows.repositories.b.ref in the chart's values.")
+
+    # A deployment of a pool that is not its own: nothing of the repository is registered.
+    commit("a", "one", "stolen", pool="b")
+    failed = bootstrap({"a": a, "b": b}, code=1)
+    assert "repository a: prefect.yaml: deployment one has the work pool b" in failed.stderr
+    assert not exists(client, "a/stolen")
+    assert client.read_deployment_by_name("a/one").work_pool_name == "a"
+    assert exists(client, "b/more")
+
+    # A deployment of the other repository: it stays as it is, also while that one is away.
+    commit("a", "one", flow="b")
+    for entries in ({"a": a, "b": b}, {"a": a, "b": b | {"ref": "gone"}}):
+        failed = bootstrap(entries, code=1)
+        said = "repository a: deployment b/one is also defined by repository b: rename or remove"
+        assert said in failed.stderr
+        assert client.read_deployment_by_name("b/one").work_pool_name == "b"
+
+    # A deployment that moves to a repository which is registered before the one that had it.
+    commit("a", "more", flow="b")
+    commit("private/b", "one", path="teams/b", state={"variables": [{"name": "of_b", "value": 1}]})
+    bootstrap({"a": a, "b": b})
+    assert client.read_deployment_by_name("b/more").work_pool_name == "a"
+
+    # One that leaves the map: its objects go, unless prune was false.
+    commit("a", "one")
+    bootstrap({"a": a, "b": b | {"prune": False}})
+    bootstrap({"a": a})
+    assert exists(client, "b/one")
+    bootstrap({"a": a, "b": b})
+    bootstrap({"a": a})
+    assert not exists(client, "b/one")
+    assert client.read_variable_by_name("of_b") is None
+    assert exists(client, "a/one")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"a": {"url": "file:///a", "path": "../b"}}, "a.path: Value error, must be a path below"),
+        ({"a": {"url": "file:///a", "pool": "b"}}, "a.pool: Extra inputs"),
+        ({"a": {}}, "a.url: Field required"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named_with_its_place(
+    tmp_path: Path, content: dict[str, Any], said: str
+) -> None:
+    file = tmp_path / "repositories.yaml"
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(BootstrapError, match=f"{file}: {said}"):
+        load_repositories(file)
+
+
+def test_a_checkout_needs_the_name_of_its_repository(tmp_path: Path) -> None:
+    file = tmp_path / "repositories.yaml"
+    file.write_text(yaml.safe_dump({"b": {"url": "file:///b"}, "a": {"url": "file:///a"}}))
+    both = load_repositories(file)
+    assert [each.name for each in choose(both, "", None)] == ["a", "b"]
+    (chosen,) = choose(both, "b", tmp_path)
+    assert (chosen.name, chosen.checkout) == ("b", tmp_path)
+    with pytest.raises(BootstrapError, match="--checkout needs --repository: name one of a, b"):
+        choose(both, "", tmp_path)
+    with pytest.raises(BootstrapError, match="--repository c: there is no such repository"):
+        choose(both, "c", None)
