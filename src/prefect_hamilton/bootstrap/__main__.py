@@ -170,7 +170,7 @@ def alerts_test_command(timeout: Timeout = 60.0) -> None:
     try:
         outcomes = asyncio.run(alerts_test.send(timeout))
     except BootstrapError as error:
-        fail(error)
+        fail(str(error))
     for outcome in outcomes:
         typer.echo(outcome.line())
     if not all(outcome.arrived for outcome in outcomes):

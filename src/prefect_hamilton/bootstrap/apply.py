@@ -221,16 +221,16 @@ class Reconciler:
         Those of a repository that failed are left as they are.
         """
         failed = set(registration.failed)
-        errors: list[tuple[str, BootstrapError]] = []
+        failures: list[tuple[str, BootstrapError]] = []
         for automation, source in self._automations:
             if source in failed:
                 continue
             try:
                 await self._automation(automation, source)
             except BootstrapError as error:  # no reason to leave out the other ones
-                errors.append((source, error))
-        for source, error in errors:
-            registration.fail(source, error)
+                failures.append((source, error))
+        for source, failure in failures:
+            registration.fail(source, failure)
 
     async def _reconcile(
         self,

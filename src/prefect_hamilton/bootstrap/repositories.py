@@ -11,7 +11,8 @@ import anyio
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from prefect_hamilton.bootstrap.created import NAMED, Created
-from prefect_hamilton.bootstrap.desired_state import FromEnvironment, read_file
+from prefect_hamilton.bootstrap.desired_state import read_file
+from prefect_hamilton.bootstrap.environment import FromEnvironment
 from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.bootstrap.register_deployments import Flows, NameTakenError, Repository
 
