@@ -67,9 +67,8 @@ def run_as_a_pod_does(
         env=prefect_environment(
             api_url,
             PREFECT__FLOW_RUN_ID=str(created.id),
-            GIT_SSL_CAINFO=str(git_server.certificate),
             PREFECT_LOGGING_LEVEL="DEBUG",
-            **environment,
+            **{"GIT_SSL_CAINFO": str(git_server.certificate), **environment},
         ),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
