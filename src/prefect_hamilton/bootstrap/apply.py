@@ -375,7 +375,7 @@ class Reconciler:
     async def _automation(self, automation: Automation, source: str) -> None:
         kind = Automations(self.client)
         self.named.add(f"{kind.label} {automation.name}")
-        content = automation.in_prefects_words()
+        content = await self._without_what_is_left_out(automation.in_prefects_words())
         ids = {}
         for place, reference in prefect_schemas.referred(content):
             found = await _find(self.client, *reference)
@@ -401,6 +401,20 @@ class Reconciler:
         desired.pop("name", None)
         self._planned.add(("automation", automation.name))
         await self._reconcile(kind, automation.name, desired, source, found=existing)
+
+    async def _without_what_is_left_out(self, content: Fields) -> Fields:
+        """Return an automation without the actions whose block is left out and not on the server.
+
+        If none would be left, return it as it is: it waits for a block.
+        """
+        blocks = {reference for _, reference in prefect_schemas.referred(content)} & self._left_out
+        absent = {each for each in blocks if await _find(self.client, *each) is None}
+        kind = "block_document"
+        kept = {
+            key: [each for each in content[key] if (kind, each.get(kind)) not in absent]
+            for key in prefect_schemas.LISTS_OF_ACTIONS
+        }
+        return content | kept if any(kept.values()) else content
 
 
 def base_job_template(pool: WorkPool, tracking: Mapping[str, str]) -> dict[str, Any]:
