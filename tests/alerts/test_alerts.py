@@ -21,7 +21,7 @@ from tests import forks, services, web
 from tests.profiles import wait_until
 from tests.server.runs import Api
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
 UI = "https://prefect.example.org"
 
@@ -173,6 +173,12 @@ class Site:
         content = {"id": str(uuid4()), **event}
         httpx.post(f"{self.server.url}/api/events", json=[content]).raise_for_status()
 
+    def look_again(self, automation: str) -> None:
+        """Let the server look now whether events are absent, not `seconds` after the last time."""
+        query = {"name": {"any_": [automation]}}
+        (found,) = self.api.post("/automations/filter", automations=query)
+        self.api.patch(f"/automations/{found['id']}", enabled=True)
+
     def automations(self) -> set[str]:
         return {each["name"] for each in self.api.post("/automations/filter")}
 
@@ -271,6 +277,7 @@ def test_each_preset_sends_one_message_for_its_cause(site: Site) -> None:
         "silent sends no heartbeat": (zombie, "no heartbeat for 90 seconds"),
     }
     pool = "The work pool lonely has no worker"
+    wait_until(lambda: is_found_silent(site), 120)
     site.receiver.wait_for(*flows, pool)
     assert site.test().returncode == 0  # a later message than all others
     assert site.receiver.subjects == sorted([*flows, pool, TEST])
@@ -283,6 +290,11 @@ def test_each_preset_sends_one_message_for_its_cause(site: Site) -> None:
     assert any(body_of_late(site, run) for run in late)
     assert "has been online for 10 seconds" in site.receiver.body(pool)
     assert site.receiver.body(pool).endswith(f"{UI}/work-pools/work-pool/lonely")
+
+
+def is_found_silent(site: Site) -> bool:
+    site.look_again("alert-zombie")
+    return "silent sends no heartbeat" in site.receiver.subjects
 
 
 def body_of_late(site: Site, run: UUID) -> bool:
