@@ -317,7 +317,8 @@ def _messages(preset: Preset) -> Message:
                 "posture": "Proactive",
                 "match": {"prefect.resource.id": "prefect.work-pool.*"},
                 "after": ["prefect.work-pool.not-ready"],
-                "expect": ["prefect.work-pool.ready"],
+                # Each outage begins the time anew, also if a worker was online for a moment.
+                "expect": ["prefect.work-pool.ready", "prefect.work-pool.not-ready"],
                 "for_each": [RUN],
                 "within": preset.seconds,
             }
