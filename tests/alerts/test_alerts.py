@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 import yaml
+from tenacity import RetryError
 
 from scripts import local_profile
 from tests import forks, services, web
@@ -72,7 +73,11 @@ class Receiver:
 
     def wait_for(self, *subjects: str) -> None:
         """Return when there is a message with each of the subjects."""
-        wait_until(lambda: set(subjects) <= set(self.subjects), 120)
+        try:
+            wait_until(lambda: set(subjects) <= set(self.subjects), 120)
+        except RetryError:
+            missing = set(subjects) - set(self.subjects)
+            raise AssertionError(f"no message: {missing}; there are {self.subjects}") from None
 
     @property
     def subjects(self) -> list[str]:
@@ -238,13 +243,20 @@ def send_old_heartbeat(site: Site, run: UUID) -> None:
     """Send for the run what a flow run with a process has sent, as if 85 seconds ago."""
     wait_until(lambda: len(site.events("prefect.flow-run.heartbeat")) > 0, 120)
     sent = site.events("prefect.flow-run.heartbeat")[0]
-    resource = sent["resource"] | {
-        "prefect.resource.id": f"prefect.flow-run.{run}",
-        "prefect.resource.name": site.name(run),
+    known = site.api.get(f"/flow_runs/{run}")
+    ids = {"prefect.resource.id": f"prefect.flow-run.{run}", "prefect.resource.name": known["name"]}
+    flow = {
+        "prefect.resource.id": f"prefect.flow.{known['flow_id']}",
+        "prefect.resource.role": "flow",
     }
-    occurred = datetime.now(UTC) - timedelta(seconds=85)
-    content = {"event": sent["event"], "occurred": occurred.isoformat(), "resource": resource}
-    site.send(content)
+    site.send(
+        {
+            "event": sent["event"],
+            "occurred": (datetime.now(UTC) - timedelta(seconds=85)).isoformat(),
+            "resource": sent["resource"] | ids,
+            "related": [flow],
+        }
+    )
 
 
 def test_each_preset_sends_one_message_for_its_cause(site: Site) -> None:
@@ -294,7 +306,11 @@ def test_each_preset_sends_one_message_for_its_cause(site: Site) -> None:
 
 def is_found_silent(site: Site) -> bool:
     site.look_again("alert-zombie")
-    return "silent sends no heartbeat" in site.receiver.subjects
+    try:
+        wait_until(lambda: "silent sends no heartbeat" in site.receiver.subjects, 10)
+    except RetryError:
+        return False
+    return True
 
 
 def body_of_late(site: Site, run: UUID) -> bool:
