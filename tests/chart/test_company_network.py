@@ -21,7 +21,7 @@ from tests.chart.charts import (
 PASSIVE = {"postgres", "valkey", "git-server"}
 """Components that send no requests."""
 
-EXTRA = {"extra", "sidecar"}
+EXTRA = {"extra", "prepare", "proxy", "sidecar"}
 """Containers of everything.yaml that are the user's."""
 
 BUNDLE = "/ca-bundle/ca.crt"

@@ -216,7 +216,7 @@ def test_a_misspelt_field_of_a_pod_template_is_refused() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"bucket": "s3://a", "existingClaim": "b"}, "both name a place for results"),
+        ({"bucket": "s3://my-bucket", "existingClaim": "b"}, "both name a place for results"),
         ({"existingSecret": "a"}, "is the credential of a bucket: set flows.results.bucket"),
         ({"bucket": "my-bucket"}, "the URL of a bucket, such as s3://my-bucket/results"),
     ],

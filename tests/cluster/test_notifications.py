@@ -12,7 +12,7 @@ import yaml
 
 from tests.clusters import NAMESPACE, RELEASE, Cluster, eventually
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 CHART = "charts/prefect-hamilton"
 
