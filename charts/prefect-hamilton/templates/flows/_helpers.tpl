@@ -27,7 +27,7 @@ fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
 {{- $name := include "prefect-hamilton.git-server.name" . }}
 {{- printf "git://%s/flows.git" (include "prefect-hamilton.serviceHost" (dict "root" . "name" $name)) }}
 {{- else }}
-{{- .Values.flows.repository }}
+{{- .Values.flows.repository | default "" }}
 {{- end }}
 {{- end }}
 

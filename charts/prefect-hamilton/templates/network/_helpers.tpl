@@ -54,7 +54,8 @@
 
 {{/* The port of a URL: the one that it names, or its scheme's. */}}
 {{- define "prefect-hamilton.network.urlPort" -}}
-{{- $url := urlParse . }}
+{{- /* An address such as git@host:path is none; validation refuses it with a sentence. */}}
+{{- $url := contains "://" . | ternary . "" | urlParse }}
 {{- $ports := dict "https" "443" "ssh" "22" "git" "9418" }}
 {{- regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (get $ports $url.scheme | default "80") }}
 {{- end }}
