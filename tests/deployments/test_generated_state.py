@@ -195,7 +195,7 @@ def test_a_state_that_is_applied_twice_is_written_once(
 
     # Of one name after the other: most examples update what an earlier one has created.
     @settings(
-        max_examples=40,
+        max_examples=25,
         deadline=None,
         derandomize=True,
         database=None,
