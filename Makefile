@@ -56,7 +56,8 @@ kind-down: .venv/run.stamp ## Delete the kind cluster and its data
 
 test: .venv/dev.stamp ## Run lint and all tests without a cluster; some tests: OPTIONS='tests/local -k down'
 	@$(MAKE) --no-print-directory lint
-	@.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder $(OPTIONS)
+	@# Three at once on two cores: most tests wait for servers and processes.
+	@.venv/bin/pytest -n 3 --dist loadfile --no-loadscope-reorder $(OPTIONS)
 
 test-cluster: .venv/dev.stamp ## Build and test the images, test the chart on kind; on another cluster: KUBECONFIG=file VALUES=file
 ifeq ($(origin KUBECONFIG),command line)
