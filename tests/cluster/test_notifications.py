@@ -112,8 +112,8 @@ def test_a_failed_and_an_out_of_memory_run_send_one_message_each(
         "eats-memory crashed": cluster.start(
             cluster.probe("eats_memory"), job_variables={"memory_limit": "256Mi"}
         ),
-        # The flow needs a parameter.
-        "tells failed": cluster.start(cluster.probe("tells")),
+        # There is no such file.
+        "shows failed": cluster.start(cluster.probe("shows"), variables=[], files=["/absent"]),
     }
     for subject, run_id in runs.items():
         message = receiver.message(subject)
