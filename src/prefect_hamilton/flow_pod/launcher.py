@@ -171,19 +171,21 @@ async def _reschedule(client: PrefectClient, flow_run_id: UUID) -> None:
 
     The engine may be about to report its end: a flow that completed must not run again.
     """
+    answer: SetStateStatus | None = None
+    proposed_from: UUID | None = None
     while True:
         state = (await client.read_flow_run(flow_run_id)).state
         if state is None or (state.is_final() and not state.is_crashed()):
             name = state and state.name
             logger.info("Flow run is already in final state %r; not rescheduling.", name)
             return
-        answer = await propose(client, flow_run_id, rescheduled(), state.id)
-        if answer.status == SetStateStatus.ACCEPT:
-            logger.info("Flow run rescheduled.")
+        if state.id == proposed_from:
+            logger.info("Flow run was not rescheduled: the server answered %s.", answer)
             return
-        now = (await client.read_flow_run(flow_run_id)).state
-        if now is None or now.id == state.id:
-            logger.info("Flow run was not rescheduled: the server answered %s.", answer.status)
+        proposed_from = state.id
+        answer = (await propose(client, flow_run_id, rescheduled(), state.id)).status
+        if answer == SetStateStatus.ACCEPT:
+            logger.info("Flow run rescheduled.")
             return
 
 
