@@ -20,7 +20,7 @@ from prefect.states import Completed, Running
 
 from prefect_hamilton.bootstrap.created import Created, Entry
 from prefect_hamilton.bootstrap.errors import BootstrapError
-from prefect_hamilton.bootstrap.register_deployments import selected
+from prefect_hamilton.bootstrap.register_deployments import select
 from tests import forks
 from tests.deployments.git_server import git, prefect_environment
 
@@ -274,7 +274,7 @@ def test_a_mistake_in_prefect_yaml_is_reported_and_deletes_nothing(
     file = tmp_path / "prefect.yaml"
     file.write_text(text)
     with pytest.raises(BootstrapError, match=re.escape(said)):
-        selected(file, ["nightly"])
+        select([file], ["nightly"])
 
 
 def test_a_pattern_selects_each_deployment_once(tmp_path: Path) -> None:
@@ -282,9 +282,13 @@ def test_a_pattern_selects_each_deployment_once(tmp_path: Path) -> None:
     names = [("a", "x-k8s"), ("a", "y"), ("b_c", "z-k8s"), ("d", "z-k8s")]
     entries = [{"name": name, "entrypoint": f"f.py:{flow}"} for flow, name in names]
     file.write_text(yaml.safe_dump({"deployments": entries}))
-    assert selected(file, ["*-k8s", "x-k8s"]) == ["x-k8s", "b-c/z-k8s", "d/z-k8s"]
-    assert selected(file, ["b-c/*"]) == ["b-c/z-k8s"]
-    assert selected(file, ["*-none"]) == []
+
+    def selected(*patterns: str) -> list[str]:
+        return [each.wanted.selector for each in select([file], list(patterns))[file]]
+
+    assert selected("*-k8s", "x-k8s") == ["x-k8s", "b-c/z-k8s", "d/z-k8s"]
+    assert selected("b-c/*") == ["b-c/z-k8s"]
+    assert selected("*-none") == []
 
 
 def test_a_plan_runs_no_push_step(bootstrap: Bootstrap, tmp_path: Path) -> None:

@@ -206,11 +206,6 @@ class Selected:
     """Name of the work pool, as it stands in the file."""
 
 
-def selected(file: Path, patterns: list[str]) -> list[str]:
-    """Return the deployments of a prefect.yaml that a pattern matches, as `select` does."""
-    return [each.wanted.selector for each in select([file], patterns)[file]]
-
-
 def select(files: list[Path], patterns: list[str]) -> dict[Path, list[Selected]]:
     """Return the deployments of files such as prefect.yaml that a pattern matches, each once.
 
