@@ -1,5 +1,6 @@
 """The observer judges a flow run by the Job of its latest attempt."""
 
+import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -8,6 +9,8 @@ from uuid import UUID
 import kopf
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.logging.configuration import PROCESS_LOGGING_CONFIG
+from prefect_kubernetes import _logging
 from prefect_kubernetes import observer as prefect_observer
 
 from prefect_hamilton.states import NO_ANSWER
@@ -286,3 +289,26 @@ def test_kopf_uses_this_observer_only() -> None:
 
     judges = [handler.fn for handler in handlers if handler.fn.__name__ != "_replicate_pod_event"]
     assert judges == [observer.judge_job]
+
+
+def test_lines_of_kopf_have_the_shape_of_all_others(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kopf_logger = logging.getLogger("kopf")
+    monkeypatch.setattr(kopf_logger, "handlers", [])
+    monkeypatch.setattr(kopf_logger, "propagate", True)
+    formatter = _logging.KopfObjectJsonFormatter
+    monkeypatch.setattr(_logging, "KopfObjectJsonFormatter", formatter)
+    monkeypatch.setattr(prefect_observer, "_observer_thread_entry", lambda: None)
+    monkeypatch.setitem(PROCESS_LOGGING_CONFIG, "handlers", {"console": {"formatter": "json"}})
+    before = kopf.get_default_registry()
+    try:
+        observer.install()
+        prefect_observer.start_observer()
+        logging.getLogger("kopf.objects").error("Watch failed.", extra={"k8s_ref": object()})
+    finally:
+        prefect_observer.stop_observer()
+        kopf.set_default_registry(before)
+
+    line = json.loads(capfd.readouterr().err)
+    assert (line["logger"], line["message"]) == ("kopf.objects", "Watch failed.")

@@ -13,8 +13,9 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
-from prefect_kubernetes import observer
+from prefect_kubernetes import _logging, observer
 
+from prefect_hamilton.logs import JsonFormatter
 from prefect_hamilton.states import propose
 from prefect_hamilton.worker import attempts, kubernetes, unstarted
 
@@ -23,7 +24,11 @@ FAILED = "Its pod failed, and the end of the flow was not reported."
 
 
 def install() -> None:
-    """Have the observer's operator call `judge_job` for Jobs; all else is Prefect's."""
+    """Have the observer's operator call `judge_job` for Jobs; all else is Prefect's.
+
+    Where log lines are JSON, those of the operator have the same shape as all others.
+    """
+    _logging.KopfObjectJsonFormatter = JsonFormatter  # type: ignore[misc,assignment]
     registry = type(kopf.get_default_registry())()
     for startup in (observer.configure, observer.initialize_clients):
         kopf.on.startup(registry=registry)(startup)
