@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_kubernetes.worker import KubernetesWorker
+from prometheus_client.parser import text_string_to_metric_families
 
+from prefect_hamilton.worker import metrics
 from tests import services
 from tests.server.runs import Api
 from tests.worker import kubernetes_api
@@ -93,3 +96,39 @@ def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kube
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
         monkeypatch.setenv("PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_ENABLED", "false")
         yield api
+
+
+class Served:
+    """What the worker at a port serves."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}/metrics"
+
+    def text(self) -> str:
+        return httpx.get(self.url).raise_for_status().text
+
+    def value(self, name: str, **labels: str) -> float:
+        """The value of the one sample with these labels."""
+        (found,) = [
+            sample.value
+            for family in text_string_to_metric_families(self.text())
+            for sample in family.samples
+            if sample.name == name and sample.labels == labels
+        ]
+        return found
+
+    def submissions(self, pool: Pool) -> tuple[float, float]:
+        """How many flow runs were submitted, and how many were not."""
+        submitted, failed = (
+            self.value("prefect_worker_submissions_total", work_pool=pool.name, result=result)
+            for result in ("submitted", "failed")
+        )
+        return submitted, failed
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Served:
+    """The metrics of a worker of this test."""
+    port = services.free_port()
+    monkeypatch.setenv(metrics.PORT, str(port))
+    return Served(port)

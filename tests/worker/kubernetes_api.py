@@ -1,15 +1,21 @@
 """A Kubernetes API that stores Jobs and pods, and can lose responses or be unavailable."""
 
+import itertools
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
+import jsonpatch
 import yaml
+from websockets.frames import Frame, Opcode
+from websockets.server import ServerProtocol
 
 
 class KubernetesApi:
@@ -19,23 +25,133 @@ class KubernetesApi:
         self.url = f"http://127.0.0.1:{port}"
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: list[dict[str, Any]] = []
+        self.secrets: dict[str, dict[str, Any]] = {}
+        self.may_create_secrets = True
         self.is_away = False
         self.loses_answers = 0
+        self.is_full = False
+        """Whether a quota refuses every new Job."""
+        self.before_patch: Callable[[str, str], None] = lambda kind, name: None
+        """Called with `jobs` or `pods` and a name, before the object is changed."""
+        self.answers_attach = True
+        """Whether a pod confirms what is written to its standard input."""
+        self.heard: dict[str, list[str]] = {}
+        """Lines that pods got on standard input, by the pod's name."""
+        self._versions = itertools.count(1)
 
     def add(self, job: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         metadata = job["metadata"]
         name = metadata.setdefault("name", metadata.get("generateName", "") + uuid4().hex[:5])
         if name in self.jobs:
             return 409, {"kind": "Status", "reason": "AlreadyExists", "message": "exists"}
+        if self.is_full:
+            return 403, {"kind": "Status", "reason": "Forbidden", "message": "exceeded quota"}
         metadata["uid"] = str(uuid4())
+        metadata["creationTimestamp"] = datetime.now(UTC).isoformat()
+        metadata["resourceVersion"] = str(next(self._versions))
         self.jobs[name] = job | {"status": {}}
         return 201, self.jobs[name]
 
+    def add_secret(self, secret: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if not self.may_create_secrets:
+            return 403, {"kind": "Status", "reason": "Forbidden", "message": "secrets is forbidden"}
+        name = secret["metadata"]["name"]
+        if name in self.secrets:
+            return 409, {"kind": "Status", "reason": "AlreadyExists", "message": "exists"}
+        self.secrets[name] = secret
+        return 201, secret
+
+    def start_pods(self) -> None:
+        """Start the pod of each Job that has none."""
+        for name, job in list(self.jobs.items()):
+            uid = job["metadata"]["uid"]
+            if any(_job_of(pod) == name for pod in self.pods):
+                continue
+            template = job["spec"]["template"]
+            labels = {
+                "batch.kubernetes.io/job-name": name,
+                "batch.kubernetes.io/controller-uid": uid,
+            }
+            owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": uid}
+            containers = template["spec"]["containers"]
+            metadata = {
+                "name": f"{name}-pod",
+                "namespace": "default",
+                "uid": str(uuid4()),
+                "creationTimestamp": job["metadata"]["creationTimestamp"],
+                "labels": template["metadata"].get("labels", {}) | labels,
+                "annotations": template["metadata"].get("annotations", {}),
+                "ownerReferences": [owner],
+            }
+            status = [
+                {"name": each["name"], "image": "", "imageID": "", "ready": True}
+                | {"restartCount": 0, "state": {"running": {}}}
+                for each in containers
+            ]
+            self.pods.append(
+                {
+                    "metadata": metadata,
+                    "spec": {"containers": containers},
+                    "status": {"phase": "Running", "containerStatuses": status},
+                }
+            )
+
+    def pods_of_jobs(self) -> list[dict[str, Any]]:
+        """The pods without those of Jobs that were deleted."""
+        return [pod for pod in self.pods if _job_of(pod) in self.jobs]
+
+    def pod(self, job: str) -> Any:
+        """The pod of a Job."""
+        (found,) = [pod for pod in self.pods if _job_of(pod) == job]
+        return found
+
+    def end_pod(self, job: str) -> None:
+        """Let the pod of a Job end well."""
+        self.pod(job)["status"] = {"phase": "Succeeded", "containerStatuses": []}
+
+    def patch(self, kind: str, name: str, patch: Any) -> tuple[int, dict[str, Any]]:
+        self.before_patch(kind, name)
+        objects: dict[str, Any] = (
+            self.jobs if kind == "jobs" else {pod["metadata"]["name"]: pod for pod in self.pods}
+        )
+        if name not in objects:
+            return 404, {"kind": "Status", "reason": "NotFound"}
+        found = objects[name]
+        if isinstance(patch, list):
+            try:
+                new = jsonpatch.apply_patch(found, patch)
+            except (jsonpatch.JsonPatchException, jsonpatch.JsonPointerException) as error:
+                return 422, {"kind": "Status", "reason": "Invalid", "message": str(error)}
+            found.clear()
+            found.update(new)
+        else:
+            metadata = patch["metadata"]
+            if metadata["uid"] != found["metadata"]["uid"]:
+                return 409, {"kind": "Status", "reason": "Conflict"}
+            for part in ("labels", "annotations"):
+                found["metadata"][part] |= metadata[part]
+        found["metadata"]["resourceVersion"] = str(next(self._versions))
+        return 200, found
+
+    def delete(self, name: str, options: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Delete a Job and its pods."""
+        if name not in self.jobs:
+            return 404, {"kind": "Status", "reason": "NotFound"}
+        metadata = self.jobs[name]["metadata"]
+        wanted = options.get("preconditions") or {}
+        if any(wanted.get(key) not in (None, metadata[key]) for key in ("uid", "resourceVersion")):
+            return 409, {"kind": "Status", "reason": "Conflict"}
+        del self.jobs[name]
+        self.pods = [pod for pod in self.pods if _job_of(pod) != name]
+        return 200, {"kind": "Status", "status": "Success"}
+
     def finish(self, name: str, condition: str, reason: str = "BackoffLimitExceeded") -> None:
         """End a Job: Complete or Failed."""
+        now = datetime.now(UTC).isoformat()
+        end = {"type": condition, "status": "True", "reason": reason, "lastTransitionTime": now}
         self.jobs[name]["status"] = {
             "succeeded" if condition == "Complete" else "failed": 1,
-            "conditions": [{"type": condition, "status": "True", "reason": reason}],
+            "conditions": [end],
         }
 
     def add_pod(self, job: str, exit_code: int, reason: str = "Error") -> Any:
@@ -60,15 +176,32 @@ class KubernetesApi:
         file.write_text(yaml.safe_dump(config | {"current-context": "test"}))
 
 
+def _job_of(pod: dict[str, Any]) -> str:
+    name: str = pod["metadata"]["labels"]["batch.kubernetes.io/job-name"]
+    return name
+
+
 class _Handler(BaseHTTPRequestHandler):
     api: KubernetesApi
 
     def do_POST(self) -> None:
-        job = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        kind = self._path()[-1]
+        add = self.api.add_secret if kind == "secrets" else self.api.add
+        self._change(lambda _, body: add(body))
+
+    def do_PATCH(self) -> None:
+        kind, name = self._path()[-2:]
+        self._change(lambda _, body: self.api.patch(kind, name, body))
+
+    def do_DELETE(self) -> None:
+        self._change(self.api.delete)
+
+    def _change(self, change: Callable[[str, Any], tuple[int, dict[str, Any]]]) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.api.is_away:
             self._answer(503, {"message": "the server is currently unable to handle the request"})
             return
-        answer = self.api.add(job)
+        answer = change(self._path()[-1], body)
         if self.api.loses_answers:
             self.api.loses_answers -= 1
             self.close_connection = True
@@ -76,24 +209,60 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(*answer)
 
     def do_GET(self) -> None:
-        path, _, query = self.path.partition("?")
+        *_, kind, name = self._path()
         if self.api.is_away:
             self._answer(503, {})
-        elif path.endswith("/jobs"):
-            found = [job for job in self.api.jobs.values() if _matches(job, query)]
-            self._answer(200, {"kind": "JobList", "items": found})
-        elif path.endswith("/pods"):
-            names = [name for name in self.api.jobs if query.endswith(f"job-name%3D{name}")]
-            found = [
-                pod
-                for pod in self.api.pods
-                if pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] in names
-            ]
-            self._answer(200, {"kind": "PodList", "items": found})
-        elif job := self.api.jobs.get(path.rpartition("/")[2]):
-            self._answer(200, job)
+        elif name == "attach":
+            self._attach(kind)
+        elif name in ("jobs", "pods"):
+            objects = list(self.api.jobs.values()) if name == "jobs" else self.api.pods_of_jobs()
+            found = [each for each in objects if self._is_selected(each)]
+            self._answer(200, {"kind": f"{name.title()[:-1]}List", "items": found})
+        elif found := self._named(kind, name):
+            self._answer(200, found[0])
         else:
             self._answer(404, {"kind": "Status", "reason": "NotFound"})
+
+    def _path(self) -> list[str]:
+        return urlsplit(self.path).path.split("/")
+
+    def _named(self, kind: str, name: str) -> list[Any]:
+        objects = self.api.jobs.values() if kind == "jobs" else self.api.pods
+        return [each for each in objects if each["metadata"]["name"] == name]
+
+    def _is_selected(self, found: dict[str, Any]) -> bool:
+        """Whether an object has the labels of the query: `name`, or `name=value`."""
+        labels = found["metadata"]["labels"]
+        for each in parse_qs(urlsplit(self.path).query).get("labelSelector", []):
+            for part in each.split(","):
+                key, is_equal, value = part.partition("=")
+                if key not in labels or (is_equal and labels[key] != value):
+                    return False
+        return True
+
+    def _attach(self, pod: str) -> None:
+        """Take a line of standard input, and print what a flow pod says then."""
+        protocol = ServerProtocol()
+        lines = [self.requestline, *(f"{key}: {value}" for key, value in self.headers.items())]
+        protocol.receive_data("\r\n".join([*lines, "", ""]).encode())
+        (request,) = protocol.events_received()
+        response = protocol.accept(request)
+        response.headers["Sec-WebSocket-Protocol"] = "v4.channel.k8s.io"
+        protocol.send_response(response)
+        while True:
+            for data in protocol.data_to_send():
+                self.connection.sendall(data or b"")
+            if not (received := self.connection.recv(1 << 16)):
+                break
+            protocol.receive_data(received)
+            for frame in protocol.events_received():
+                if isinstance(frame, Frame) and frame.opcode is Opcode.BINARY:
+                    line = frame.data[1:].decode()
+                    self.api.heard.setdefault(pod, []).append(line)
+                    if self.api.answers_attach:
+                        run = json.loads(line)["environment"]["PREFECT__FLOW_RUN_ID"]
+                        protocol.send_binary(f"\x02Standby pod begins flow run '{run}'".encode())
+        self.close_connection = True
 
     def _answer(self, status: int, body: dict[str, Any]) -> None:
         data = json.dumps(body).encode()
@@ -105,12 +274,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
-
-
-def _matches(job: dict[str, Any], query: str) -> bool:
-    """Whether a Job has the flow run that a label selector names, if it names one."""
-    _, _, run = query.partition("flow-run-id%3D")
-    return not run or job["metadata"]["labels"]["prefect.io/flow-run-id"] == run
 
 
 @contextmanager

@@ -60,6 +60,27 @@ def test_each_breach_is_found(part: dict[str, Any]) -> None:
     assert list(pod_security.violations(merged(POD, part)))
 
 
+@pytest.mark.parametrize(
+    ("of_pod", "of_container"),
+    [
+        ({"runAsUser": 0}, {"runAsUser": 2000}),
+        ({"runAsNonRoot": False}, {"runAsNonRoot": True}),
+        (
+            {"seccompProfile": {"type": "Unconfined"}},
+            {"seccompProfile": {"type": "RuntimeDefault"}},
+        ),
+    ],
+    ids=str,
+)
+def test_a_container_does_not_make_up_for_the_pod(
+    of_pod: dict[str, Any], of_container: dict[str, Any]
+) -> None:
+    """Kubernetes refuses what the pod sets, although each container sets something else."""
+    pod = merged(merged(POD, {"securityContext": of_pod}), in_container(**of_container))
+    assert list(pod_security.violations(pod))
+    assert list(pod_security_violations(pod))
+
+
 @given(st.lists(st.sampled_from([*BROKEN, *ALLOWED]), max_size=4))
 def test_the_worker_agrees_with_the_standard(parts: list[dict[str, Any]]) -> None:
     pod = POD
@@ -169,3 +190,27 @@ async def test_a_run_has_what_its_job_variables_name(
     assert pod["initContainers"] == [
         {"name": "prepare", "image": "tools:1", "securityContext": CONFINED}
     ]
+
+
+@pytest.mark.services
+@pytest.mark.anyio
+async def test_a_deployment_cannot_leave_the_network_policy_of_its_pool(
+    chart_pool: Pool, kubernetes: KubernetesApi
+) -> None:
+    """Policies select pods by labels, of which a deployment may add others."""
+    async with working(chart_pool) as worker:
+        other = {
+            "app.kubernetes.io/instance": "other",
+            "app.kubernetes.io/component": "hamilton-ui",
+            "prefect-hamilton/work-pool": "other",
+            "team": "a",
+        }
+        await take_up(worker, chart_pool.new_run(labels=other))
+    (job,) = kubernetes.jobs.values()
+    found = job["spec"]["template"]["metadata"]["labels"]
+    assert {name: found[name] for name in other} == {
+        "app.kubernetes.io/instance": "demo",
+        "app.kubernetes.io/component": "flow-run",
+        "prefect-hamilton/work-pool": "kubernetes",
+        "team": "a",
+    }

@@ -36,7 +36,7 @@ async def test_late_runs_of_a_schedule_are_skipped_and_the_newest_run(
         assert started - {by_a_person} == set(scheduled[-2:])
         states = [pool.api.state(UUID(run)) for run in scheduled[:-2]]
         assert {(state["type"], state["name"]) for state in states} == {("CANCELLED", "Skipped")}
-        assert "worker.skipLateAfter is 120 s" in states[0]["message"]
+        assert "skips runs that are more than 120 s late" in states[0]["message"]
 
         # A person wants it nevertheless.
         pool.api.propose(UUID(scheduled[0]), "SCHEDULED", name="AwaitingRetry")

@@ -17,8 +17,7 @@ import pytest
 import tenacity
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from prefect_hamilton.worker import attempts, wake
-from prefect_hamilton.worker import worker as worker_module
+from prefect_hamilton.worker import attempts, taking_up, wake
 from prefect_hamilton.worker.worker import Worker
 from tests import services
 from tests.server.tcp_proxy import TcpProxy, proxy
@@ -39,11 +38,11 @@ async def hearing(pool: Pool, api_url: str | None = None, **options: Any) -> Asy
 
 
 @asynccontextmanager
-async def working(pool: Pool, api_url: str | None = None) -> AsyncIterator[Worker]:
+async def working(pool: Pool, api_url: str | None = None, **options: Any) -> AsyncIterator[Worker]:
     """A worker without a stream of events, which polls when the test calls it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wake, "get_events_subscriber", Mock(side_effect=ConnectionError))
-        async with hearing(pool, api_url) as worker:
+        async with hearing(pool, api_url, **options) as worker:
             yield worker
 
 
@@ -135,6 +134,21 @@ async def test_a_worker_that_was_stopped_makes_no_job_for_a_later_attempt(
     assert pool.api.state(run) == state
 
 
+async def test_of_two_workers_that_find_a_run_one_takes_it_up(
+    pool: Pool, kubernetes: KubernetesApi
+) -> None:
+    """The server refuses the second Pending and answers with the first worker's state."""
+    async with working(pool) as a, working(pool) as b:
+        run = pool.new_run()
+        [found] = await b._get_scheduled_flow_runs()
+        assert await a._propose_pending_state(found.flow_run)
+
+        assert not await b._propose_pending_state(found.flow_run)
+
+    assert run in a._attempts
+    assert run not in b._attempts
+
+
 async def test_attempts_in_quick_succession_have_separate_jobs(
     pool: Pool, kubernetes: KubernetesApi
 ) -> None:
@@ -152,18 +166,23 @@ async def test_attempts_in_quick_succession_have_separate_jobs(
     assert len(attempts_of) == 2
 
 
+async def outlast_an_outage(worker: Worker, pool: Pool, kubernetes: KubernetesApi) -> UUID:
+    """A run that is taken up while Kubernetes is away, and again when it is back."""
+    run = pool.new_run()
+    kubernetes.is_away = True
+    await take_up(worker, run)
+    await until(lambda: pool.api.state(run)["name"] == "AwaitingRetry")
+    kubernetes.is_away = False
+    await take_up(worker, run)
+    return run
+
+
 async def test_a_run_waits_while_kubernetes_is_away(
     pool: Pool, kubernetes: KubernetesApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_INTEGRATIONS_KUBERNETES_WORKER_CREATE_JOB_RETRY_MAX_RETRIES", "1")
     async with working(pool) as worker:
-        run = pool.new_run()
-        kubernetes.is_away = True
-        await take_up(worker, run)
-        await until(lambda: pool.api.state(run)["name"] == "AwaitingRetry")
-
-        kubernetes.is_away = False
-        await take_up(worker, run)
+        run = await outlast_an_outage(worker, pool, kubernetes)
 
     assert len(kubernetes.jobs) == 1
     assert pool.api.state(run)["type"] == "PENDING"
@@ -185,7 +204,7 @@ async def test_a_job_is_not_created_twice_when_the_response_is_lost(
 async def test_a_worker_gives_up_an_api_that_does_not_respond(
     pool: Pool, slow_path: TcpProxy, kubernetes: KubernetesApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "PROPOSAL_SECONDS", 0.5)
+    monkeypatch.setattr(taking_up, "PROPOSAL_SECONDS", 0.5)
     async with working(pool, f"http://127.0.0.1:{slow_path.port}") as worker:
         run = pool.new_run()
         slow_path.hold(b"/set_state")

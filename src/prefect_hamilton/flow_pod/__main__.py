@@ -1,4 +1,7 @@
-"""Execute the flow run that PREFECT__FLOW_RUN_ID, or the only argument, names."""
+"""Execute the flow run that PREFECT__FLOW_RUN_ID, or the only argument, names.
+
+With PREFECT_HAMILTON_STANDBY_SECONDS, wait for a flow run first.
+"""
 
 import gc
 import os
@@ -34,10 +37,13 @@ if __name__ == "__main__":
     gc.disable()
     # Imported first, because it ends the pod if the image has an unsupported version of Prefect.
     from prefect_hamilton.flow_pod import _prefect  # noqa: F401, I001
-    from prefect_hamilton.flow_pod import launcher, outages
+    from prefect_hamilton.flow_pod import launcher, outages, standby
 
+    standby.preload(os.environ.pop(standby.PRELOAD, ""))
     gc.freeze()
     gc.enable()
     outages.git_seconds()  # An invalid number ends the pod before it takes the flow run up.
     outages.repeat_requests()
+    if os.environ.get(standby.SECONDS):
+        standby.become_flow_run()
     sys.exit(launcher.execute(flow_run_id()))

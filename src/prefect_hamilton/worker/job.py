@@ -5,8 +5,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from kubernetes_asyncio.client import V1Secret
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from prefect_hamilton.worker import pod_security
 
@@ -24,6 +25,13 @@ _REPLACED = {
     "volumes": "name",
 }
 """Lists whose items replace those with the same key."""
+
+_SELECTED = (
+    "app.kubernetes.io/instance",
+    "app.kubernetes.io/component",
+    "prefect-hamilton/work-pool",
+)
+"""Labels of the pod by which NetworkPolicies select it: a deployment cannot change them."""
 
 _CONFINED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
@@ -49,11 +57,16 @@ class JobConfiguration(KubernetesWorkerJobConfiguration):  # type: ignore[misc]
     sidecars: list[Object] = Field(default_factory=list)
     pod_template: Object = Field(default_factory=dict)
     """Merged over the pod at the end: the value `flows.podTemplate` of the chart."""
+    _env_secret: V1Secret | None = PrivateAttr(default=None)
+    """The Secret with the environment, which is created after the Job."""
 
     def prepare_for_flow_run(self, *args: Any, **kwargs: Any) -> None:
         """Fill the manifest in as Prefect does, and merge the additions into it."""
+        own = self.job_manifest["spec"]["template"].get("metadata", {}).get("labels") or {}
+        selected = {name: own[name] for name in _SELECTED if name in own}
         super().prepare_for_flow_run(*args, **kwargs)
         job = self.job_manifest["spec"]
+        job["template"]["metadata"]["labels"] |= selected
         template = merged(job["template"], self._additions(job["template"]["spec"]))
         job["template"] = merged(template, self.pod_template)
 

@@ -2,14 +2,20 @@
 
 import hashlib
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from kubernetes_asyncio.client import ApiClient, BatchV1Api, V1Job
 from kubernetes_asyncio.client.exceptions import ApiException
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_fixed
 
 NOT_FOUND = 404
+CONFLICT = 409
+
+CLEAR_SECONDS = 30
+"""How long a request is repeated whose answer was lost."""
 
 FLOW_RUN_LABEL = "prefect.io/flow-run-id"
 
@@ -55,8 +61,28 @@ def is_finished(job: V1Job) -> bool:
     )
 
 
+def end_of(job: V1Job) -> datetime | None:
+    """Return when a Job ended; None if it has not."""
+    conditions: list[Any] = (job.status and job.status.conditions) or []
+    for condition in conditions:
+        if condition.type in ("Complete", "Failed") and condition.status == "True":
+            ended: datetime = condition.last_transition_time
+            return ended
+    return None
+
+
 def is_outage(error: BaseException | None) -> bool:
     """Whether the error means that the API of Kubernetes was unavailable."""
     if isinstance(error, ApiException):
         return (error.status or 0) in (408, 429) or (error.status or 0) >= 500
     return isinstance(error, aiohttp.ClientError | TimeoutError | OSError)
+
+
+def until_clear() -> AsyncRetrying:
+    """Repeat a request while Kubernetes does not answer it."""
+    return AsyncRetrying(
+        retry=retry_if_exception(is_outage),
+        stop=stop_after_delay(CLEAR_SECONDS),
+        wait=wait_fixed(0.5),
+        reraise=True,
+    )

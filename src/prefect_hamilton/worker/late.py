@@ -40,8 +40,8 @@ def skipped(run: FlowRun, after: timedelta) -> State[Any] | None:
         return None
     return Cancelled(
         name=SKIPPED,
-        message=f"The run was {_seconds(late)} s late when a worker found it, and "
-        f"worker.skipLateAfter is {_seconds(after)} s.",
+        message=f"The run was {_seconds(late)} s late when a worker found it, and the worker skips "
+        f"runs that are more than {_seconds(after)} s late.",
     )
 
 

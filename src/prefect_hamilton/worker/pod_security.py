@@ -25,6 +25,7 @@ _VOLUMES = {
     "projected",
     "secret",
 }
+_SECCOMP = ("RuntimeDefault", "Localhost")
 _SELINUX = {"", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"}
 _SYSCTLS = {
     "kernel.shm_rmid_forced",
@@ -99,11 +100,10 @@ def _of_container(container: Mapping[str, Any], pod: Mapping[str, Any]) -> Itera
     if any(port.get("hostPort") for port in container.get("ports") or []):
         yield f"{name} has a hostPort"
     yield from _shared(name, own)
-    # Where a container sets nothing, the pod's setting counts.
-    if not _first(own.get("runAsNonRoot"), pod.get("runAsNonRoot")):
+    # Where a container sets nothing, the pod's setting counts, which has been looked at.
+    if own.get("runAsNonRoot") is None and pod.get("runAsNonRoot") is None:
         yield f"{name} does not set runAsNonRoot to true"
-    profile = _first(own.get("seccompProfile"), pod.get("seccompProfile")) or {}
-    if profile.get("type") not in ("RuntimeDefault", "Localhost"):
+    if own.get("seccompProfile") is None and pod.get("seccompProfile") is None:
         yield f"{name} has no seccompProfile RuntimeDefault or Localhost"
 
 
@@ -111,6 +111,11 @@ def _shared(name: str, context: Mapping[str, Any]) -> Iterator[str]:
     """Yield what neither a pod's nor a container's security context may contain."""
     if context.get("runAsUser") == 0:
         yield f"{name} runs as user 0"
+    if context.get("runAsNonRoot") is False:
+        yield f"{name} sets runAsNonRoot to false"
+    profile = context.get("seccompProfile")
+    if profile is not None and profile.get("type") not in _SECCOMP:
+        yield f"{name} has no seccompProfile RuntimeDefault or Localhost"
     if (context.get("windowsOptions") or {}).get("hostProcess"):
         yield f"{name} is a hostProcess"
     if (context.get("appArmorProfile") or {}).get("type") == "Unconfined":
@@ -118,7 +123,3 @@ def _shared(name: str, context: Mapping[str, Any]) -> Iterator[str]:
     selinux = context.get("seLinuxOptions") or {}
     if selinux.get("type", "") not in _SELINUX or selinux.get("user") or selinux.get("role"):
         yield f"{name} sets seLinuxOptions"
-
-
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)

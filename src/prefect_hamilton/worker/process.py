@@ -21,6 +21,7 @@ from prefect.runner import _starter_engine
 from prefect.workers.process import ProcessWorker
 
 from prefect_hamilton.worker import forked
+from prefect_hamilton.worker.taking_up import TakingUp
 from prefect_hamilton.worker.wake import Listening
 
 CAN_FORK = "forkserver" in multiprocessing.get_all_start_methods()
@@ -55,8 +56,8 @@ UNKNOWN = 255
 _start_process = getattr(_starter_engine, "run_process")  # noqa: B009  # an import of Prefect's
 
 
-class Worker(Listening, ProcessWorker):
-    """Prefect's process worker. It listens to events, and forks flow runs."""
+class Worker(Listening, TakingUp, ProcessWorker):
+    """Prefect's process worker. It listens to events, skips late runs, and forks flow runs."""
 
     async def setup(self) -> None:
         """Prepare the worker, and the process that is forked."""

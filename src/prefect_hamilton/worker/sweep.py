@@ -8,6 +8,7 @@ each names the state that it saw, and the server accepts the first.
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from logging import Logger, LoggerAdapter
 from typing import Any
 from uuid import UUID
@@ -29,7 +30,7 @@ from prefect_kubernetes.observer import _get_kubernetes_client
 from prefect_kubernetes.settings import KubernetesSettings
 
 from prefect_hamilton.states import propose, rescheduled
-from prefect_hamilton.worker import attempts, kubernetes, unstarted
+from prefect_hamilton.worker import attempts, claim, env_secret, kubernetes, unstarted
 
 LOCATION_LABEL = "prefect-hamilton.jobs"
 """Label of a flow run: cluster and namespace of its Jobs."""
@@ -87,6 +88,8 @@ class Sweep:
     async def _sweep(self, client: ApiClient, namespaces: set[str]) -> None:
         cluster = kubernetes.cluster_of(client)
         jobs = await kubernetes.jobs_of_flow_runs(client, namespaces)
+        if KubernetesSettings().worker.store_env_as_secret:
+            jobs = [job for job in jobs if not await self._deleted(client, job)]
         runs = [
             run
             for run in await self._runs_without(jobs)
@@ -100,6 +103,18 @@ class Sweep:
             state = run.state
             if state and now - self._missing_since[state.id] >= self._grace_seconds:
                 await self._settle(run, state, jobs, client)
+
+    async def _deleted(self, client: ApiClient, job: V1Job) -> bool:
+        """Delete a Job whose worker was killed before it created the Job's Secret.
+
+        Returns whether it was.
+        """
+        age = datetime.now(UTC) - job.metadata.creation_timestamp
+        is_new = age.total_seconds() < self._grace_seconds
+        if is_new or not await env_secret.is_missing(client, job):
+            return False
+        self._logger.warning("Job '%s' has no Secret with its environment.", job.metadata.name)
+        return await claim.delete(client, job)
 
     async def _runs_without(self, jobs: Iterable[V1Job]) -> list[FlowRun]:
         """Return the pool's runs that wait or run and have no Job that has not finished."""

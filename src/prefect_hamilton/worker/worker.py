@@ -4,15 +4,15 @@ import sys
 from typing import Any
 from uuid import UUID
 
-import anyio
 import anyio.abc
 import httpx
 from kubernetes_asyncio.client import ApiClient, BatchV1Api, V1Job
 from kubernetes_asyncio.client.exceptions import ApiException
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.exceptions import InfrastructureError
-from prefect.states import Pending, Submitting
+from prefect.states import Submitting
 from prefect.workers.base import _is_transient_api_error
 from prefect_kubernetes.worker import (
     KubernetesWorker,
@@ -21,18 +21,14 @@ from prefect_kubernetes.worker import (
 )
 
 from prefect_hamilton.states import propose, rescheduled, restore
-from prefect_hamilton.worker import attempts, kubernetes, late, pod_security
+from prefect_hamilton.worker import attempts, env_secret, kubernetes, pod_security, standby
+from prefect_hamilton.worker.claim import WithdrawnError
 from prefect_hamilton.worker.job import JobConfiguration
+from prefect_hamilton.worker.metrics import Metrics
+from prefect_hamilton.worker.reserve import Reserve, unfit
 from prefect_hamilton.worker.sweep import LOCATION_LABEL, Sweep
+from prefect_hamilton.worker.taking_up import ANSWER_SECONDS, TakingUp
 from prefect_hamilton.worker.wake import Listening
-
-ANSWER_SECONDS = 15
-"""How long the API may take to answer a proposal before the client repeats it."""
-
-PROPOSAL_SECONDS = 60
-"""How long the worker tries to take a run up. Its next poll finds the run again."""
-
-CONFLICT = 409
 
 
 class NotWaitedForError(Exception):
@@ -43,7 +39,7 @@ class RefusedError(Exception):
     """The pod of the flow run would break a rule of the operator; the text is a sentence."""
 
 
-class Worker(Listening, KubernetesWorker):  # type: ignore[misc]
+class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
     """Creates exactly one Job for each attempt, and only while the flow run waits for it."""
 
     job_configuration = JobConfiguration
@@ -51,13 +47,45 @@ class Worker(Listening, KubernetesWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._attempts: dict[UUID, UUID] = {}
-        self._skip_late_after = late.limit()
+        self._reserve: Reserve | None = None
+        self._metrics = Metrics(self._work_pool_name)
 
     async def setup(self) -> None:
-        """Prepare the worker: it also listens to events, and sweeps once a minute."""
+        """Prepare the worker: it listens to events, sweeps once a minute, keeps standby pods."""
         await super().setup()
+        self._exit_stack.enter_context(self._metrics.served())
         sweep = Sweep(self.client, self._work_pool_name, self._logger)
         self._run_beside(sweep.run_forever)
+        settings = standby.settings()
+        if settings.count:
+            self._reserve = Reserve(
+                settings,
+                standby.group(self.work_pool.id, self.name),
+                self.name,
+                clients=self._get_configured_kubernetes_client,
+                render=self._standby_configuration,
+                is_busy=lambda: bool(self._submitting_flow_run_ids),
+                is_waited_for=self._is_waiting,
+                count=self._metrics.set_standby_pods,
+                logger=self._logger,
+            )
+            self._run_beside(self._reserve.run_forever)
+
+    async def _standby_configuration(self) -> KubernetesWorkerJobConfiguration:
+        """Return the configuration of a flow run that has no job variables."""
+        configuration = await self.job_configuration.from_template_and_values(
+            base_job_template=self.work_pool.base_job_template, values={}, client=self.client
+        )
+        nobody = FlowRun(id=UUID(int=0), name="standby", flow_id=UUID(int=0))
+        configuration.prepare_for_flow_run(
+            nobody, work_pool=self.work_pool, worker_name=self.name, worker_id=self.backend_id
+        )
+        return configuration
+
+    async def _get_scheduled_flow_runs(self) -> list[WorkerFlowRunResponse]:
+        found: list[WorkerFlowRunResponse] = await super()._get_scheduled_flow_runs()
+        self._metrics.note_poll()
+        return found
 
     async def _submit_run(self, flow_run: FlowRun) -> None:
         try:
@@ -65,46 +93,9 @@ class Worker(Listening, KubernetesWorker):  # type: ignore[misc]
         finally:
             self._attempts.pop(flow_run.id, None)
 
-    async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
-        """Take the run up, if it is in the state in which it was found and not too late."""
-        if flow_run.state is None:
-            return bool(await super()._propose_pending_state(flow_run))
-        after = self._skip_late_after
-        skipped = after and late.skipped(flow_run, after)
-        answer = await self._propose(flow_run, flow_run.state, skipped or Pending())
-        if answer is None or skipped:
-            return False
-        self._attempts[flow_run.id] = answer.id
-        return True
-
-    async def _propose(
-        self, flow_run: FlowRun, found: State[Any], wanted: State[Any]
-    ) -> State[Any] | None:
-        """Propose a state for a run that is in the state `found`; None, and a log, if refused."""
-        logger = self.get_flow_run_logger(flow_run)
-        try:
-            with anyio.fail_after(PROPOSAL_SECONDS):
-                answer = await propose(
-                    self.client,
-                    flow_run.id,
-                    wanted,
-                    found.id,
-                    timeout=ANSWER_SECONDS,
-                )
-        except (httpx.HTTPError, TimeoutError) as error:
-            logger.warning(
-                "Flow run '%s' was not taken up, because the API did not answer: %s: %s",
-                flow_run.id,
-                type(error).__name__,
-                error,
-            )
-            return None
-        if answer.state is None or answer.state.type is not wanted.type:
-            logger.info("Flow run '%s' was not taken up: %s", flow_run.id, answer.details)
-            return None
-        if not answer.state.is_pending():
-            logger.warning("Flow run '%s' is skipped: %s", flow_run.id, wanted.message)
-        return answer.state
+    def _is_taken_up(self, flow_run: FlowRun, state: State[Any]) -> None:
+        """Note the attempt."""
+        self._attempts[flow_run.id] = state.id
 
     async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
         attempt = self._attempts.get(flow_run.id)
@@ -123,6 +114,7 @@ class Worker(Listening, KubernetesWorker):  # type: ignore[misc]
 
         Prefect calls this while it handles the error that kept it from making the Job.
         """
+        self._metrics.count_failed()
         attempt = self._attempts.get(flow_run.id)
         if attempt is None or not _is_outage(sys.exception()):
             await super()._propose_crashed_state(flow_run, message, client)
@@ -145,9 +137,7 @@ class Worker(Listening, KubernetesWorker):  # type: ignore[misc]
         """Create the Job of the attempt, unless the state of the run has changed."""
         attempt = self._attempts.get(flow_run.id)
         if attempt is not None and not await self._is_waited_for(flow_run, attempt):
-            if task_status is not None:
-                task_status.started(NotWaitedForError())
-            return KubernetesWorkerResult(identifier="", status_code=0)
+            return _not_waited_for(task_status)
         if reason := pod_security.refusal(configuration.job_manifest["spec"]["template"]["spec"]):
             self.get_flow_run_logger(flow_run).error(reason)
             if task_status is not None:
@@ -157,7 +147,56 @@ class Worker(Listening, KubernetesWorker):  # type: ignore[misc]
         if attempt is not None:
             await self._note_location(flow_run, configuration)
             attempts.mark(configuration.job_manifest, attempt)
-        return await super().run(flow_run, configuration, task_status)
+            try:
+                job = await self._claim_standby(flow_run, configuration, attempt)
+            except NotWaitedForError:
+                return _not_waited_for(task_status)
+            if job is not None:
+                pid = f"{job.metadata.namespace}:{job.metadata.name}"
+                if task_status is not None:
+                    task_status.started(pid)
+                self._metrics.count_submitted(flow_run)
+                return KubernetesWorkerResult(identifier=pid, status_code=0)
+        result: KubernetesWorkerResult = await super().run(flow_run, configuration, task_status)
+        self._metrics.count_submitted(flow_run)
+        return result
+
+    async def _claim_standby(
+        self,
+        flow_run: FlowRun,
+        configuration: KubernetesWorkerJobConfiguration,
+        attempt: UUID,
+    ) -> V1Job | None:
+        """Return the standby Job that executes the run; None if it gets a Job of its own.
+
+        Raises NotWaitedForError if the run has changed meanwhile.
+        """
+        reserve = self._reserve
+        if reserve is None or unfit(configuration):
+            return None
+        wanted = standby.with_references(configuration.job_manifest)
+        assert wanted is not None  # noqa: S101  # or it would be unfit
+        async with self._get_configured_kubernetes_client(configuration) as client:
+            where = (configuration.namespace, attempt)
+            while True:
+                try:
+                    job = await reserve.claims.claim(client, wanted, *where)
+                    break
+                except WithdrawnError as error:
+                    # The end of the standby pod may have been taken for that of the run.
+                    if not await self._is_waited_for(flow_run, attempt):
+                        raise NotWaitedForError from error
+        logger = self.get_flow_run_logger(flow_run)
+        if job is None:
+            logger.info("No standby pod fits or is ready: the flow run gets a new one.")
+        else:
+            reserve.note_claim()
+            logger.info("The flow run begins in the standby pod of Job '%s'.", job.metadata.name)
+        return job
+
+    async def _is_waiting(self, flow_run_id: UUID, attempt: UUID) -> bool:
+        """Whether a flow run waits for the Job of the attempt."""
+        return attempts.is_waited_for(await self.client.read_flow_run_states(flow_run_id), attempt)
 
     async def _is_waited_for(self, flow_run: FlowRun, attempt: UUID) -> bool:
         """Whether to create the Job; restores the final state that a delayed Pending replaced."""
@@ -183,23 +222,38 @@ class Worker(Listening, KubernetesWorker):  # type: ignore[misc]
             flow_run.id, {LOCATION_LABEL: f"{cluster}/{configuration.namespace}"}
         )
 
-    async def _create_job(
-        self, configuration: KubernetesWorkerJobConfiguration, client: ApiClient
-    ) -> V1Job:
-        """Create the Job. It may exist already if the response to an earlier request was lost."""
+    async def _create_job(self, configuration: JobConfiguration, client: ApiClient) -> V1Job:
+        """Create the Job. It may exist already if the response to an earlier request was lost.
+
+        With the setting store_env_as_secret, its environment becomes a Secret.
+        """
         try:
             job: V1Job = await super()._create_job(configuration, client)
         except InfrastructureError as error:
             cause = error.__cause__
             wanted = configuration.job_manifest["metadata"]
-            if not (isinstance(cause, ApiException) and cause.status == CONFLICT):
+            if not (isinstance(cause, ApiException) and cause.status == kubernetes.CONFLICT):
                 raise
             job = await BatchV1Api(client).read_namespaced_job(
                 wanted["name"], configuration.namespace
             )
             if attempts.of_job(job.metadata.labels) != attempts.of_job(wanted["labels"]):
                 raise
+        if secret := configuration._env_secret:
+            await env_secret.create(client, secret, job, configuration.namespace)
         return job
+
+    async def _store_env_as_secret(
+        self, configuration: JobConfiguration, client: ApiClient
+    ) -> None:
+        """Prefect calls this before it creates the Job: let that refer to a Secret."""
+        configuration._env_secret = env_secret.move(configuration.job_manifest)
+
+
+def _not_waited_for(task_status: anyio.abc.TaskStatus[Any] | None) -> KubernetesWorkerResult:
+    if task_status is not None:
+        task_status.started(NotWaitedForError())
+    return KubernetesWorkerResult(identifier="", status_code=0)
 
 
 def _is_outage(error: BaseException | None) -> bool:
