@@ -30,6 +30,9 @@ EXPORT_SECONDS = 2.5
 END_SECONDS = 3.0
 """How long the end of the process waits for what is left to be sent."""
 
+STATE_TYPE = "prefect.state.type"
+"""Attribute of the event that Prefect adds to a span for each state of its run."""
+
 logger = get_logger("prefect_hamilton.traces")
 
 
@@ -63,7 +66,7 @@ class _Exporter(SpanExporter):
         logging.getLogger(trace_exporter.__name__).addFilter(self._keep)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._exporter.export(spans)
+        result = self._exporter.export([_with_status_of_run(span) for span in spans])
         if result is not SpanExportResult.SUCCESS and not self._has_warned:
             self._has_warned = True
             logger.warning(
@@ -80,6 +83,29 @@ class _Exporter(SpanExporter):
         if record.levelno == logging.WARNING or self._said == "no answer":
             self._said = mask(record.getMessage())
         return False
+
+
+def _with_status_of_run(span: ReadableSpan) -> ReadableSpan:
+    """Return the span of a run that returned a Failed state as an error: Prefect says it is OK."""
+    states = [e.attributes for e in span.events if e.attributes and STATE_TYPE in e.attributes]
+    if span.status.status_code is not StatusCode.OK or not states:
+        return span
+    if states[-1][STATE_TYPE] not in {"FAILED", "CRASHED"}:
+        return span
+    return ReadableSpan(
+        name=span.name,
+        context=span.context,
+        parent=span.parent,
+        resource=span.resource,
+        attributes=span.attributes,
+        events=span.events,
+        links=span.links,
+        kind=span.kind,
+        status=Status(StatusCode.ERROR, str(states[-1]["prefect.state.message"])),
+        start_time=span.start_time,
+        end_time=span.end_time,
+        instrumentation_scope=span.instrumentation_scope,
+    )
 
 
 class _OpenSpans(SpanProcessor):

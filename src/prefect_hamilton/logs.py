@@ -6,16 +6,27 @@ PREFECT_LOGGING_FORMATTERS_JSON_CLASS names it; the Hamilton UI always does. Key
 `flow_name`, `deployment_id`, `work_pool`, and of a task run `task_run_id`, `task_run_name`,
 `task_name`; within a span `trace_id` and `span_id`; for an exception `exc_info` with `type`,
 `message` and `traceback`. A key whose value is not known is left out.
+
+Programs that print use `lines`, with the same effect. `python -m prefect_hamilton.logs COMMAND…`
+runs a program that is not Python, and writes a record for each line of its output.
 """
 
+import io
 import json
 import logging
 import os
+import signal
+import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
+
+VARIABLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER"
+"""Says `json` where log lines are JSON."""
 
 _OF_RECORD = (
     "flow_run_id",
@@ -83,3 +94,110 @@ def _of_span() -> dict[str, str]:
 def _exception(error: BaseException) -> dict[str, str]:
     text = "".join(traceback.format_exception(error))
     return {"type": type(error).__name__, "message": str(error), "traceback": text}
+
+
+@contextmanager
+def lines(name: str) -> Iterator[None]:
+    """Write what the block prints as records of the logger `name`, where log lines are JSON.
+
+    Each text that is printed at once is one record, of level INFO on standard output and WARNING on
+    standard error. An exception is one of level ERROR with its traceback, and ends the program with
+    status 1; so is the message of `sys.exit`, or another status than 0.
+    """
+    if os.environ.get(VARIABLE) != "json":
+        yield
+        return
+    out, err = _Lines(sys.stdout, name, logging.INFO), _Lines(sys.stderr, name, logging.WARNING)
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            yield
+        except SystemExit as end:
+            out.end()
+            if isinstance(end.code, str):
+                err.record(end.code, level=logging.ERROR)
+                raise SystemExit(1) from None
+            if end.code:
+                err.record(f"It ends with status {end.code}.", level=logging.ERROR)
+            raise
+        except Exception as error:
+            out.end()
+            err.record(str(error), level=logging.ERROR, error=error)
+            raise SystemExit(1) from None
+        finally:
+            out.end()
+            err.end()
+
+
+class _Lines(io.TextIOBase):
+    """A stream whose texts become records; records of a logger pass unchanged."""
+
+    encoding = "utf-8"
+    errors = "replace"
+
+    def __init__(self, stream: TextIO, name: str, level: int) -> None:
+        self._stream, self._name, self._level = stream, name, level
+        self._begun = ""
+        self._lock = threading.RLock()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if not isinstance(text, str):  # as other text streams
+            raise TypeError(f"text is expected, not {type(text).__name__}")
+        with self._lock:
+            self._begun += text
+            if self._begun.endswith("\n"):
+                self.end()
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def end(self) -> None:
+        """Write what has been printed without the end of a line."""
+        with self._lock:
+            text, self._begun = self._begun.rstrip("\n"), ""
+            if text and all(line.startswith('{"timestamp": ') for line in text.splitlines()):
+                self._stream.write(f"{text}\n")
+            elif text.strip():
+                self.record(text, level=self._level)
+
+    def record(self, text: str, *, level: int, error: BaseException | None = None) -> None:
+        """Write one record."""
+        cause = (type(error), error, error.__traceback__) if error else None
+        record = logging.LogRecord(self._name, level, "", 0, text, None, cause)
+        with self._lock:
+            self._stream.write(f"{JsonFormatter().format(record)}\n")
+            self._stream.flush()
+
+
+def main(command: list[str]) -> int:
+    """Run a command until it ends, also by SIGTERM; its exit status."""
+    started: list[subprocess.Popen[str]] = []
+    stop = threading.Event()
+
+    def terminate(*_: object) -> None:
+        stop.set()
+        for process in started:
+            process.terminate()
+
+    # Set first: the signal may arrive while the command starts.
+    signal.signal(signal.SIGTERM, terminate)
+    with (
+        lines(command[0]),
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process,
+    ):
+        started.append(process)
+        if stop.is_set():
+            process.terminate()
+        for line in process.stdout or ():
+            sys.stdout.write(line)
+    status = process.returncode
+    return status if status >= 0 else 128 - status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

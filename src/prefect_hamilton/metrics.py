@@ -1,10 +1,12 @@
 """Metrics of a task: rows read, rejected and written, and seconds.
 
-Each measurement becomes a Prefect event, `flows.task.measured`, that automations can react to. When
-`OTEL_EXPORTER_OTLP_ENDPOINT` is set it also goes there by OTLP over HTTP; nothing is imported or
-sent for OpenTelemetry otherwise. Every process sends what is new (delta temporality) as the same
-series, without an instance, so that the numbers of all runs add up. An unavailable collector or an
-invalid setting of OpenTelemetry causes a warning, and never fails the run.
+Each measurement becomes a Prefect event, `flows.task.measured`, that automations can react to, and
+that the exporter of metrics counts for Prometheus. Where traces are on, the numbers are attributes
+of the task's span. When `OTEL_EXPORTER_OTLP_ENDPOINT` is set it also goes there by OTLP over HTTP;
+nothing of OpenTelemetry's SDK is imported, and nothing sent, otherwise. Every process sends what is
+new (delta temporality) as the same series, without an instance, so that the numbers of all runs add
+up. An unavailable collector or an invalid setting of OpenTelemetry causes a warning, and never
+fails the run.
 """
 
 import os
@@ -18,10 +20,12 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run, task_run
 from pydantic import BaseModel
 
+from prefect_hamilton import traces
 from prefect_hamilton.masking import mask
 
 EVENT = "flows.task.measured"
 QUALITY_EVENT = "prefect-hamilton.quality.breached"
+TRACKING_EVENT = "prefect-hamilton.tracking.given-up"
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
 EXPORT_TIMEOUT = 3.0  # seconds
 
@@ -49,6 +53,11 @@ def measure(task: str) -> Iterator[TaskMetrics]:
     finally:
         metrics.seconds = round(time.perf_counter() - start, 3)
         _emit_event(metrics)
+        numbers = metrics.model_dump(exclude={"task"})
+        traces.set_attributes(
+            {"flows.task.name": metrics.task}
+            | {f"flows.task.{name}": value for name, value in numbers.items()}
+        )
         if any(os.environ.get(name) for name in ENDPOINT_VARIABLES):
             _export(metrics)
 

@@ -71,6 +71,11 @@ def dataflow(name: str, outputs: list[str]) -> Iterator[trace.Span | None]:
             raise
 
 
+def set_attributes(attributes: Mapping[str, str | float]) -> None:
+    """Set attributes of the innermost open span, of a task or a node; nothing without a span."""
+    trace.get_current_span().set_attributes(attributes)
+
+
 def note_error(span: trace.Span, error: BaseException) -> None:
     """Record an exception, without what looks like a secret, as the reason why a span failed."""
     message = mask(str(error))

@@ -81,14 +81,29 @@ class Api:
         self.set_states(run, "Pending", "Running", end)
         return run
 
-    def emit_measured(self, flow: str, **numbers: int) -> None:
-        """Send the event of a measured task."""
+    def new_automation(self, flow: str) -> None:
+        """Create an automation that acts, without any effect, when a run of the flow fails."""
+        self.post(
+            "/automations/",
+            name=flow,
+            trigger={
+                "type": "event",
+                "posture": "Reactive",
+                "expect": ["prefect.flow-run.Failed"],
+                "match_related": {"prefect.resource.role": "flow", "prefect.resource.name": flow},
+                "threshold": 1,
+            },
+            actions=[{"type": "do-nothing"}],
+        )
+
+    def emit(self, name: str, flow: str, *, payload: Any = None, **resource: str) -> None:
+        """Send an event of a flow's deployment `main`."""
         resources = {"flow": flow, "deployment": "main"}
         event = {
             "id": str(uuid4()),
             "occurred": datetime.now(UTC).isoformat(),
-            "event": "flows.task.measured",
-            "resource": {"prefect.resource.id": f"prefect.task-run.{uuid4()}"},
+            "event": name,
+            "resource": {"prefect.resource.id": f"prefect.task-run.{uuid4()}", **resource},
             "related": [
                 {
                     "prefect.resource.id": f"prefect.{role}.{uuid4()}",
@@ -97,7 +112,7 @@ class Api:
                 }
                 for role, each in resources.items()
             ],
-            "payload": {"task": "load", "seconds": 1.5, **numbers},
+            "payload": payload or {},
         }
         self._http.post("/events", json=[event]).raise_for_status()
 
@@ -143,8 +158,13 @@ def until(ask: Callable[[], object], expected: object, seconds: float = 90) -> N
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     home = tmp_path_factory.mktemp("server")
-    settings = {"PREFECT_SERVER_API_AUTH_STRING": PASSWORD}
-    with services.prefect_server(home, background_services=True, **settings) as server:
+    settings = {
+        "PREFECT_SERVER_API_AUTH_STRING": PASSWORD,
+        "PREFECT_SERVER_METRICS_ENABLED": "true",
+    }
+    with services.prefect_server(
+        home, program=services.OWN_SERVER, background_services=True, **settings
+    ) as server:
         yield Api(server)
 
 
@@ -158,11 +178,34 @@ def exporter(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exp
 
 
 @pytest.fixture(scope="module")
+def rules() -> Any:
+    """The `spec` of a PrometheusRule that Prometheus evaluates; a module may have its own."""
+    return None
+
+
+@pytest.fixture(scope="module")
+def worker_port() -> int | None:
+    """Where Prometheus finds the metrics of a worker; a module may have one."""
+    return None
+
+
+@pytest.fixture(scope="module")
 def prometheus(
-    exporter: Exporter, tmp_path_factory: pytest.TempPathFactory
+    api: Api,
+    exporter: Exporter,
+    rules: Any,
+    worker_port: int | None,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[services.Service]:
+    """A Prometheus that scrapes the server, the exporter and, if there is one, a worker."""
     if not shutil.which("prometheus"):
         pytest.skip("prometheus is not on PATH: install Debian's package prometheus")
     folder: Path = tmp_path_factory.mktemp("prometheus")
-    with services.prometheus(folder, exporter.service) as service:
+    targets = {
+        "prefect-hamilton-metrics": services.Target(exporter.service.port),
+        "prefect-hamilton-server": services.Target(api.server.port, "/api/metrics", PASSWORD),
+    }
+    if worker_port:
+        targets["prefect-hamilton-worker"] = services.Target(worker_port)
+    with services.prometheus(folder, targets, rules=rules) as service:
         yield service

@@ -7,13 +7,10 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-import httpx
 import pytest
 
-from charts.schema.dashboards import DASHBOARDS
 from tests import services
 from tests.exporter.conftest import OPTIONS, Api, Exporter, until
 
@@ -37,13 +34,25 @@ for _ in range(3):
     run()
 """
 
+UNTRACKED = """
+import sys
+from prefect import flow, task
+from prefect_hamilton import dataflow
 
-def ask(prometheus: services.Service, expression: str) -> list[Any]:
-    """Evaluate an expression; its series."""
-    url = f"{prometheus.url}/api/v1/query"
-    answer = httpx.get(url, params={"query": expression}).raise_for_status().json()
-    found: list[Any] = answer["data"]["result"]
-    return found
+def one() -> int:
+    return 1
+
+@task
+def load():
+    dataflow.execute(sys.modules[__name__], ["one"], picture=False)
+
+@flow(name="{name}")
+def run():
+    load()
+    load()
+
+run()
+"""
 
 
 def name() -> str:
@@ -131,7 +140,7 @@ def test_rows_of_all_runs_add_up_in_prometheus(
     increase = f'sum(increase(flows_task_rows_read_total{{flow="{flow}"}}[1h]))'
 
     def rows() -> int | None:
-        result = ask(prometheus, increase)
+        result = services.ask(prometheus, increase)
         return round(float(result[0]["value"][1])) if result else None
 
     # increase() extrapolates to the ends of the hour by half an interval of scrapes.
@@ -139,42 +148,21 @@ def test_rows_of_all_runs_add_up_in_prometheus(
     assert exporter.sum("flows_task_rows_read_total", flow=flow, task="load") == 30
 
 
-def test_every_panel_of_a_dashboard_shows_something(api: Api, prometheus: services.Service) -> None:
-    flow, pool = name(), api.new_pool()
-    deployment = api.new_deployment(flow, pool)
-    api.set_states(api.new_run(deployment), "Pending", "Running")
-    api.post("/v2/concurrency_limits/", name=flow, limit=3)
-    for end in ("Completed", "Failed"):
-        api.run(deployment, end)
-    api.emit_measured(flow, rows_read=1)
-    panels = [panel for board in DASHBOARDS.values() for panel in board.panels]
-    replaced = {"$__rate_interval": "1h", "$__range": "1h", "$namespace": ".*"}
-    replaced |= {"$work_pool": pool, "$flow": flow}
-    for panel in panels:
-        for query in panel.queries:
-            expression = query.expr
-            for variable, value in replaced.items():
-                expression = expression.replace(variable, value)
-            labels = set(re.findall(r"{{(\w+)}}", query.legend))
-
-            def shown(expression: str = expression, labels: set[str] = labels) -> bool:
-                found = ask(prometheus, expression)
-                return bool(found) and all(labels <= set(each["metric"]) for each in found)
-
-            until(shown, True)
-
-
-def test_panels_do_not_overlap() -> None:
-    for board in DASHBOARDS.values():
-        places = [
-            (x, y)
-            for panel in board.json()["panels"]
-            for at in [panel["gridPos"]]
-            for x in range(at["x"], at["x"] + at["w"])
-            for y in range(at["y"], at["y"] + at["h"])
-        ]
-        assert len(places) == len(set(places))
-        assert max(x for x, _ in places) < 24
+def test_flow_runs_that_are_not_tracked_are_counted_once(api: Api, exporter: Exporter) -> None:
+    flow = name()
+    away = f"http://127.0.0.1:{services.free_port()}"
+    settings = {
+        "HAMILTON_UI_USERNAME": "flows@example.org",
+        "HAMILTON_UI_PROJECT_ID": "1",
+        "HAMILTON_API_URL": away,
+    }
+    subprocess.run(
+        [sys.executable, "-c", UNTRACKED.format(name=flow)],
+        check=True,
+        env=os.environ | api.env | settings,
+        capture_output=True,
+    )
+    until(lambda: exporter.sum("flows_tracking_failures_total", flow=flow), 1.0)
 
 
 def test_promtool_accepts_the_metrics(exporter: Exporter) -> None:

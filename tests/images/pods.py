@@ -93,6 +93,28 @@ class Pods:
     @contextmanager
     def executing(self, flow_run: FlowRun, **env: str) -> Iterator[subprocess.Popen[str]]:
         """The pod's process; killed if it has not ended when the block does."""
+        with self._started(PREFECT__FLOW_RUN_ID=str(flow_run.id), **env) as process:
+            yield process
+
+    @contextmanager
+    def standing_by(self, **env: str) -> Iterator[subprocess.Popen[str]]:
+        """The process of a standby pod, whose input can be written to; killed in the end.
+
+        Returns when it is idle. Its file is `notes/flow-run`.
+        """
+        standby = {
+            "PREFECT_HAMILTON_STANDBY_SECONDS": "600",
+            "PREFECT_HAMILTON_STANDBY_FILE": str(self.notes / "flow-run"),
+        }
+        with self._started(stdin=subprocess.PIPE, **standby | env) as process:
+            assert process.stdout
+            for line in process.stdout:
+                if "Standby pod is idle" in line:
+                    break
+            yield process
+
+    @contextmanager
+    def _started(self, stdin: int | None = None, **env: str) -> Iterator[subprocess.Popen[str]]:
         process = subprocess.Popen(
             [self.python, "-P", "-m", "prefect_hamilton.flow_pod"],
             env={
@@ -100,12 +122,12 @@ class Pods:
                 "PYTHONPATH": str(PACKAGE),
                 "PREFECT_HOME": str(self._home),
                 "PREFECT_API_URL": self._api,
-                "PREFECT__FLOW_RUN_ID": str(flow_run.id),
                 "PREFECT_FLOW_RUN_EXECUTE_SIGTERM_BEHAVIOR": "reschedule",
                 "PROBE_NOTES": str(self.notes),
                 "DO_NOT_TRACK": "1",
                 **env,
             },
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -2,12 +2,21 @@
 
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import opentelemetry.sdk.trace
+import psycopg
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 
+from prefect_hamilton import logs
 from prefect_hamilton.logs import JsonFormatter
 from tests.images.pods import Pods
 from tests.services import OWN_SERVER, prefect_server
@@ -18,6 +27,8 @@ JSON = {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER": "json",
     "PREFECT_LOGGING_HANDLERS_DEBUG_FORMATTER": "json",
 }
+
+CLASS = {"PREFECT_LOGGING_FORMATTERS_JSON_CLASS": "prefect_hamilton.logs.JsonFormatter"}
 
 
 def objects(output: str) -> list[dict[str, Any]]:
@@ -57,16 +68,116 @@ def test_a_traceback_is_part_of_its_line(pods: Pods) -> None:
 
 
 def test_each_line_of_the_server_is_json(tmp_path: Path) -> None:
-    settings = JSON | {
-        "PREFECT_LOGGING_FORMATTERS_JSON_CLASS": "prefect_hamilton.logs.JsonFormatter",
-        "PREFECT_SERVER_LOGGING_LEVEL": "INFO",
-    }
+    settings = JSON | CLASS | {"PREFECT_SERVER_LOGGING_LEVEL": "INFO"}
 
     with prefect_server(tmp_path, program=OWN_SERVER, **settings) as server:
         pass
 
     loggers = {line["logger"] for line in objects(server.log.read_text())}
     assert "uvicorn.error" in loggers
+
+
+def executed(*arguments: str, **env: str) -> tuple[int, list[dict[str, Any]]]:
+    """Status and log of a program of the image."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", *arguments],
+        env=os.environ | JSON | CLASS | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return done.returncode, objects(done.stdout)
+
+
+def test_the_bootstrap_writes_json(prefect_api: str, tmp_path: Path) -> None:
+    state = tmp_path / "state.yaml"
+    state.write_text("variables: [{name: region, value: eu}]\nhamilton: null\n")
+    api = {"PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(tmp_path)}
+
+    status, lines = executed("prefect_hamilton.bootstrap", "apply", f"--file={state}", **api)
+
+    assert status == 0, lines
+    assert {line["logger"] for line in lines} == {"prefect_hamilton.bootstrap"}
+    assert any("region" in line["message"] for line in lines)
+    assert lines[-1]["message"].startswith("Bootstrap: ")
+    assert lines[-1]["level"] == "INFO"
+
+
+def test_a_bootstrap_that_fails_says_so_as_an_error(tmp_path: Path) -> None:
+    state = tmp_path / "state.yaml"
+    state.write_text("variables: 3\n")
+
+    status, lines = executed("prefect_hamilton.bootstrap", "apply", f"--file={state}")
+
+    assert status == 1
+    assert "variables" in lines[0]["message"]
+    assert [line["level"] for line in lines] == ["WARNING", "ERROR"]
+
+
+def test_the_migration_writes_json(postgres: str) -> None:
+    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
+        connection.execute("CREATE DATABASE json_logs")
+    url = f"{postgres}/json_logs".replace("postgresql:", "postgresql+asyncpg:")
+    settings = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
+
+    status, lines = executed("prefect_hamilton.server.migrate", **settings)
+
+    assert status == 0, lines
+    assert lines[-1]["message"].endswith("is current.")
+    assert lines[-1]["logger"] == "prefect_hamilton.server.migrate"
+
+
+def test_what_waits_for_a_work_pool_writes_json(prefect_api: str) -> None:
+    name = f"pool-{uuid4().hex[:8]}"
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+
+    program = "prefect_hamilton.server.wait_for_work_pool"
+    status, lines = executed(program, name, PREFECT_API_URL=prefect_api)
+
+    assert status == 0, lines
+    assert [line["message"] for line in lines] == [f"The work pool {name} exists."]
+
+
+def test_a_program_that_ends_with_an_exception_writes_one_record() -> None:
+    """As the Job of the Secrets does outside of a cluster."""
+    status, (line,) = executed("prefect_hamilton.server.create_secrets")
+
+    assert status == 1
+    assert (line["level"], line["exc_info"]["type"]) == ("ERROR", "ConfigException")
+    assert line["message"] == line["exc_info"]["message"]
+    assert line["exc_info"]["traceback"].startswith("Traceback (most recent call last):\n")
+
+
+def test_output_of_the_git_server_is_json(tmp_path: Path) -> None:
+    status, lines = executed(
+        "prefect_hamilton.logs", "git", "daemon", "--listen=127.0.0.1", "--port=no"
+    )
+
+    assert status != 0
+    assert {line["logger"] for line in lines} == {"git"}
+    code = ("sh", "-c", "echo one; echo two >&2; kill -TERM $PPID; exec sleep 60")
+    status, lines = executed("prefect_hamilton.logs", *code)
+    assert status == 128 + signal.SIGTERM
+    assert [line["message"] for line in lines] == ["one", "two"]
+
+
+@pytest.mark.parametrize("variable", ["json", "standard"])
+def test_text_is_as_before_where_logs_are_text(
+    variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER", variable)
+    with logs.lines("mine"):
+        for text in ("a 100 %\nb", "\n", "without an end"):  # as print writes them
+            sys.stdout.write(text)
+
+    output = capsys.readouterr().out
+    if variable == "json":
+        messages = [line["message"] for line in objects(output)]
+        assert messages == ["a 100 %\nb", "without an end"]
+    else:
+        assert output == "a 100 %\nb\nwithout an end"
 
 
 def test_ids_of_a_span_are_in_the_form_of_trace_context() -> None:

@@ -11,10 +11,17 @@ import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
+from prefect.client.schemas.objects import Flow, FlowRun, WorkPool
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.server.schemas.schedules import CronSchedule
+from prefect.utilities.templating import apply_values
+from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration
+
+from prefect_hamilton.worker import standby
 
 SUPERVISOR = "prefect.runner._workspace_supervisor"
 EXECUTOR = "prefect.runner._flow_run_executor"
@@ -116,6 +123,23 @@ SERVER_SIGNATURES = {
     "prefect.runner.storage:GitRepository.set_base_path": "(self, path)",
     "prefect.workers.base:BaseWorker.get_worker_class_from_type": "(type)",
 }
+WORKER_SIGNATURES = {
+    # prefect_hamilton.worker
+    "prefect.workers.base:BaseJobConfiguration.from_template_and_values": (
+        "(base_job_template, values, client=None)"
+    ),
+    "prefect_kubernetes.worker:KubernetesWorkerJobConfiguration.prepare_for_flow_run": (
+        "(self, flow_run, deployment=None, flow=None, work_pool=None, worker_name=None, "
+        "worker_id=None)"
+    ),
+    "prefect_kubernetes.worker:KubernetesWorker._get_configured_kubernetes_client": (
+        "(self, configuration)"
+    ),
+    "prefect_kubernetes.worker:KubernetesWorker._create_job": "(self, configuration, client)",
+    "prefect_kubernetes.worker:KubernetesWorker.run": (
+        "(self, flow_run, configuration, task_status=None)"
+    ),
+}
 # What flow_pod.launcher follows: the client has no command line to compare with.
 COMMAND_CALLS = {
     "prefect.cli.flow_run:execute": [
@@ -191,3 +215,31 @@ def test_private_prefect_names_of_server_and_bootstrap_are_unchanged() -> None:
 
     assert found["signatures"] == SERVER_SIGNATURES
     assert found["calls"] == COMMAND_CALLS
+
+
+def test_private_prefect_names_of_the_worker_are_unchanged() -> None:
+    assert of_installed(sys.executable, WORKER_SIGNATURES, {})["signatures"] == WORKER_SIGNATURES
+    assert "_submitting_flow_run_ids" in vars(KubernetesWorker(work_pool_name="any"))
+
+
+def test_a_standby_pod_can_get_all_that_the_worker_gives_to_one_flow_run() -> None:
+    """Its variables and labels; with one that is not known, every run would get a new pod."""
+    run = FlowRun(id=uuid4(), name="a-run", flow_id=uuid4(), deployment_id=uuid4())
+    flow = Flow(id=run.flow_id, name="a-flow")
+    deployment = DeploymentResponse(id=run.deployment_id, name="a-deployment", flow_id=run.flow_id)
+    pool = WorkPool(name="a-pool", type="kubernetes")
+    template = KubernetesWorker.get_default_base_job_template()
+
+    def rendered(*related: Any) -> KubernetesWorkerJobConfiguration:
+        manifest = template["job_configuration"]["job_manifest"]
+        configuration = KubernetesWorkerJobConfiguration(
+            job_manifest=apply_values(manifest, {"image": "any"})
+        )
+        configuration.prepare_for_flow_run(*related, pool, "a-worker", uuid4())
+        return configuration
+
+    of_run = rendered(run, deployment, flow)
+    assert {name for name in of_run.env if name.startswith("PREFECT__")} == standby.RUN_VARIABLES
+    of_nobody = rendered(FlowRun(id=uuid4(), name="standby", flow_id=uuid4()), None, None)
+    hashes = {standby.hash_of(each.job_manifest) for each in (of_run, of_nobody)}
+    assert len(hashes) == 1

@@ -17,7 +17,8 @@ from tests import s3, services
 from tests.chart.charts import Object, env, render
 from tests.chart.test_flow_pods import flow_job, template
 
-pytestmark = pytest.mark.services
+# The S3 server is built from its Go module on a new machine.
+pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 
 CREDENTIAL = {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": "s3cret-of-the-bucket"}
 FLOW = """

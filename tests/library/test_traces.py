@@ -146,6 +146,17 @@ def test_a_failure_is_on_the_spans_that_it_ended(prefect_api: str, collector: Co
     assert collector.span("share").status.message == "division by zero"
 
 
+def test_a_run_that_returns_a_failed_state_is_an_error(
+    prefect_api: str, collector: Collector
+) -> None:
+    output = run(prefect_api, "returned", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+
+    assert "\nFAILED " in output
+    span = collector.span("returned")
+    assert span.status.code == Status.STATUS_CODE_ERROR
+    assert span.status.message == "Not today"
+
+
 def test_nodes_of_parallel_blocks_and_coroutines_are_in_the_trace(
     prefect_api: str, collector: Collector
 ) -> None:
@@ -158,6 +169,20 @@ def test_nodes_of_parallel_blocks_and_coroutines_are_in_the_trace(
     assert {nodes[name][0] for name in ("part", "square", "total", "slow")} == {"other"}
     assert collector.path(collector.span("slow")) == ["other", "coroutines", "slow"]
     assert collector.path(collector.span("total")) == ["other", "blocks", "total"]
+
+
+def test_numbers_of_a_measured_task_are_on_its_span(prefect_api: str, collector: Collector) -> None:
+    endpoint = f"{collector.url}/v1/traces"
+    run(prefect_api, "measured", OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=endpoint)
+
+    found = {each.key: each.value for each in collector.span("load").attributes}
+    assert found["flows.task.name"].string_value == "load"
+    rows = {name: found[f"flows.task.rows_{name}"].int_value for name in ("read", "rejected")}
+    assert rows == {"read": 10, "rejected": 3}
+    assert found["flows.task.rows_written"].int_value == 7
+    assert found["flows.task.seconds"].double_value >= 0
+    of_run = {each.key for each in collector.span("measured").attributes}
+    assert not {name for name in of_run if name.startswith("flows.task")}
 
 
 def test_the_standard_sampler_applies(prefect_api: str, collector: Collector) -> None:

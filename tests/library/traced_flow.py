@@ -7,10 +7,12 @@ import sys
 
 from hamilton import ad_hoc_utils
 from hamilton.htypes import Collect, Parallelizable
-from prefect import flow, get_run_logger, task
+from prefect import State, flow, get_run_logger, task
+from prefect.states import Failed
 
 from prefect_hamilton import dataflow
 from prefect_hamilton.dataflow import Dataflow
+from prefect_hamilton.metrics import measure
 
 
 def amount(factor: int) -> int:
@@ -67,9 +69,26 @@ def other() -> None:
     asyncio.run(dataflow.aexecute(coroutines, "slow", inputs=inputs, picture=False))
 
 
+@task(task_run_name="load")
+def load() -> None:
+    with measure("load") as metrics:
+        metrics.rows_read, metrics.rows_rejected, metrics.rows_written = 10, 3, 7
+
+
+@flow(flow_run_name="returned")
+def returned() -> State[None]:
+    return Failed(message="Not today")
+
+
+@flow(flow_run_name="measured")
+def measured() -> None:
+    load()
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "other":
-        state = other(return_state=True)
+    others = {each.__name__: each for each in (other, measured, returned)}
+    if named := others.get(sys.argv[1]):
+        state = named(return_state=True)
     else:
         state = traced(int(sys.argv[1]), return_state=True)
     names = ("opentelemetry.sdk", "opentelemetry.exporter", "opentelemetry.proto")

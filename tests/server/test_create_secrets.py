@@ -108,3 +108,42 @@ def test_the_secrets_job_copies_secrets_into_the_flow_namespace(
     ):
         whole = secrets["flows", f"demo-prefect-hamilton-{name}"]
         assert secrets["team-flows", f"demo-prefect-hamilton-{name}"] == {key: whole[key]}
+
+
+def test_each_namespace_of_a_pool_gets_what_its_flow_pods_use(
+    secrets: Secrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"env": {"WAREHOUSE_URL": {"secretKeyRef": {"name": "warehouse", "key": "url"}}}}
+    pools = {
+        "common": {},
+        "team-a": {"flows": {"namespace": "team-a"}},
+        "team-b": {"flows": {"namespace": "team-b"} | own},
+    }
+    run(monkeypatch, {"workers": pools, "valkey": {"enabled": True}})
+    copied = {key: set(data) for key, data in secrets.items() if key[0] != "flows"}
+    name = "demo-prefect-hamilton"
+    assert copied == {
+        ("team-a", f"{name}-auth"): {"auth-string"},
+        ("team-a", f"{name}-hamilton-ui"): {"api-key"},
+        ("team-a", f"{name}-postgres"): {"warehouse-url"},
+        ("team-b", f"{name}-auth"): {"auth-string"},
+        ("team-b", f"{name}-hamilton-ui"): {"api-key"},
+    }
+    for (_, secret), keys in copied.items():
+        whole = secrets["flows", secret]
+        for namespace in {place for place, each in copied if each == secret}:
+            assert all(secrets[namespace, secret][key] == whole[key] for key in keys)
+    assert f"{name}-postgres.flows:5432" in text(
+        secrets["team-a", f"{name}-postgres"], "warehouse-url"
+    )
+
+
+def test_a_namespace_that_is_added_later_gets_the_same_secrets(
+    secrets: Secrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(monkeypatch, {})
+    before = dict(secrets)
+    run(monkeypatch, {"workers": {"team": {"flows": {"namespace": "team"}}}})
+    assert {key: secrets[key] for key in before} == before
+    auth = "demo-prefect-hamilton-auth"
+    assert secrets["team", auth] == {"auth-string": before["flows", auth]["auth-string"]}

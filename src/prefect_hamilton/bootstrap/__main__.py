@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from prefect_hamilton.bootstrap import alerts_test, desired_state
 from prefect_hamilton.bootstrap.apply import Applied, Options, apply
@@ -14,9 +15,28 @@ from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.bootstrap.record import Record
 from prefect_hamilton.bootstrap.register_deployments import Flows
 from prefect_hamilton.bootstrap.repositories import choose, load_repositories
+from prefect_hamilton.logs import lines
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+CHANGES = 2
+"""Exit status of `plan` if anything would change."""
 
+
+class Commands(TyperGroup):
+    """Commands that end with status 1 after a usage error, as after any other: 2 is of `plan`."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command that the arguments name, and exit."""
+        try:
+            return super().main(*args, **kwargs)
+        except SystemExit as ended:
+            if ended.code and not isinstance(ended.__context__, typer.Exit):
+                raise SystemExit(1) from ended
+            raise
+
+
+app = typer.Typer(
+    cls=Commands, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True
+)
 
 alerts = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True)
 app.add_typer(alerts, name="alerts")
@@ -139,9 +159,10 @@ def plan_command(
     prune: Prune = True,
     timeout: Timeout = 60.0,
 ) -> None:
-    """Print what apply would change, and write nothing; exit with status 2 if anything would.
+    """Print what apply would change, and write nothing. Values that may be secret are not printed.
 
-    Values that may be secret are not printed.
+    The exit status is 0 if nothing would change, 2 if anything would, and 1 after any error, also
+    of an option.
     """
     files = [] if repository_only else [file, *(add or [])]
     options = Options(timeout=timeout, release=release, prune=prune, write=False)
@@ -158,7 +179,7 @@ def plan_command(
     typer.echo(f"Plan: {counts(applied.changes)}.")
     fail_if(applied.failures)
     if lines:
-        raise typer.Exit(2)
+        raise typer.Exit(CHANGES)
 
 
 @alerts.command("test")
@@ -241,4 +262,5 @@ def fail(*errors: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m prefect_hamilton.bootstrap")
+    with lines("prefect_hamilton.bootstrap"):
+        app(prog_name="python -m prefect_hamilton.bootstrap")

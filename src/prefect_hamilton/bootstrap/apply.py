@@ -180,11 +180,13 @@ class Reconciler:
     async def bring_about(self, state: DesiredState, source: str = FILES) -> None:
         """Reconcile all objects but the automations, which refer to others and come last."""
         client = self.client
-        tracking: dict[str, str] = {}
-        if state.hamilton is not None:
-            tracking = await self._hamilton_project(state.hamilton)
+        tracking = {
+            project.name: await self._hamilton_project(project)
+            for project in state.hamilton_projects()
+        }
         for pool in state.work_pools:
-            await self._work_pool(pool, tracking, source)
+            project = pool.hamilton_project or state.hamilton
+            await self._work_pool(pool, tracking.get(project.name, {}) if project else {}, source)
         for variable in state.variables:
             desired = variable.model_dump(exclude={"name"})
             await self._reconcile(Variables(client), variable.name, desired, source)

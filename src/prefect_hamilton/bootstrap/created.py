@@ -12,7 +12,8 @@ from uuid import UUID
 from prefect.blocks.core import Block
 from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
-from pydantic import BaseModel
+from prefect.filesystems import LocalFileSystem
+from pydantic import BaseModel, HttpUrl
 
 SLUG = "bootstrap-record"
 
@@ -28,6 +29,8 @@ class BootstrapRecord(Block):
 
     _block_type_name = "Bootstrap record"
     _block_type_slug = SLUG
+    # That of files: the UI shows no picture of a type without a logo.
+    _logo_url = HttpUrl(LocalFileSystem._logo_url)
     _description = (
         "What the bootstrap of a release created, and removes when Git no longer names it."
     )

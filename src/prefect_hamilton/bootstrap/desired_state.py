@@ -74,13 +74,21 @@ class WorkQueue(_Closed):
     concurrency_limit: NonNegativeInt | None = None
 
 
+class PoolProject(_Closed):
+    """A work pool's own project in the Hamilton UI, and who else may write to it."""
+
+    name: Name
+    users: list[Name] = []
+
+
 class WorkPool(_Closed):
     """A work pool, its queues and its base job template.
 
     `base_job_template` is a JSON or YAML file beside the desired state, in which `{from_env: NAME}`
     may stand for a value; without it the worker type's own template is the start. `defaults` sets
     defaults of the template's variables, `env` adds to the default of its variable `env`.
-    `hamilton_tracking` adds what turns tracking on.
+    `hamilton_tracking` adds what turns tracking on: in the project of the state, or in the pool's
+    own `hamilton_project`.
     """
 
     name: NonEmptyishName
@@ -91,6 +99,7 @@ class WorkPool(_Closed):
     defaults: dict[str, Any] = {}
     env: dict[str, Scalar] = {}
     hamilton_tracking: bool = False
+    hamilton_project: PoolProject | None = None
     queues: list[WorkQueue] = []
 
 
@@ -216,6 +225,20 @@ class DesiredState(_Closed):
     automations: list[Automation] = []
     alerts: Alerts = Alerts()
     hamilton: HamiltonProject | None = None
+
+    def hamilton_projects(self) -> list[HamiltonProject]:
+        """Return the common project and those of work pools, with the users of all their pools."""
+        if self.hamilton is None:
+            return []
+        found = {self.hamilton.name: self.hamilton}
+        for own in (each.hamilton_project for each in self.work_pools):
+            if own is not None:
+                known = found[own.name].users if own.name in found else []
+                users = list(dict.fromkeys([*known, *own.users]))
+                found[own.name] = self.hamilton.model_copy(
+                    update={"name": own.name, "users": users}
+                )
+        return list(found.values())
 
 
 REPOSITORY_MAY_HAVE = (

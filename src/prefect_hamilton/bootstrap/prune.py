@@ -20,7 +20,7 @@ from prefect.exceptions import ObjectNotFound
 
 from prefect_hamilton.bootstrap.changes import Change
 from prefect_hamilton.bootstrap.connection import every
-from prefect_hamilton.bootstrap.created import Created, Entry
+from prefect_hamilton.bootstrap.created import FILES, Created, Entry
 from prefect_hamilton.bootstrap.objects import (
     AUTOMATION,
     DEPLOYMENT,
@@ -76,7 +76,9 @@ class Removal:
             self._forget(entry)
             note = "no longer in Git, but not created by the bootstrap"
             return Change("kept", entry.kind, entry.name, note)
-        if not self._record.is_as_written(entry.key, found.fields):
+        # `prefect deploy` writes over what a person changes in a deployment.
+        of_prefect_yaml = entry.kind == DEPLOYMENT and entry.source != FILES
+        if not (of_prefect_yaml or self._record.is_as_written(entry.key, found.fields)):
             return Change("kept", entry.kind, entry.name, "no longer in Git, but changed by hand")
         if entry.kind == DEPLOYMENT:
             return await self._end(kind, entry, found)

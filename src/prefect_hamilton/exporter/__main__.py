@@ -14,6 +14,7 @@ from prefect.logging.configuration import setup_logging
 from prefect.settings import PREFECT_API_URL
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
+from prefect_hamilton._addresses import EVERY_ADDRESS
 from prefect_hamilton.exporter import families
 from prefect_hamilton.exporter.counting import Counting
 from prefect_hamilton.exporter.listening import SETTLE_SECONDS, Listening, Outage
@@ -37,7 +38,7 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="prefect_hamilton.exporter", description=__doc__)
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen at")  # noqa: S104
+    parser.add_argument("--host", default=EVERY_ADDRESS, help="address to listen at; default: all")
     parser.add_argument("--port", type=int, default=9090, help="port of /metrics")
     parser.add_argument(
         "--refresh-seconds", type=float, default=30.0, help="seconds between two refreshes"

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from prefect_hamilton.exporter import families
 from prefect_hamilton.exporter.series import Labels, Series
-from prefect_hamilton.metrics import EVENT, TaskMetrics
+from prefect_hamilton.metrics import EVENT, TRACKING_EVENT, TaskMetrics
 
 STATES = frozenset(
     {
@@ -58,7 +58,7 @@ def state_label(name: str, type_: str) -> str:
 def wanted() -> EventFilter:
     """Return a filter of the events that are counted."""
     names = EventNameFilter(
-        prefix=[RUN, POD, ACTION, DEPLOYMENT, EVENT],
+        prefix=[RUN, POD, ACTION, DEPLOYMENT, EVENT, TRACKING_EVENT],
         exclude_name=[f"{RUN}heartbeat", f"{ACTION}triggered"],
     )
     return EventFilter(event=names)
@@ -95,6 +95,8 @@ class Counting:
             self._count_state(event)
         elif name == EVENT:
             self._count_task(event)
+        elif name == TRACKING_EVENT:
+            self.series.add(families.TRACKING_FAILURES, self._flow(event))
         elif name.startswith(DEPLOYMENT):
             self._note_deployment(event)
         elif name.startswith(ACTION):

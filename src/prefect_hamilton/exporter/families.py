@@ -55,6 +55,12 @@ TASK_SECONDS = Family(
     (*FLOW, "task"),
     DURATIONS,
 )
+TRACKING_FAILURES = Family(
+    "flows_tracking_failures",
+    "counter",
+    "Flow runs whose dataflows the Hamilton UI has not, or only in part.",
+    FLOW,
+)
 AUTOMATION_ACTIONS = Family(
     "prefect_automation_actions",
     "counter",
@@ -143,6 +149,7 @@ ALL = (
     LAST_SUCCESS,
     *ROWS.values(),
     TASK_SECONDS,
+    TRACKING_FAILURES,
     AUTOMATION_ACTIONS,
     POD_DIAGNOSES,
     FLOW_RUNS,

@@ -5,12 +5,15 @@ PORT is the port on every address, as a pod needs it (8241), WEB_CONCURRENCY the
 """
 
 import os
+import socket
 from pathlib import Path
 
 from django.conf import settings
 
 wsgi_app = "server.wsgi:application"
-bind = f"0.0.0.0:{os.environ.get('PORT', '8241')}"  # the address of a pod
+# The address of a pod may be of IPv4, of IPv6, or of both.
+host = "[::]" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104
+bind = f"{host}:{os.environ.get('PORT', '8241')}"
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
 threads = 8
 preload_app = True

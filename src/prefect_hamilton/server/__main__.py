@@ -1,24 +1,28 @@
 """Start the server: `prefect server start` for the application of this package."""
 
 import argparse
+import gc
 import logging
 
 import uvicorn
 from prefect.settings import get_current_settings
-
-from prefect_hamilton.server.app import create_app
 
 
 def main() -> None:
     """Serve until a signal. Everything else comes from Prefect's settings."""
     server = get_current_settings().server
     parser = argparse.ArgumentParser(prog="prefect_hamilton.server", description=__doc__)
-    parser.add_argument("--host", default=server.api.host)
+    parser.add_argument(
+        "--host", default=server.api.host, help='"" is every address, of IPv4 and of IPv6'
+    )
     parser.add_argument("--port", type=int, default=server.api.port)
     parser.add_argument("--no-services", action="store_true", help="only the API and the UI")
     arguments = parser.parse_args()
+    application = create_app(webserver_only=arguments.no_services)
+    gc.freeze()
+    gc.enable()
     uvicorn.run(
-        create_app(webserver_only=arguments.no_services),
+        application,
         host=arguments.host,
         port=arguments.port,
         timeout_keep_alive=server.api.keepalive_timeout,
@@ -32,4 +36,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    # The objects of Prefect's modules are permanent: garbage collection would only take time.
+    gc.disable()
+    from prefect_hamilton.server.app import create_app
+
     main()

@@ -1,4 +1,4 @@
-"""Prefect's server with this project's rules, actions, answers during outages and credential."""
+"""Prefect's server with this project's rules, triggers, actions, answers, credential, metrics."""
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -7,8 +7,16 @@ from prefect.server.orchestration.dependencies import (
     ORCHESTRATION_DEPENDENCIES,
     provide_flow_orchestration_parameters,
 )
+from prefect.settings import get_current_settings
 
-from prefect_hamilton.server import availability, notifications, policy, second_credential
+from prefect_hamilton.server import (
+    availability,
+    notifications,
+    policy,
+    proactive_triggers,
+    second_credential,
+)
+from prefect_hamilton.server.request_metrics import RequestMetrics
 
 
 def create_app(*, webserver_only: bool) -> FastAPI:
@@ -23,6 +31,9 @@ def create_app(*, webserver_only: bool) -> FastAPI:
         api.add_exception_handler(error, availability.answer)
     second_credential.accept(api)
     notifications.report_failures()
+    proactive_triggers.replace_windows()
     # Before Prefect's own route of this path, which waits for a connection of the shared pool.
     api.router.routes.insert(0, APIRoute("/ready", availability.readiness, methods=["GET"]))
+    if get_current_settings().server.metrics_enabled:
+        api.add_middleware(RequestMetrics)
     return app

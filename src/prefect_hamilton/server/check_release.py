@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from prefect_hamilton.logs import lines
 from prefect_hamilton.server.api import client
 
 
@@ -109,4 +110,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with lines("prefect_hamilton.server.check_release"):
+        main()

@@ -19,6 +19,8 @@ import yaml
 from kubernetes_asyncio import client, config
 from kubernetes_asyncio.client.exceptions import ApiException
 
+from prefect_hamilton.logs import lines
+
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PREFIX = "WANTED_SECRET_"
 
@@ -65,4 +67,5 @@ def encode(text: str) -> str:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with lines("prefect_hamilton.server.create_secrets"):
+        asyncio.run(main())

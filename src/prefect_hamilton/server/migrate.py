@@ -38,6 +38,8 @@ from tenacity import (
     wait_fixed,
 )
 
+from prefect_hamilton.logs import lines
+
 # Any number that no other program locks in this database.
 LOCK = 0x70726566656374
 WAIT_SECONDS = 600
@@ -246,4 +248,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with lines("prefect_hamilton.server.migrate"):
+        main()

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import httpx
 from tenacity import RetryError, retry, retry_if_result, stop_after_delay, wait_fixed
 
+from prefect_hamilton.logs import lines
 from prefect_hamilton.server.api import client
 
 WAIT_SECONDS = 1800
@@ -66,4 +67,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with lines("prefect_hamilton.server.wait_for_work_pool"):
+        main()

@@ -35,11 +35,13 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
+from prefect.events import emit_event
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
@@ -47,6 +49,8 @@ from prefect.utilities.urls import url_for
 
 from prefect_hamilton._hamilton_api import HamiltonError
 from prefect_hamilton.artifacts import slug
+from prefect_hamilton.masking import mask
+from prefect_hamilton.metrics import TRACKING_EVENT
 from prefect_hamilton.tracking.settings import FlowRunTracking, Settings
 
 _quiet_lock = threading.Lock()
@@ -99,6 +103,7 @@ def track(
     run_id = flow_run.get_id()
     shared = _of_flow_run(run_id)
     tracked = Tracked()
+    context = copy_context()  # a node may run in a thread that does not know the flow run
 
     def give_up(error: Exception) -> None:
         if shared.give_up():
@@ -108,6 +113,8 @@ def track(
                 "The flow continues without it.",
                 cause,
             )
+            if run_id is not None:
+                context.run(_report_failure, run_id, cause)
 
     sender = None
     try:
@@ -143,6 +150,15 @@ def track(
     finally:
         if sender is not None:
             sender.close()
+
+
+def _report_failure(run_id: str, cause: str) -> None:
+    """Emit an event, which the exporter of metrics counts."""
+    emit_event(
+        event=TRACKING_EVENT,
+        resource={"prefect.resource.id": f"prefect.flow-run.{run_id}"},
+        payload={"message": mask(cause)},
+    )
 
 
 @contextmanager
