@@ -168,6 +168,7 @@ def read_schemas(name: str) -> Object:
     return dict(json.loads(gzip.decompress((SCHEMAS / f"{name}.json.gz").read_bytes())))
 
 
+SECCOMP = ("RuntimeDefault", "Localhost")
 VOLUMES = {
     "configMap",
     "csi",
@@ -190,6 +191,13 @@ def pod_security_violations(spec: Object) -> Iterator[str]:
         if not kinds <= VOLUMES:
             yield f"volume {volume['name']}: {kinds}"
     pod = spec.get("securityContext", {})
+    # Also forbidden where each container sets something else.
+    if pod.get("runAsUser") == 0:
+        yield "runAsUser 0"
+    if pod.get("runAsNonRoot") is False:
+        yield "runAsNonRoot"
+    if pod.get("seccompProfile", {}).get("type", "RuntimeDefault") not in SECCOMP:
+        yield "seccompProfile"
     for container in [*spec.get("initContainers", []), *spec["containers"]]:
         name, own = container["name"], container.get("securityContext", {})
         if own.get("privileged"):
@@ -203,10 +211,10 @@ def pod_security_violations(spec: Object) -> Iterator[str]:
             yield f"{name}: capabilities are added"
         if own.get("runAsNonRoot", pod.get("runAsNonRoot")) is not True:
             yield f"{name}: runAsNonRoot"
-        if own.get("runAsUser", pod.get("runAsUser")) == 0:
+        if own.get("runAsUser") == 0:
             yield f"{name}: runAsUser 0"
         seccomp = own.get("seccompProfile", pod.get("seccompProfile", {})).get("type")
-        if seccomp not in ("RuntimeDefault", "Localhost"):
+        if seccomp not in SECCOMP:
             yield f"{name}: seccompProfile"
         if any(port.get("hostPort") for port in container.get("ports", [])):
             yield f"{name}: hostPort"

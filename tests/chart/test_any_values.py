@@ -96,7 +96,10 @@ def any_value(path: tuple[str, ...], node: Object) -> st.SearchStrategy[Any]:
             return st.sampled_from([0.5, 1, 2.5, 300])
         case "string" if pattern := node.get("if", {}).get("pattern"):
             matching = st.from_regex(re.compile(pattern, re.ASCII), fullmatch=True)
-            return matching.filter(lambda text: len(text) <= node.get("maxLength", 253))
+            # YAML has no control characters.
+            return matching.filter(
+                lambda text: len(text) <= node.get("maxLength", 253) and text.isprintable()
+            )
         case "string":
             return TEXT.filter(lambda text: len(text) >= node.get("minLength", 0))
         case "array" if node["items"].get("additionalProperties") is True:
@@ -105,7 +108,7 @@ def any_value(path: tuple[str, ...], node: Object) -> st.SearchStrategy[Any]:
             return st.lists(any_value(path, node["items"]), max_size=3)
         case "object" if node.get("additionalProperties") is True:
             return st.sampled_from([{}, *examples(path)])
-        case "object" if "patternProperties" in node:
+        case "object" if "patternProperties" in node and path[-1] == "env":
             source = {"secretKeyRef": {"name": "own", "key": "key"}}
             scalar = st.one_of(TEXT, st.integers(), st.booleans(), st.none(), st.just(source))
             return st.dictionaries(NAMES, scalar, max_size=3)

@@ -124,3 +124,20 @@ def test_mistakes_are_reported(values: Object, message: str) -> None:
         render({"global": values})
     assert message in str(error.value)
     assert "geheim" not in str(error.value)
+
+
+def test_services_have_the_families_of_addresses() -> None:
+    families = {"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv6", "IPv4"]}
+    release = render(
+        {"global": families, "gitServer": {"enabled": True}, "valkey": {"enabled": True}}
+    )
+    services = [obj for obj in release.objects if obj["kind"] == "Service"]
+    assert len(services) > 4
+    for service in services:
+        assert {name: service["spec"].get(name) for name in families} == families
+
+
+def test_the_cluster_decides_about_families_of_addresses() -> None:
+    for obj in render().objects:
+        if obj["kind"] == "Service":
+            assert not {"ipFamilyPolicy", "ipFamilies"} & set(obj["spec"])

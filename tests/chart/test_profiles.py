@@ -302,12 +302,20 @@ def test_selectors_match_their_pods_and_no_others(profiles: dict[str, Release]) 
 
 def test_json_logs_reach_every_program(default: Release, profiles: dict[str, Release]) -> None:
     variable = "PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER"
-    with_json = {
-        labels(obj)[COMPONENT]
-        for obj in profiles["everything"].of("Deployment")
-        if variable in json.dumps(obj)
+    release = render({"gitServer": {"enabled": True}, "logs": {"format": "json"}})
+    programs = [
+        (template["metadata"]["labels"][COMPONENT], container)
+        for obj in (*profiles["everything"].objects, *release.objects)
+        if (template := pod_template(obj)) is not None
+        for container in containers(template)
+        if "python" in json.dumps(container.get("args", []))
+    ]
+    assert {component for component, _ in programs} == {
+        *("background-services", "bootstrap", "git-server", "metrics", "secrets", "server"),
+        *("test", "worker"),
     }
-    assert with_json == {"server", "background-services", "worker", "metrics"}
+    for component, container in programs:
+        assert variable in env(container), (component, container["name"])
     assert variable in json.dumps(profiles["everything"].get("ConfigMap", "-bootstrap"))
     assert variable not in default.text
 
@@ -409,6 +417,64 @@ def test_prometheus_reaches_the_exporter_and_the_exporter_the_server(
     ]
 
 
+def test_prometheus_reaches_the_exporters_beside_the_databases(
+    profiles: dict[str, Release],
+) -> None:
+    release = profiles["everything"]
+    peers = profile_values("everything")["networkPolicy"]["metricsFrom"]
+    for component, port in (("postgres", 9187), ("valkey", 9121)):
+        pod = release.get("StatefulSet", f"-{component}")["spec"]["template"]["spec"]
+        (exporter,) = [each for each in pod["containers"] if each["name"] == "exporter"]
+        assert pod["containers"][0]["name"] == component
+        assert exporter["ports"] == [{"name": "metrics", "containerPort": port}]
+        assert exporter["securityContext"]["readOnlyRootFilesystem"]
+        secrets = [each["valueFrom"] for each in exporter["env"] if "valueFrom" in each]
+        main = pod["containers"][0]["env"]
+        assert secrets[0] in [each.get("valueFrom") for each in main], "a password of the pod"
+        service = release.get("Service", f"-{component}")
+        assert {"name": "metrics", "port": port, "targetPort": "metrics"} in service["spec"][
+            "ports"
+        ]
+        monitor = release.get("ServiceMonitor", f"-{component}")
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= labels(service).items()
+        assert monitor["spec"]["endpoints"][0]["port"] == "metrics"
+        assert labels(monitor)["release"] == "prometheus"
+        rules = release.get("NetworkPolicy", f"-{component}")["spec"]["ingress"]
+        assert {"from": peers, "ports": [{"port": port, "protocol": "TCP"}]} in rules
+
+
+def test_prometheus_reaches_the_workers(profiles: dict[str, Release], default: Release) -> None:
+    release = profiles["everything"]
+    peers = profile_values("everything")["networkPolicy"]["metricsFrom"]
+    workers = [o for o in release.of("Deployment") if labels(o)[COMPONENT] == "worker"]
+    service = release.get("Service", "-worker")
+    assert service["spec"]["clusterIP"] == "None"  # each pod has metrics of its own
+    assert service["spec"]["ports"] == [{"name": "metrics", "port": 9090, "targetPort": "metrics"}]
+    assert workers
+    for worker in workers:
+        template = worker["spec"]["template"]
+        (container,) = [c for c in template["spec"]["containers"] if c["name"] == "worker"]
+        assert {"name": "metrics", "containerPort": 9090} in container["ports"]
+        assert env(container)["PREFECT_HAMILTON_WORKER_METRICS_PORT"] == "9090"
+        assert service["spec"]["selector"].items() <= labels(template).items()
+    monitor = release.get("ServiceMonitor", "-worker")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= labels(service).items()
+    assert monitor["spec"]["endpoints"][0]["port"] == "metrics"
+    assert labels(monitor)["release"] == "prometheus"
+    (rule,) = release.get("NetworkPolicy", "-worker")["spec"]["ingress"]
+    assert rule == {"from": peers, "ports": [{"port": 9090, "protocol": "TCP"}]}
+
+    assert "METRICS_PORT" not in default.text
+    assert not [o for o in default.of("Service") if labels(o)[COMPONENT] == "worker"]
+    assert "ingress" not in default.get("NetworkPolicy", "-worker")["spec"]
+
+
+def test_the_databases_are_as_before_without_exporters(default: Release) -> None:
+    assert "exporter" not in default.text
+    ports = default.get("Service", "-postgres")["spec"]["ports"]
+    assert [each["name"] for each in ports] == ["postgres"]
+
+
 def test_a_release_without_a_server_has_metrics_of_an_external_api() -> None:
     release = render(
         {
@@ -424,7 +490,7 @@ def test_a_release_without_a_server_has_metrics_of_an_external_api() -> None:
     (container,) = containers(release.get("Deployment", "-metrics")["spec"]["template"])
     assert env(container)["PREFECT_API_URL"] == "https://prefect.example.org:8443/api"
     assert env(container)["PREFECT_API_KEY"]["secretKeyRef"]["name"] == "cloud"
-    assert len(release.of("ServiceMonitor")) == 1
+    assert {labels(o)[COMPONENT] for o in release.of("ServiceMonitor")} == {"metrics", "worker"}
     egress = release.get("NetworkPolicy", "-metrics")["spec"]["egress"]
     assert {"ports": [{"port": 8443, "protocol": "TCP"}]} in egress
 

@@ -261,6 +261,13 @@ def test_the_notes_show_addresses_and_how_to_log_in() -> None:
     assert "port-forward" not in with_hosts
 
 
+def test_the_notes_name_namespaces_that_need_secrets() -> None:
+    said = "Create the Secrets that your flow pods use in their namespaces, too"
+    assert said not in notes("workers.a.limit=1")
+    own = [f"workers.{pool}.flows.namespace=team-{pool}" for pool in "ba"]
+    assert f"{said}: team-a, team-b\n" in notes(*own)
+
+
 @pytest.mark.parametrize(
     ("setting", "warning"),
     [

@@ -347,6 +347,17 @@ REMOTE = {"server": {"enabled": False}, "hamiltonUi": {"enabled": False}}
             "gateway.parentRefs",
         ),
         ({"serviceMonitor": {"enabled": True}}, "server.metrics or metrics.enabled"),
+        (
+            {"monitoring": {"valkeyExporter": {"enabled": True}}},
+            "valkey.enabled is false",
+        ),
+        (
+            {
+                "monitoring": {"postgresExporter": {"enabled": True}},
+                "postgres": {"enabled": False, "host": "db", "existingSecret": "db"},
+            },
+            "run an exporter beside yours",
+        ),
         ({"metrics": {"enabled": True}, "server": {"enabled": False}}, "metrics.enabled needs"),
         (
             {"flows": {"repository": "https://x/y.git"}, "bootstrap": {"enabled": False}},

@@ -41,6 +41,16 @@ spec:
           averageUtilization: {{ .settings.autoscaling.targetCpu }}
 {{- end }}
 
+{{/* What a Service says about IPv4 and IPv6. The cluster decides what `global` leaves open. */}}
+{{- define "prefect-hamilton.ipFamilies" -}}
+{{- with .Values.global.ipFamilyPolicy }}
+ipFamilyPolicy: {{ . }}
+{{- end }}
+{{- with .Values.global.ipFamilies }}
+ipFamilies: {{ toJson . }}
+{{- end }}
+{{- end }}
+
 {{/* A Service. Takes root, component, name, service and target (name of the container's port). */}}
 {{- define "prefect-hamilton.service" -}}
 apiVersion: v1
@@ -49,6 +59,9 @@ metadata:
   {{- include "prefect-hamilton.metadata" (merge (dict "annotations" .service.annotations) .) | nindent 2 }}
 spec:
   type: {{ .service.type }}
+  {{- with include "prefect-hamilton.ipFamilies" .root }}
+  {{- trim . | nindent 2 }}
+  {{- end }}
   selector:
     {{- include "prefect-hamilton.selectorLabels" . | nindent 4 }}
   ports:

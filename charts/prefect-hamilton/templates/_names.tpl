@@ -47,11 +47,12 @@ annotations:
 {{- end }}
 
 {{/*
-Host name of a Service of this release for flow pods: with its namespace only when theirs differs.
+Host name of a Service of this release for flow pods: with its namespace only when one of theirs differs.
 Takes root and name.
 */}}
 {{- define "prefect-hamilton.serviceHost" -}}
-{{- $isLocal := eq (include "prefect-hamilton.flows.namespace" .root) .root.Release.Namespace }}
+{{- $namespaces := keys (include "prefect-hamilton.flows.poolsByNamespace" .root | fromYaml) }}
+{{- $isLocal := without $namespaces .root.Release.Namespace | empty }}
 {{- $isLocal | ternary .name (printf "%s.%s" .name .root.Release.Namespace) }}
 {{- end }}
 

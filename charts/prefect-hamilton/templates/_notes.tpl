@@ -4,6 +4,12 @@
 kubectl -n {{ .root.Release.Namespace }} get secret {{ .secret }} -o go-template='{{ $read }}{{ `{{"\n"}}` }}'
 {{- end }}
 
+{{/* The namespaces that work pools have of their own, as a YAML list. */}}
+{{- define "prefect-hamilton.notes.namespaces" -}}
+{{- $found := keys (include "prefect-hamilton.flows.poolsByNamespace" . | fromYaml) | sortAlpha }}
+{{- without $found .Release.Namespace (include "prefect-hamilton.flows.namespace" .) | toYaml }}
+{{- end }}
+
 {{/* What an administrator should know about these values, as a YAML list of sentences. */}}
 {{- define "prefect-hamilton.notes.warnings" -}}
 {{- $warnings := list }}

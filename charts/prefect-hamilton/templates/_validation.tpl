@@ -129,10 +129,19 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
 {{- $mistakes = append $mistakes
   "gateway.enabled needs gateway.parentRefs: the Gateways to which the routes attach." }}
 {{- end }}
-{{- if and $v.serviceMonitor.enabled (not (or $v.server.metrics $v.metrics.enabled)) }}
+{{- $exporters := or (include "prefect-hamilton.postgres.hasExporter" .) (include "prefect-hamilton.valkey.hasExporter" .) }}
+{{- if and $v.serviceMonitor.enabled (not (or $v.server.metrics $v.metrics.enabled $exporters)) }}
 {{- $mistakes = append $mistakes (cat
-  "serviceMonitor.enabled needs server.metrics or metrics.enabled: there is nothing to scrape"
-  "otherwise.") }}
+  "serviceMonitor.enabled needs server.metrics or metrics.enabled, or an exporter of monitoring: there"
+  "is nothing to scrape otherwise.") }}
+{{- end }}
+{{- range $component := list "postgres" "valkey" }}
+{{- $exporter := printf "%sExporter" $component }}
+{{- if and (get $v.monitoring $exporter).enabled (not (get $v $component).enabled) }}
+{{- $mistakes = append $mistakes (printf (cat
+  "monitoring.%s.enabled runs in the pod of the bundled one, and %s.enabled is false: set it to false, and"
+  "run an exporter beside yours.") $exporter $component) }}
+{{- end }}
 {{- end }}
 
 {{- if and (include "prefect-hamilton.flows.isRegistered" .) (not $v.bootstrap.enabled) }}
@@ -237,6 +246,7 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
 {{- end }}
 
 {{- $slugs := dict }}
+{{- $accounts := dict }}
 {{- range $pool, $_ := include "prefect-hamilton.workPools" . | fromYaml }}
 {{- $slug := include "prefect-hamilton.worker.slug" $pool }}
 {{- with get $slugs $slug }}
@@ -244,8 +254,22 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
   "The work pools %s and %s give the same Kubernetes name: rename one." . $pool) }}
 {{- end }}
 {{- $_ := set $slugs $slug $pool }}
-{{- $mistakes = concat $mistakes (include "prefect-hamilton.flows.mistakes" (dict "root" $ "pool" $pool) | fromYamlArray) }}
-{{- $s := include "prefect-hamilton.worker.settings" (dict "root" $ "pool" $pool) | fromYaml }}
+{{- $of := dict "root" $ "pool" $pool }}
+{{- $mistakes = concat $mistakes (include "prefect-hamilton.flows.mistakes" $of | fromYamlArray) }}
+{{- $mistakes = concat $mistakes (include "prefect-hamilton.flows.conflicts" $of | fromYamlArray) }}
+{{- $mistakes = concat $mistakes (include "prefect-hamilton.flows.projectMistakes" $of | fromYamlArray) }}
+{{- $account := printf "%s/%s"
+  (include "prefect-hamilton.flows.namespaceOf" $of)
+  (include "prefect-hamilton.flows.serviceAccountName" $of) }}
+{{- $settings := include "prefect-hamilton.flows.serviceAccount" $of }}
+{{- $other := get $accounts $account | default (dict "pool" $pool "settings" $settings) }}
+{{- if ne $other.settings $settings }}
+{{- $mistakes = append $mistakes (printf (cat
+  "The flow pods of %s and %s share the ServiceAccount %s, but its settings differ: set a different"
+  "workers.%s.flows.serviceAccount.name.") $other.pool $pool $account $pool) }}
+{{- end }}
+{{- $_ := set $accounts $account $other }}
+{{- $s := include "prefect-hamilton.worker.settings" $of | fromYaml }}
 {{- if and $s.autoscaling.enabled (gt (int $s.autoscaling.minReplicas) (int $s.autoscaling.maxReplicas)) }}
 {{- $mistakes = append $mistakes (printf
   "Autoscaling of the worker of %s: minReplicas is above maxReplicas." $pool) }}

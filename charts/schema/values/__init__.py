@@ -18,6 +18,7 @@ from charts.schema.values.observability import (
     Dashboards,
     Logs,
     Metrics,
+    Monitoring,
     PrometheusRule,
     ServiceMonitor,
     Telemetry,
@@ -50,6 +51,10 @@ class ChartValues(Values):
                         "nodeSelector": {"accelerator": "gpu"},
                     },
                 },
+                "team-a": {
+                    "flows": {"namespace": "team-a"},
+                    "hamiltonUi": {"project": "team-a"},
+                },
             }
         ],
     )
@@ -69,6 +74,7 @@ class ChartValues(Values):
     secrets: SecretsJob = Field(default_factory=SecretsJob)
     logs: Logs = Field(default_factory=Logs)
     metrics: Metrics = Field(default_factory=Metrics)
+    monitoring: Monitoring = Field(default_factory=Monitoring)
     telemetry: Telemetry = Field(default_factory=Telemetry)
     service_monitor: ServiceMonitor = Field(default_factory=ServiceMonitor)
     prometheus_rule: PrometheusRule = Field(default_factory=PrometheusRule)

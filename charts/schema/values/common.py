@@ -409,6 +409,16 @@ class Global(PodSettings):
     )
     proxy: Proxy = Field(default_factory=Proxy)
     ca_bundle: CaBundle = Field(default_factory=CaBundle)
+    ip_family_policy: Literal["SingleStack", "PreferDualStack", "RequireDualStack"] | None = Field(
+        default=None,
+        description="IP family policy of all Services. Defaults to the cluster's, `SingleStack`.",
+    )
+    ip_families: list[Literal["IPv4", "IPv6"]] = Field(
+        default_factory=list,
+        max_length=2,
+        description="IP families of all Services, the primary one first. Default: the cluster's.",
+        examples=[["IPv6", "IPv4"]],
+    )
     labels: dict[str, str] = Field(
         default_factory=dict, description="Labels to add to every object."
     )

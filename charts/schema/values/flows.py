@@ -27,6 +27,38 @@ from charts.schema.values.common import (
     resources,
 )
 
+ModuleName = Annotated[
+    str,
+    Text(
+        r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*$",
+        "the name of a Python module, such as pandas or sklearn.linear_model",
+    ),
+]
+
+
+class Standby(Values):
+    """Flow pods that are started before there is a flow run for them, so that it starts faster."""
+
+    count: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="Number of idle flow pods of each work pool. Each uses its requests and about "
+        "90 MB. A flow run whose job variables change the pod gets a new one. See "
+        "docs/pods.md.",
+    )
+    max_age_seconds: int = Field(
+        default=900,
+        ge=60,
+        description="Number of seconds after which an idle pod is replaced, so that it has new "
+        "values of Secrets.",
+    )
+    preload: list[ModuleName] = Field(
+        default_factory=list,
+        description="Python modules that idle pods import, besides Prefect.",
+        examples=[["pandas", "hamilton.driver"]],
+    )
+
 
 class FlowSettings(Placement):
     """Flow pods: the base job template of the work pools.
@@ -34,6 +66,12 @@ class FlowSettings(Placement):
     Job variables override it per deployment or flow run.
     """
 
+    namespace: DnsLabel = Field(
+        default="",
+        description="Namespace of the flow pods, which must exist. Defaults to the namespace "
+        "of the release. The worker stays in the namespace of the release.",
+    )
+    service_account: ServiceAccount = Field(default_factory=ServiceAccount)
     image: Image = Field(default_factory=lambda: Image(repository="prefect-hamilton/flows"))
     command: str = Field(
         default="",
@@ -70,6 +108,12 @@ class FlowSettings(Placement):
         ],
     )
     env_from: EnvFrom = Field(default_factory=list)
+    store_env_as_secret: bool = Field(
+        default=False,
+        description="Keep the environment variables of each flow run in a Secret of its Job, and "
+        "not in the Job. The worker gets the right to create Secrets in the namespace of the flow "
+        "pods. Not with `flows.standby`. See docs/pods.md.",
+    )
     volumes: list[kubernetes.Volume] = Field(
         default_factory=list,
         description="Volumes of flow pods.",
@@ -125,6 +169,7 @@ class FlowSettings(Placement):
         description="Level of Pod Security of flow pods. A flow run whose pod would break "
         "`restricted` is Crashed with the reason; `privileged` allows everything.",
     )
+    standby: Standby = Field(default_factory=Standby)
     allowed_service_accounts: list[ObjectName] = Field(
         default_factory=list,
         description="ServiceAccounts that a deployment may name in `service_account_name`, besides"
@@ -237,12 +282,6 @@ class FlowRepository(Values):
 class Flows(FlowSettings):
     """Flow pods of all work pools: the base job template, which job variables override."""
 
-    namespace: DnsLabel = Field(
-        default="",
-        description="Namespace of the flow pods, which must exist. Defaults to the namespace "
-        "of the release.",
-    )
-    service_account: ServiceAccount = Field(default_factory=ServiceAccount)
     repository: GitUrl = Field(
         default="",
         description="Git URL of the flows repository. The deployments of its prefect.yaml are"

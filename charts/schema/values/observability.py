@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from charts.schema import kubernetes
 from charts.schema.values.common import (
     Duration,
+    Image,
     PodSettings,
     Resources,
     Service,
@@ -29,12 +30,12 @@ class Logs(Values):
 
 
 class Metrics(PodSettings):
-    """Metrics of flow runs, work pools and deployments for Prometheus."""
+    """Metrics of flow runs, work pools, deployments and workers for Prometheus."""
 
     enabled: bool = Field(
         default=False,
         description="Run one pod that listens to Prefect's events and serves metrics on port 9090."
-        " It uses the image of the server.",
+        " It uses the image of the server. The pods of workers serve theirs on the same port.",
     )
     refresh_seconds: int = Field(
         default=30,
@@ -44,6 +45,43 @@ class Metrics(PodSettings):
     )
     resources: Resources = Field(default_factory=lambda: resources("20m", "128Mi", "512Mi"))
     service: Service = Field(default_factory=lambda: Service(port=9090))
+
+
+class PostgresExporter(Values):
+    """Metrics of the bundled PostgreSQL, from a container in its pod."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Run postgres_exporter beside the bundled PostgreSQL, port 9187. Switching it"
+        " restarts PostgreSQL.",
+    )
+    image: Image = Field(
+        default_factory=lambda: Image(
+            repository="quay.io/prometheuscommunity/postgres-exporter", tag="v0.17.1"
+        )
+    )
+    resources: Resources = Field(default_factory=lambda: resources("10m", "32Mi", "128Mi"))
+
+
+class ValkeyExporter(Values):
+    """Metrics of the bundled Valkey, from a container in its pod."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Run redis_exporter beside the bundled Valkey, port 9121. Switching it"
+        " restarts Valkey.",
+    )
+    image: Image = Field(
+        default_factory=lambda: Image(repository="oliver006/redis_exporter", tag="v1.69.0")
+    )
+    resources: Resources = Field(default_factory=lambda: resources("10m", "32Mi", "128Mi"))
+
+
+class Monitoring(Values):
+    """Exporters of the bundled databases."""
+
+    postgres_exporter: PostgresExporter = Field(default_factory=PostgresExporter)
+    valkey_exporter: ValkeyExporter = Field(default_factory=ValkeyExporter)
 
 
 class Otlp(Values):
@@ -89,6 +127,10 @@ class Dashboards(Values):
     )
 
 
+DeploymentName = Annotated[str, StringConstraints(pattern=r"^[^/%&><]+/[^/%&><]+$")]
+"""A deployment as in the Prefect UI: `flow/deployment`."""
+
+
 class Thresholds(Values):
     """Where alerts fire."""
 
@@ -115,6 +157,56 @@ class Thresholds(Values):
     volume_free_ratio: float = Field(
         default=0.1, ge=0, le=1, description="`PrefectVolumeFilling`: free share of a volume."
     )
+    volume_days: int = Field(
+        default=4,
+        ge=1,
+        description="`PrefectVolumeGrowing`: number of days in which a volume will be full.",
+    )
+    success_seconds: dict[DeploymentName, Annotated[int, Field(ge=60)]] = Field(
+        default_factory=dict,
+        description="`PrefectDeploymentNotSucceeding`: time since the last success, by"
+        " deployment. Only those that are listed have this alert.",
+        examples=[{"data-pipeline/daily-k8s": 93600}],
+    )
+    failed_pods: int = Field(
+        default=0,
+        ge=0,
+        description="`PrefectPodsFailing`: fires if more flow pods have a problem of one kind, such"
+        " as OOMKilled, in 15 minutes.",
+    )
+    event_delay_seconds: int = Field(
+        default=60,
+        ge=1,
+        description="`PrefectEventsDelayed`: time from an event of a flow run to its arrival.",
+    )
+    untracked_runs: int = Field(
+        default=0,
+        ge=0,
+        description="`PrefectTrackingFailing`: fires if more flow runs are not tracked in the"
+        " Hamilton UI in 30 minutes.",
+    )
+    connections_ratio: float = Field(
+        default=0.85,
+        ge=0,
+        le=1,
+        description="`PrefectPostgresConnectionsHigh`: share of `max_connections` in use.",
+    )
+    transaction_seconds: int = Field(
+        default=3600,
+        ge=1,
+        description="`PrefectPostgresTransactionLong`: duration of a transaction.",
+    )
+    valkey_memory_ratio: float = Field(
+        default=0.85,
+        ge=0,
+        le=1,
+        description="`PrefectValkeyMemoryHigh`: share of the memory limit of its container.",
+    )
+    backlog: int = Field(
+        default=1000,
+        ge=0,
+        description="`PrefectValkeyBacklog`: messages that no server pod has read.",
+    )
     stale_seconds: int = Field(
         default=300, ge=60, description="`PrefectMetricsStale`: age of the metrics."
     )
@@ -128,7 +220,8 @@ class PrometheusRule(Values):
         description="Create alerts for a server that is down, a component without a ready pod,"
         " a failed Job, a retention that does not succeed and a full volume. Except for a server"
         " with a ServiceMonitor, they need kube-state-metrics. With `metrics` and"
-        " `serviceMonitor`, there are alerts for flow runs, work pools and automations too.",
+        " `serviceMonitor`, there are alerts for flow runs, work pools and automations too; with"
+        " the exporters of `monitoring`, for PostgreSQL and Valkey.",
     )
     thresholds: Thresholds = Field(default_factory=Thresholds)
     runbook_url: Url = Field(

@@ -39,7 +39,8 @@ class NetworkPolicy(Values):
     )
     metrics_from: list[kubernetes.NetworkPolicyPeer] = Field(
         default_factory=list,
-        description="Peers that may scrape the pod of `metrics`. If empty, everyone may.",
+        description="Peers that may scrape the pods of `metrics`, workers and exporters. If empty,"
+        " everyone may.",
         examples=[
             [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
         ],

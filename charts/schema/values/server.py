@@ -100,7 +100,11 @@ class Server(Component):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="WARNING", description="Log level of the server."
     )
-    metrics: bool = Field(default=False, description="Serve Prometheus metrics at /api/metrics.")
+    metrics: bool = Field(
+        default=False,
+        description="Serve Prometheus metrics at /api/metrics: durations and results of API"
+        " requests, and those of Prefect.",
+    )
     retention: Retention = Field(default_factory=Retention)
     sqlite: Sqlite = Field(default_factory=Sqlite)
     resources: Resources = Field(default_factory=lambda: resources("100m", "320Mi", "1Gi"))

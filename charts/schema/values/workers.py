@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
+from charts.schema import kubernetes
 from charts.schema.partial import Partial
 from charts.schema.values.common import (
     Autoscaling,
@@ -95,6 +96,30 @@ class Queue(Values):
     )
 
 
+class PoolHamiltonUi(Values):
+    """Project of the Hamilton UI in which the runs of a pool are tracked."""
+
+    project: str = Field(
+        default="",
+        description="Project in which the pool's flow runs are tracked. Defaults to "
+        "`hamiltonUi.project`. Its only users are the pool's and the one that tracks.",
+    )
+    users: list[Annotated[str, StringConstraints(min_length=1)]] = Field(
+        default_factory=list,
+        description="Additional users who can view and change the project, as `hamiltonUi.users`.",
+    )
+
+
+class PoolNetworkPolicy(Values):
+    """NetworkPolicy of a pool's flow pods."""
+
+    flows_egress: list[kubernetes.NetworkPolicyEgressRule] | None = Field(
+        default=None,
+        description="Egress rules of the pool's flow pods, in place of "
+        "`networkPolicy.flowsEgress`.",
+    )
+
+
 class Pool(WorkerSettings):
     """One work pool and its worker. Settings that are absent come from `worker` and `flows`."""
 
@@ -108,6 +133,13 @@ class Pool(WorkerSettings):
         default_factory=dict,
         description="Work queues by name, besides the queue `default`.",
         examples=[{"urgent": {"priority": 1, "concurrencyLimit": 5}}],
+    )
+    hamilton_ui: PoolHamiltonUi = Field(
+        default_factory=PoolHamiltonUi, description="Project in the Hamilton UI of this pool."
+    )
+    network_policy: PoolNetworkPolicy = Field(
+        default_factory=PoolNetworkPolicy,
+        description="NetworkPolicy of the flow pods of this pool.",
     )
     flows: Annotated[FlowSettings, Partial()] = Field(
         default_factory=FlowSettings, description="Settings of the flow pods of this pool."

@@ -16,6 +16,10 @@ work_pools:
     {{- end }}
     {{- if $.Values.hamiltonUi.enabled }}
     hamilton_tracking: true
+    {{- with include "prefect-hamilton.bootstrap.hamiltonProject" $settings }}
+    hamilton_project:
+      {{- . | nindent 6 }}
+    {{- end }}
     {{- end }}
     {{- with ($settings | default dict).queues }}
     queues:
@@ -106,6 +110,19 @@ hamilton:
   {{- end }}
 {{- else }}
 hamilton: null
+{{- end }}
+{{- end }}
+
+{{/* A pool's own project in the Hamilton UI, if it has one. Takes the pool's values. */}}
+{{- define "prefect-hamilton.bootstrap.hamiltonProject" -}}
+{{- with (. | default dict).hamiltonUi }}
+{{- if .project -}}
+name: {{ .project | toYaml }}
+{{- with .users }}
+users:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -211,6 +228,9 @@ base-job-template-{{ include "prefect-hamilton.worker.slug" $pool }}.yaml: |
 {{- $credential := .Values.flows.gitCredential -}}
 {{ include "prefect-hamilton.api.env" . }}
 PREFECT_HOME: /tmp/prefect
+{{- with include "prefect-hamilton.logs.env" . }}
+{{ . }}
+{{- end }}
 {{- with .Values.bootstrap.recordName }}
 BOOTSTRAP_RELEASE: {{ . | quote }}
 {{- else }}
@@ -220,12 +240,20 @@ BOOTSTRAP_RELEASE: $(BOOTSTRAP_NAMESPACE)/{{ .Release.Name }}
 {{- end }}
 {{- if include "prefect-hamilton.hasWorkers" . }}
 FLOWS_NAMESPACE:
-  {{- include "prefect-hamilton.flows.namespaceValue" . | nindent 2 }}
+  {{- include "prefect-hamilton.flows.namespaceValue" (dict
+    "root" .
+    "namespace" (include "prefect-hamilton.flows.namespace" .)) | nindent 2 }}
 FLOWS_IMAGE: {{ include "prefect-hamilton.image" (dict "root" . "image" .Values.flows.image) }}
 {{- range $pool, $_ := include "prefect-hamilton.workPools" . | fromYaml }}
 {{- $s := include "prefect-hamilton.flows.settings" (dict "root" $ "pool" $pool) | fromYaml }}
 {{- $variable := include "prefect-hamilton.flows.imageVariable" (dict "root" $ "pool" $pool) }}
 {{ $variable }}: {{ include "prefect-hamilton.image" (dict "root" $ "image" $s.image) }}
+{{- if include "prefect-hamilton.flows.isApart" (dict "root" $ "pool" $pool) }}
+{{ include "prefect-hamilton.flows.namespaceVariable" (dict "root" $ "pool" $pool) }}:
+  {{- include "prefect-hamilton.flows.namespaceValue" (dict
+    "root" $
+    "namespace" (include "prefect-hamilton.flows.namespaceOf" (dict "root" $ "pool" $pool))) | nindent 2 }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- if .Values.hamiltonUi.enabled }}

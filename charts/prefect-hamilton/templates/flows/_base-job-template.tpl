@@ -65,7 +65,7 @@ variables:
       title: Service account
       description: "Identity of the pod: {{ include "prefect-hamilton.flows.serviceAccounts" . | replace "," ", " }}."
       type: string
-      default: {{ include "prefect-hamilton.flows.serviceAccountName" $root | toYaml }}
+      default: {{ include "prefect-hamilton.flows.serviceAccountName" . | toYaml }}
     {{- $quantities := dict
       "cpu_request" $requests.cpu
       "cpu_limit" $limits.cpu
@@ -108,7 +108,7 @@ job_configuration:
   env: "{{ "{{ env }}" }}"
   labels: "{{ "{{ labels }}" }}"
   annotations: "{{ "{{ annotations }}" }}"
-  namespace: {from_env: FLOWS_NAMESPACE}
+  namespace: {from_env: {{ include "prefect-hamilton.flows.namespaceVariable" . }}}
   {{- include "prefect-hamilton.flows.additions" . | trim | nindent 2 }}
   {{- with $s.podTemplate }}
   pod_template:
@@ -118,7 +118,7 @@ job_configuration:
     apiVersion: batch/v1
     kind: Job
     metadata:
-      namespace: {from_env: FLOWS_NAMESPACE}
+      namespace: {from_env: {{ include "prefect-hamilton.flows.namespaceVariable" . }}}
       generateName: "{{ "{{ name }}" }}-"
       labels:
         {{- toYaml $labels | nindent 8 }}

@@ -1,17 +1,47 @@
+{{/* The namespace of the flow pods of pools that have none of their own. */}}
 {{- define "prefect-hamilton.flows.namespace" -}}
 {{- .Values.flows.namespace | default .Release.Namespace }}
 {{- end }}
 
+{{/* The namespace of a pool's flow pods. Takes root and pool. */}}
+{{- define "prefect-hamilton.flows.namespaceOf" -}}
+{{- $pool := get (.root.Values.workers | default dict) .pool | default dict }}
+{{- ($pool.flows | default dict).namespace | default (include "prefect-hamilton.flows.namespace" .root) }}
+{{- end }}
+
+{{/* Something if the flow pods of a pool are not where those of other pools are. Takes root and pool. */}}
+{{- define "prefect-hamilton.flows.isApart" -}}
+{{- $common := include "prefect-hamilton.flows.namespace" .root }}
+{{- if ne (include "prefect-hamilton.flows.namespaceOf" .) $common }}true{{ end }}
+{{- end }}
+
+{{/* The work pools by the namespace of their flow pods; without workers, the common namespace with none. */}}
+{{- define "prefect-hamilton.flows.poolsByNamespace" -}}
+{{- $found := dict }}
+{{- range $pool, $_ := include "prefect-hamilton.workPools" . | fromYaml }}
+{{- $namespace := include "prefect-hamilton.flows.namespaceOf" (dict "root" $ "pool" $pool) }}
+{{- $_ := set $found $namespace (append (get $found $namespace | default list) $pool) }}
+{{- end }}
+{{- $found | default (dict (include "prefect-hamilton.flows.namespace" .) list) | toYaml }}
+{{- end }}
+
 {{/*
-The namespace as the value of a variable. Only metadata names the release's own namespace, so that
-Kustomize can set it.
+A pool's namespace as the value of a variable. Only metadata names the release's own namespace, so that
+Kustomize can set it. Takes root and namespace.
 */}}
 {{- define "prefect-hamilton.flows.namespaceValue" -}}
-{{- if eq (include "prefect-hamilton.flows.namespace" .) .Release.Namespace -}}
+{{- if eq .namespace .root.Release.Namespace -}}
 fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
 {{- else -}}
-{{ include "prefect-hamilton.flows.namespace" . | quote }}
+{{ .namespace | quote }}
 {{- end }}
+{{- end }}
+
+{{/* The variable of the bootstrap that holds the namespace of a pool's flow pods. Takes root and pool. */}}
+{{- define "prefect-hamilton.flows.namespaceVariable" -}}
+{{- $suffix := include "prefect-hamilton.worker.slug" .pool | upper | replace "-" "_" }}
+{{- $isCommon := include "prefect-hamilton.flows.isApart" . | empty }}
+{{- $isCommon | ternary "FLOWS_NAMESPACE" (printf "FLOWS_NAMESPACE_%s" $suffix) }}
 {{- end }}
 
 {{/* The variable of the bootstrap that holds the image of a pool's flow pods. Takes root and pool. */}}
@@ -61,11 +91,45 @@ fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
 {{- $secrets | first | default "" }}
 {{- end }}
 
+{{/* Name of the ServiceAccount of a pool's flow pods. Takes root and pool. */}}
 {{- define "prefect-hamilton.flows.serviceAccountName" -}}
 {{- include "prefect-hamilton.serviceAccountName" (dict
-  "root" .
-  "account" .Values.flows.serviceAccount
+  "root" .root
+  "account" (include "prefect-hamilton.flows.serviceAccount" . | fromYaml)
   "component" "flows") }}
+{{- end }}
+
+{{/* Settings of that ServiceAccount: those of `flows` and the pool's own. Takes root and pool. */}}
+{{- define "prefect-hamilton.flows.serviceAccount" -}}
+{{- $pool := get (.root.Values.workers | default dict) .pool | default dict }}
+{{- $own := ($pool.flows | default dict).serviceAccount | default dict }}
+{{- mergeOverwrite (deepCopy .root.Values.flows.serviceAccount) (deepCopy $own) | toYaml }}
+{{- end }}
+
+{{/*
+Something if a pool's flow pods load into the bundled PostgreSQL: they have no other WAREHOUSE_URL. Takes
+root and pool.
+*/}}
+{{- define "prefect-hamilton.flows.loadsBundledWarehouse" -}}
+{{- $s := include "prefect-hamilton.flows.settings" . | fromYaml }}
+{{- $hasOther := hasKey ($s.env | default dict) "WAREHOUSE_URL" }}
+{{- if and (include "prefect-hamilton.warehouse.isBundled" .root) (not $hasOther) }}true{{ end }}
+{{- end }}
+
+{{/*
+Something if flow pods in a namespace load into the bundled PostgreSQL. Those of the common namespace may
+always. Takes root, namespace and pools.
+*/}}
+{{- define "prefect-hamilton.flows.namespaceLoadsBundledWarehouse" -}}
+{{- $root := .root }}
+{{- $found := list }}
+{{- if eq .namespace (include "prefect-hamilton.flows.namespace" $root) }}
+{{- $found = append $found (include "prefect-hamilton.warehouse.isBundled" $root) }}
+{{- end }}
+{{- range .pools }}
+{{- $found = append $found (include "prefect-hamilton.flows.loadsBundledWarehouse" (dict "root" $root "pool" .)) }}
+{{- end }}
+{{- compact $found | first | default "" }}
 {{- end }}
 
 {{/* Settings of a pool's flow pods: `flows` and the pool's own. Takes root and pool. */}}

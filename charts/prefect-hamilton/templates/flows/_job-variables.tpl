@@ -124,7 +124,7 @@ runtime_class_name:
 {{/* Names of the service accounts that a pool's flow pods may have. Takes root and pool. */}}
 {{- define "prefect-hamilton.flows.serviceAccounts" -}}
 {{- $s := include "prefect-hamilton.flows.settings" . | fromYaml }}
-{{- $own := include "prefect-hamilton.flows.serviceAccountName" .root }}
+{{- $own := include "prefect-hamilton.flows.serviceAccountName" . }}
 {{- $fixed := (($s.podTemplate | default dict).spec | default dict).serviceAccountName | default "" }}
 {{- concat (list $own) ($s.allowedServiceAccounts | default list) (list $fixed) | compact | uniq | join "," }}
 {{- end }}

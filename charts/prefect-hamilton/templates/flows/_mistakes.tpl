@@ -23,6 +23,33 @@ worker checks the whole pod again, with the job variables. Takes root and pool.
 {{- toYaml $found }}
 {{- end }}
 
+{{/* What excludes another setting of a pool's flow pods, as a list of sentences. Takes root and pool. */}}
+{{- define "prefect-hamilton.flows.conflicts" -}}
+{{- $s := include "prefect-hamilton.flows.settings" . | fromYaml }}
+{{- $found := list }}
+{{- if and $s.storeEnvAsSecret (int ($s.standby | default dict).count) }}
+{{- $found = append $found (printf
+  "The work pool %s has flows.storeEnvAsSecret and standby pods, which start before there is a flow run: %s."
+  .pool (printf "set flows.storeEnvAsSecret to false or flows.standby.count to 0, also in workers.%s.flows" .pool)) }}
+{{- end }}
+{{- toYaml $found }}
+{{- end }}
+
+{{/* What is wrong with a pool's project in the Hamilton UI, as a list of sentences. Takes root and pool. */}}
+{{- define "prefect-hamilton.flows.projectMistakes" -}}
+{{- $own := (get (.root.Values.workers | default dict) .pool | default dict).hamiltonUi | default dict }}
+{{- $found := list }}
+{{- if and $own.project (not .root.Values.hamiltonUi.enabled) }}
+{{- $found = append $found (printf
+  "workers.%s.hamiltonUi.project needs hamiltonUi.enabled: this release has no Hamilton UI." .pool) }}
+{{- end }}
+{{- if and $own.users (not $own.project) }}
+{{- $found = append $found (printf
+  "workers.%s.hamiltonUi.users are users of the pool's own project: set workers.%s.hamiltonUi.project." .pool .pool) }}
+{{- end }}
+{{- toYaml $found }}
+{{- end }}
+
 {{/* What a part of a pod's spec sets against `restricted`, as a list. A field that it lacks is no mistake. */}}
 {{- define "prefect-hamilton.flows.violations" -}}
 {{- $found := list }}

@@ -15,6 +15,47 @@ PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: false
 {{- end }}
 {{- end }}
 
+{{/* Whether a sidecar serves metrics of the bundled PostgreSQL. */}}
+{{- define "prefect-hamilton.postgres.hasExporter" -}}
+{{- if and .Values.postgres.enabled .Values.monitoring.postgresExporter.enabled }}true{{ end }}
+{{- end }}
+
+{{/* Whether a sidecar serves metrics of the bundled Valkey. */}}
+{{- define "prefect-hamilton.valkey.hasExporter" -}}
+{{- if and .Values.valkey.enabled .Values.monitoring.valkeyExporter.enabled }}true{{ end }}
+{{- end }}
+
+{{/* Ingress of a pod's metrics. Takes root and port. */}}
+{{- define "prefect-hamilton.network.metrics" -}}
+{{- if .root.Values.networkPolicy.metricsFrom -}}
+# networkPolicy.metricsFrom
+- from:
+    {{- toYaml .root.Values.networkPolicy.metricsFrom | nindent 4 }}
+  ports:
+    - {port: {{ .port }}, protocol: TCP}
+{{- else -}}
+# Open to every peer; restrict it with networkPolicy.metricsFrom.
+- ports:
+    - {port: {{ .port }}, protocol: TCP}
+{{- end }}
+{{- end }}
+
+{{/* ServiceMonitor of a component's port `metrics`. Takes root, component and name. */}}
+{{- define "prefect-hamilton.exporterMonitor" -}}
+apiVersion: monitoring.coreos.com/v1
+kind: ServiceMonitor
+metadata:
+  {{- include "prefect-hamilton.metadata" (merge (dict "labels" .root.Values.serviceMonitor.labels) .) | nindent 2 }}
+spec:
+  selector:
+    matchLabels:
+      {{- include "prefect-hamilton.selectorLabels" . | nindent 6 }}
+  endpoints:
+    - port: metrics
+      path: /metrics
+      interval: {{ .root.Values.serviceMonitor.interval | toYaml }}
+{{- end }}
+
 {{/* Line of an alert's annotations with its section in docs/runbooks.md, if known. Takes root and alert. */}}
 {{- define "prefect-hamilton.alert.runbook" -}}
 {{- $home := .root.Chart.Home | default "" -}}

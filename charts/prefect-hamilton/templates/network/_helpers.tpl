@@ -1,6 +1,10 @@
-{{/* A peer: pods of a component of this release. Takes root and component; optionally namespace. */}}
+{{/*
+A peer: pods of a component of this release. Takes root and component; optionally namespace, that of the
+pods, and at, that of the policy: both are the release's by default.
+*/}}
 {{- define "prefect-hamilton.network.peer" -}}
-{{- $isForeign := and .namespace (ne .namespace .root.Release.Namespace) -}}
+{{- $namespace := .namespace | default .root.Release.Namespace -}}
+{{- $isForeign := ne $namespace (.at | default .root.Release.Namespace) -}}
 - podSelector:
     matchLabels:
       {{- if ne .component "flow-run" }}
@@ -11,14 +15,34 @@
   {{- if $isForeign }}
   namespaceSelector:
     matchLabels:
-      kubernetes.io/metadata.name: {{ .namespace | toYaml }}
+      kubernetes.io/metadata.name: {{ $namespace | toYaml }}
   {{- end }}
 {{- end }}
 
-{{/* Flow pods as a peer: Prefect sets their label app.kubernetes.io/name. */}}
+{{/* Flow pods as peers, one for each namespace. */}}
 {{- define "prefect-hamilton.network.flows" -}}
-{{- $namespace := include "prefect-hamilton.flows.namespace" . }}
-{{- include "prefect-hamilton.network.peer" (dict "root" . "component" "flow-run" "namespace" $namespace) }}
+{{- $peers := list }}
+{{- range $namespace, $_ := include "prefect-hamilton.flows.poolsByNamespace" . | fromYaml }}
+{{- $peers = append $peers (include "prefect-hamilton.network.flowsOf" (dict "root" $ "namespace" $namespace)) }}
+{{- end }}
+{{- join "\n" $peers }}
+{{- end }}
+
+{{/* The flow pods that load into the bundled PostgreSQL, as peers. */}}
+{{- define "prefect-hamilton.network.warehouseClients" -}}
+{{- $peers := list }}
+{{- range $namespace, $pools := include "prefect-hamilton.flows.poolsByNamespace" . | fromYaml }}
+{{- $of := dict "root" $ "namespace" $namespace "pools" $pools }}
+{{- if include "prefect-hamilton.flows.namespaceLoadsBundledWarehouse" $of }}
+{{- $peers = append $peers (include "prefect-hamilton.network.flowsOf" $of) }}
+{{- end }}
+{{- end }}
+{{- join "\n" $peers }}
+{{- end }}
+
+{{/* Flow pods in a namespace as a peer: Prefect sets their label app.kubernetes.io/name. */}}
+{{- define "prefect-hamilton.network.flowsOf" -}}
+{{- include "prefect-hamilton.network.peer" (dict "root" .root "component" "flow-run" "namespace" .namespace) }}
 {{- end }}
 
 {{- define "prefect-hamilton.network.dns" -}}
@@ -35,20 +59,23 @@
     - {port: 6443, protocol: TCP}
 {{- end }}
 
-{{/* The Prefect API: the release's server, or the port of an external one at any address. */}}
+{{/*
+The Prefect API: the release's server, or the port of an external one at any address. Takes root; optionally at,
+the namespace of the policy.
+*/}}
 {{- define "prefect-hamilton.network.api" -}}
-{{- if .Values.server.enabled -}}
+{{- if .root.Values.server.enabled -}}
 - to:
     {{- include "prefect-hamilton.network.peer" (dict
-      "root" .
+      "root" .root
       "component" "server"
-      "namespace" .Release.Namespace) | nindent 4 }}
+      "at" .at) | nindent 4 }}
   ports:
     - {port: 4200, protocol: TCP}
 {{- else -}}
-# The Prefect API, at {{ .Values.api.url }}.
+# The Prefect API, at {{ .root.Values.api.url }}.
 - ports:
-    - {port: {{ include "prefect-hamilton.network.urlPort" .Values.api.url }}, protocol: TCP}
+    - {port: {{ include "prefect-hamilton.network.urlPort" .root.Values.api.url }}, protocol: TCP}
 {{- end }}
 {{- end }}
 
@@ -60,17 +87,17 @@
 {{- regexFind ":[0-9]+$" $url.host | trimPrefix ":" | default (get $ports $url.scheme | default "80") }}
 {{- end }}
 
-{{/* PostgreSQL: the bundled one, or the port of an external one at any address. */}}
+{{/* PostgreSQL: the bundled one, or the port of an external one at any address. Takes root; optionally at. */}}
 {{- define "prefect-hamilton.network.postgres" -}}
-{{- if .Values.postgres.enabled -}}
+{{- if .root.Values.postgres.enabled -}}
 - to:
-    {{- include "prefect-hamilton.network.peer" (dict "root" . "component" "postgres") | nindent 4 }}
+    {{- include "prefect-hamilton.network.peer" (dict "root" .root "component" "postgres" "at" .at) | nindent 4 }}
   ports:
     - {port: 5432, protocol: TCP}
-{{- else if .Values.postgres.host -}}
-# PostgreSQL, at {{ .Values.postgres.host }}.
+{{- else if .root.Values.postgres.host -}}
+# PostgreSQL, at {{ .root.Values.postgres.host }}.
 - ports:
-    - {port: {{ .Values.postgres.port }}, protocol: TCP}
+    - {port: {{ .root.Values.postgres.port }}, protocol: TCP}
 {{- end }}
 {{- end }}
 
@@ -87,33 +114,37 @@
 {{- end }}
 {{- end }}
 
+{{/* The Hamilton UI. Takes root; optionally at. */}}
 {{- define "prefect-hamilton.network.hamilton-ui" -}}
 - to:
-    {{- include "prefect-hamilton.network.peer" (dict "root" . "component" "hamilton-ui") | nindent 4 }}
+    {{- include "prefect-hamilton.network.peer" (dict "root" .root "component" "hamilton-ui" "at" .at) | nindent 4 }}
   ports:
     - {port: 8241, protocol: TCP}
 {{- end }}
 
-{{/* The Git server of the flows: the bundled one, or the port of an external one at any address. */}}
+{{/*
+The Git server of the flows: the bundled one, or the port of an external one at any address. Takes root;
+optionally at.
+*/}}
 {{- define "prefect-hamilton.network.git" -}}
-{{- if .Values.gitServer.enabled -}}
+{{- if .root.Values.gitServer.enabled -}}
 - to:
     {{- include "prefect-hamilton.network.peer" (dict
-      "root" .
+      "root" .root
       "component" "git-server"
-      "namespace" .Release.Namespace) | nindent 4 }}
+      "at" .at) | nindent 4 }}
   ports:
     - {port: 9418, protocol: TCP}
-{{- else if include "prefect-hamilton.flows.isRegistered" . -}}
-{{- $urls := .Values.flows.repository | list }}
-{{- range .Values.flows.repositories }}
+{{- else if include "prefect-hamilton.flows.isRegistered" .root -}}
+{{- $urls := .root.Values.flows.repository | list }}
+{{- range .root.Values.flows.repositories }}
 {{- $urls = append $urls .url }}
 {{- end }}
 {{- $ports := list }}
 {{- range compact $urls }}
 {{- $ports = append $ports (contains "://" . | ternary (include "prefect-hamilton.network.urlPort" .) "22") }}
 {{- end -}}
-# The Git server of {{ .Values.flows.repositories | empty | ternary "flows.repository" "flows.repositories" }}.
+# The Git server of {{ .root.Values.flows.repositories | empty | ternary "flows.repository" "flows.repositories" }}.
 - ports:
     {{- range $ports | uniq | sortAlpha }}
     - {port: {{ . }}, protocol: TCP}

@@ -56,3 +56,28 @@ CREATE DATABASE "{{ $database.name }}" OWNER "{{ $database.user }}";
 REVOKE CONNECT ON DATABASE "{{ $database.name }}" FROM PUBLIC;
 {{- end }}
 {{- end }}
+
+{{/* The sidecar with metrics, connected to Prefect's database for those of its tables. Takes root and settings. */}}
+{{- define "prefect-hamilton.postgres.exporter" -}}
+{{- $exporter := .root.Values.monitoring.postgresExporter -}}
+{{- $database := .root.Values.postgres.databases.prefect.name -}}
+{{- $secret := include "prefect-hamilton.postgres.secretName" .root -}}
+- name: exporter
+  {{- include "prefect-hamilton.container" (dict
+    "root" .root
+    "image" $exporter.image
+    "settings" .settings) | nindent 2 }}
+  env:
+    - name: DATA_SOURCE_URI
+      value: {{ printf "127.0.0.1:5432/%s?sslmode=disable" $database | quote }}
+    - name: DATA_SOURCE_USER
+      value: postgres
+    - name: DATA_SOURCE_PASS
+      valueFrom:
+        secretKeyRef: {name: {{ $secret | toYaml }}, key: postgres-password}
+  ports:
+    - name: metrics
+      containerPort: 9187
+  resources:
+    {{- toYaml $exporter.resources | nindent 4 }}
+{{- end }}

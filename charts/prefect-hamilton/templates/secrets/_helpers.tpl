@@ -8,8 +8,6 @@ $name becomes a random text; or namespace and `copy`, keys of the Secret of that
 existing Secrets are named for all.
 */}}
 {{- define "prefect-hamilton.secrets.wanted" -}}
-{{- $flows := include "prefect-hamilton.flows.namespace" . }}
-{{- $copies := ne $flows .Release.Namespace }}
 {{- $postgresName := include "prefect-hamilton.postgres.name" . }}
 {{- $postgresHost := include "prefect-hamilton.serviceHost" (dict "root" . "name" $postgresName) }}
 {{- if and .Values.server.enabled (eq .Values.auth.type "basic") (not .Values.auth.existingSecret) }}
@@ -19,12 +17,11 @@ existing Secrets are named for all.
     auth-string: prefect:$password
     username: prefect
     password: $password
-{{- if $copies }}
-- id: AUTH_COPY
-  name: {{ include "prefect-hamilton.auth.secretName" . | toYaml }}
-  namespace: {{ $flows | toYaml }}
-  copy: [auth-string]
-{{- end }}
+{{- include "prefect-hamilton.secrets.copies" (dict
+  "root" .
+  "id" "AUTH"
+  "name" (include "prefect-hamilton.auth.secretName" .)
+  "key" "auth-string") }}
 {{- end }}
 {{- if and .Values.postgres.enabled (not .Values.postgres.existingSecret) }}
 - id: POSTGRES
@@ -35,12 +32,11 @@ existing Secrets are named for all.
     {{ .Values.postgres.databases.hamilton.key }}: $hamilton
     warehouse-password: $warehouse
     warehouse-url: postgresql://warehouse:$warehouse@{{ $postgresHost }}:5432/warehouse
-{{- if and $copies .Values.warehouse.enabled (not .Values.warehouse.existingSecret) }}
-- id: POSTGRES_COPY
-  name: {{ include "prefect-hamilton.postgres.secretName" . | toYaml }}
-  namespace: {{ $flows | toYaml }}
-  copy: [warehouse-url]
-{{- end }}
+{{- include "prefect-hamilton.secrets.copies" (dict
+  "root" .
+  "id" "POSTGRES"
+  "name" (include "prefect-hamilton.postgres.secretName" .)
+  "key" "warehouse-url") }}
 {{- end }}
 {{- if and .Values.hamiltonUi.enabled (not .Values.hamiltonUi.existingSecret) }}
 - id: HAMILTON_UI
@@ -48,12 +44,11 @@ existing Secrets are named for all.
   data:
     api-key: $api_key
     django-secret-key: $django_secret_key
-{{- if $copies }}
-- id: HAMILTON_UI_COPY
-  name: {{ include "prefect-hamilton.hamilton-ui.secretName" . | toYaml }}
-  namespace: {{ $flows | toYaml }}
-  copy: [api-key]
-{{- end }}
+{{- include "prefect-hamilton.secrets.copies" (dict
+  "root" .
+  "id" "HAMILTON_UI"
+  "name" (include "prefect-hamilton.hamilton-ui.secretName" .)
+  "key" "api-key") }}
 {{- end }}
 {{- if and .Values.valkey.enabled (not .Values.valkey.existingSecret) }}
 - id: VALKEY
@@ -64,13 +59,43 @@ existing Secrets are named for all.
 {{- end }}
 {{- end }}
 
-{{/* Names of the Secrets that are copied into the namespace of the flow pods, as a YAML list. */}}
+{{/*
+Entries that copy one key of a Secret into the namespaces of flow pods that need it: warehouse-url only where
+they have no other warehouse. Takes root, id, name and key.
+*/}}
+{{- define "prefect-hamilton.secrets.copies" -}}
+{{- $root := .root }}
+{{- range $namespace, $pools := include "prefect-hamilton.flows.poolsByNamespace" .root | fromYaml }}
+{{- $of := dict "root" $root "namespace" $namespace "pools" $pools }}
+{{- $isNeeded := or (ne $.key "warehouse-url") (include "prefect-hamilton.flows.namespaceLoadsBundledWarehouse" $of) }}
+{{- if and $isNeeded (ne $namespace $root.Release.Namespace) }}
+{{- $isCommon := eq $namespace (include "prefect-hamilton.flows.namespace" $root) }}
+- id: {{ $.id }}_COPY{{ $isCommon | ternary "" (printf "_%s" $namespace) | upper | replace "-" "_" }}
+  name: {{ $.name | toYaml }}
+  namespace: {{ $namespace | toYaml }}
+  copy: [{{ $.key }}]
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Names of the Secrets that are copied into other namespaces, as a YAML list. */}}
 {{- define "prefect-hamilton.secrets.copied" -}}
+{{- $found := list }}
 {{- range include "prefect-hamilton.secrets.wanted" . | fromYamlArray }}
 {{- if .copy }}
-- {{ .name | toYaml }}
+{{- $found = append $found .name }}
 {{- end }}
 {{- end }}
+{{- uniq $found | toYaml }}
+{{- end }}
+
+{{/* The namespaces in which the Job creates Secrets, as a YAML list: the release's, and those with copies. */}}
+{{- define "prefect-hamilton.secrets.namespaces" -}}
+{{- $found := list .Release.Namespace }}
+{{- range include "prefect-hamilton.secrets.wanted" . | fromYamlArray }}
+{{- $found = append $found .namespace }}
+{{- end }}
+{{- compact $found | uniq | toYaml }}
 {{- end }}
 
 {{- define "prefect-hamilton.secrets.isNeeded" -}}
@@ -81,6 +106,9 @@ existing Secrets are named for all.
 {{- range include "prefect-hamilton.secrets.wanted" . | fromYamlArray }}
 WANTED_SECRET_{{ .id }}: |-
   {{- omit . "id" | toYaml | nindent 2 }}
+{{- end }}
+{{- with include "prefect-hamilton.logs.env" . }}
+{{ . }}
 {{- end }}
 {{- end }}
 

@@ -119,7 +119,7 @@ Takes root and settings.
     "image" .root.Values.server.image
     "settings" .settings) | nindent 2 }}
   args: [python, -P, -m, prefect_hamilton.server.migrate]
-  {{- $own := include "prefect-hamilton.server.databaseEnv" .root }}
+  {{- $own := list (include "prefect-hamilton.server.databaseEnv" .root) (include "prefect-hamilton.logs.env" .root) | join "\n" }}
   {{- include "prefect-hamilton.env" (dict "own" $own "settings" .settings) | nindent 2 }}
   resources:
     {{- toYaml .settings.resources | nindent 4 }}

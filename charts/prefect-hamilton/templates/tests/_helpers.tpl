@@ -2,6 +2,9 @@
 {{- if or .Values.server.enabled (include "prefect-hamilton.hasWorkers" .) }}
 {{ include "prefect-hamilton.api.env" . }}
 {{- end }}
+{{- with include "prefect-hamilton.logs.env" . }}
+{{ . }}
+{{- end }}
 {{- if .Values.hamiltonUi.enabled }}
 HAMILTON_API_URL: {{ include "prefect-hamilton.hamilton-ui.apiUrl" . | toYaml }}
 HAMILTON_API_KEY:

@@ -39,12 +39,37 @@ Takes root, pool and settings.
 {{- $name }}
 {{- end }}
 
+{{/* Name of what all workers share. */}}
+{{- define "prefect-hamilton.worker.commonName" -}}
+{{ include "prefect-hamilton.fullname" . }}-worker
+{{- end }}
+
 {{/* Settings of a pool's worker: `global`, `worker` and its own. Takes root and pool. */}}
 {{- define "prefect-hamilton.worker.settings" -}}
 {{- $pool := get (.root.Values.workers | default dict) .pool | default dict }}
-{{- $own := omit $pool "flows" "concurrencyLimit" | include "prefect-hamilton.withoutNulls" | fromYaml }}
+{{- $own := omit $pool "flows" "concurrencyLimit" "hamiltonUi" "networkPolicy" | include "prefect-hamilton.withoutNulls" | fromYaml }}
 {{- $merged := mergeOverwrite (deepCopy .root.Values.worker) (deepCopy $own) }}
 {{- include "prefect-hamilton.settings" (dict "root" .root "own" $merged) }}
+{{- end }}
+
+{{/* Settings of a pool's standby pods; nothing if it has none. Takes root and pool. */}}
+{{- define "prefect-hamilton.worker.standby" -}}
+{{- $standby := (include "prefect-hamilton.flows.settings" . | fromYaml).standby | default dict }}
+{{- if int $standby.count }}
+{{- toYaml $standby }}
+{{- end }}
+{{- end }}
+
+{{/* Something if the environment of a pool's flow runs is in Secrets. Takes root and pool. */}}
+{{- define "prefect-hamilton.worker.storesEnvAsSecret" -}}
+{{- if (include "prefect-hamilton.flows.settings" . | fromYaml).storeEnvAsSecret }}true{{ end }}
+{{- end }}
+
+{{/* Something if a template that takes root and pool gives something for one of the pools. Takes root, pools and template. */}}
+{{- define "prefect-hamilton.worker.any" -}}
+{{- range .pools }}
+{{- if include $.template (dict "root" $.root "pool" .) }}true{{ end }}
+{{- end }}
 {{- end }}
 
 {{/* Environment of a pool's worker. Takes root, pool and settings. */}}
@@ -60,15 +85,38 @@ PREFECT_LOGGING_LEVEL: {{ .settings.logLevel | toYaml }}
 PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: {{ include "prefect-hamilton.server.wantsCsrfTokens" .root | eq "true" }}
 PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: false
 {{- end }}
+{{- /* Every address, of IPv4 and of IPv6: Prefect's default is 0.0.0.0. */}}
+PREFECT_WORKER_WEBSERVER_HOST: ""
+{{- if .root.Values.metrics.enabled }}
+PREFECT_HAMILTON_WORKER_METRICS_PORT: 9090
+{{- end }}
 PREFECT_WORKER_QUERY_SECONDS: {{ .settings.pollSeconds | toYaml }}
 PREFECT_WORKER_PREFETCH_SECONDS: {{ .settings.prefetchSeconds | toYaml }}
 PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES:
-  {{- include "prefect-hamilton.flows.namespaceValue" .root | nindent 2 }}
+  {{- include "prefect-hamilton.flows.namespaceValue" (dict
+    "root" .root
+    "namespace" (include "prefect-hamilton.flows.namespaceOf" .)) | nindent 2 }}
 {{- with .settings.skipLateAfter }}
 PREFECT_HAMILTON_WORKER_SKIP_LATE_AFTER: {{ int64 . }}
 {{- end }}
+{{- if include "prefect-hamilton.worker.storesEnvAsSecret" . }}
+PREFECT_INTEGRATIONS_KUBERNETES_WORKER_STORE_ENV_AS_SECRET: true
+{{- end }}
 PREFECT_HAMILTON_POD_SECURITY: {{ (include "prefect-hamilton.flows.settings" . | fromYaml).podSecurity }}
 PREFECT_HAMILTON_SERVICE_ACCOUNTS: {{ include "prefect-hamilton.flows.serviceAccounts" . | quote }}
+{{- with include "prefect-hamilton.worker.standby" . | fromYaml }}
+PREFECT_HAMILTON_STANDBY_COUNT: {{ int .count }}
+PREFECT_HAMILTON_STANDBY_MAX_AGE_SECONDS: {{ int .maxAgeSeconds }}
+{{- with .preload }}
+PREFECT_HAMILTON_STANDBY_PRELOAD: {{ join "," . | quote }}
+{{- end }}
+{{- if eq (include "prefect-hamilton.flows.namespaceOf" (dict "root" $.root "pool" $.pool)) $.root.Release.Namespace }}
+PREFECT_HAMILTON_WORKER_POD_NAME:
+  fieldRef: {fieldPath: metadata.name}
+PREFECT_HAMILTON_WORKER_POD_UID:
+  fieldRef: {fieldPath: metadata.uid}
+{{- end }}
+{{- end }}
 {{- with .settings.clusterUid }}
 PREFECT_INTEGRATIONS_KUBERNETES_CLUSTER_UID: {{ . | quote }}
 {{- end }}
@@ -79,9 +127,25 @@ PREFECT_INTEGRATIONS_KUBERNETES_WORKER_{{ $kind }}_SECRET_KEY: {{ include "prefe
 {{- end }}
 {{- end }}
 
+{{/*
+Name of the ServiceAccount of a pool's worker. A worker whose flow pods have a namespace of their own gets its
+own, so that it has no rights in other namespaces. Takes root and pool.
+*/}}
 {{- define "prefect-hamilton.worker.serviceAccountName" -}}
+{{- $slug := include "prefect-hamilton.worker.slug" .pool }}
+{{- $isCommon := include "prefect-hamilton.flows.isApart" . | empty }}
 {{- include "prefect-hamilton.serviceAccountName" (dict
-  "root" .
-  "account" .Values.worker.serviceAccount
-  "component" "worker") }}
+  "root" .root
+  "account" .root.Values.worker.serviceAccount
+  "component" ($isCommon | ternary "worker" (printf "worker-%s" $slug))) }}
+{{- end }}
+
+{{/* Names of the ServiceAccounts of the workers of some pools, as a list. Takes root and pools. */}}
+{{- define "prefect-hamilton.worker.serviceAccountNames" -}}
+{{- $root := .root }}
+{{- $found := list }}
+{{- range .pools }}
+{{- $found = append $found (include "prefect-hamilton.worker.serviceAccountName" (dict "root" $root "pool" .)) }}
+{{- end }}
+{{- uniq $found | toYaml }}
 {{- end }}
