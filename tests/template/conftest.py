@@ -76,8 +76,11 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(*command: str, folder: Path, **env: str) -> str:
-    """Run a command without an active virtual environment; returns its output."""
+def run(*command: str, folder: Path, code: int = 0, **env: str) -> str:
+    """Run a command without an active virtual environment; returns its output.
+
+    It must end with the exit code.
+    """
     clean = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PREFECT_API_URL")}
     done = subprocess.run(
         command,
@@ -88,5 +91,5 @@ def run(*command: str, folder: Path, **env: str) -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == code, done.stdout
     return done.stdout

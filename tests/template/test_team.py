@@ -81,6 +81,7 @@ def test_a_second_up_registers_what_changed(profile: LocalProfile, team: Path) -
         assert again.returncode == 0, again.stderr
         assert f"Registered 1 deployment of {team}." in again.stdout
         assert profile.api.get("/deployments/name/daily-revenue/renamed").status_code == 200
+        assert profile.api.get("/deployments/name/daily-revenue/daily-revenue").status_code == 404
     finally:
         file.write_text(before)
 
@@ -90,6 +91,10 @@ def test_a_second_up_registers_what_changed(profile: LocalProfile, team: Path) -
     [
         ({}, "has no prefect.yaml"),
         ({"prefect.yaml": "deployments: []", "pyproject.toml": ""}, "run `uv sync` there"),
+        (
+            {"prefect.yaml": "deployments: []", "pyproject.toml": "", ".venv/bin/prefect": ""},
+            "has no prefect-hamilton",
+        ),
         ({"prefect.yaml": "deployments: []"}, "no deployment in the work pool local-process-pool"),
         ({"prefect.yaml": "name: x"}, "does not define deployments"),
         ({"prefect.yaml": "a: ["}, "does not define deployments"),
@@ -101,6 +106,7 @@ def test_an_unprepared_flows_folder_is_refused_with_the_fix(
     folder = tmp_path / "flows"
     folder.mkdir()
     for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     profile = LocalProfile(tmp_path / "state", new=True)
     done = profile.up("--flows", str(folder))
@@ -124,11 +130,24 @@ class Ci:
             "PATH": f"{uv().parent}{os.pathsep}{os.environ['PATH']}",
         }
 
-    def run(self, job: str, pull_request: int, commit: str) -> str:
-        (script,) = (step["run"] for step in self.jobs[job]["steps"] if "run" in step)
+    def run(
+        self,
+        job: str,
+        pull_request: int,
+        commit: str,
+        replaced: tuple[str, str] = ("", ""),
+        code: int = 0,
+        **more: str,
+    ) -> str:
+        """Run the steps of a job, the last of which ends with the code; returns its output."""
+        *first, last = (step["run"] for step in self.jobs[job]["steps"] if "run" in step)
         (reference,) = self.jobs[job].get("env", {"FLOWS_COMMIT": ""})
-        env = self.env | {"PULL_REQUEST": str(pull_request or ""), reference: commit}
-        return run("bash", "-e", "-c", script, folder=self.team, **env)
+        env = self.env | {"PULL_REQUEST": str(pull_request or ""), reference: commit} | more
+        for step in first:
+            run("bash", "-e", "-c", step, folder=self.team, **env)
+        assert replaced[0] in last
+        script = last.replace(*replaced) if replaced[0] else last
+        return run("bash", "-e", "-c", script, folder=self.team, code=code, **env)
 
     def deployments(self) -> dict[str, Any]:
         found = self.api.post("/deployments/filter", json={}).raise_for_status().json()
@@ -192,3 +211,12 @@ def test_ci_prints_the_plan_of_a_pull_request_and_main_deletes_what_it_registere
         assert set(ci.deployments()) == {"renamed-k8s"}
     finally:
         file.write_text(before)
+
+
+def test_ci_fails_if_the_plan_cannot_be_made(ci: Ci) -> None:
+    mistake = ("--checkout .", "--chekout .")
+    assert "No such option" in ci.run("plan", 12, "a" * 40, mistake, code=1)
+    mistake = ("--checkout .", "--checkout /not/there")
+    assert "does not exist" in ci.run("plan", 12, "a" * 40, mistake, code=1)
+    no_api = {"PREFECT_API_URL": ci.env["PREFECT_API_URL"].removesuffix("/api")}
+    assert "is not a Prefect API" in ci.run("plan", 12, "a" * 40, code=1, **no_api)
