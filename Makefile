@@ -1,7 +1,7 @@
 # Each target calls one well-known program, or .venv/bin/prefect-hamilton, which has --help for each command.
 # Requires Python 3.11, 3.12 or 3.13 and make. uv is installed into .cache/uv if it is not on PATH.
 .DEFAULT_GOAL := help
-.PHONY: help up down status login logs env demo kind kind-push kind-env kind-demo kind-down test test-cluster test-faults test-gitops generate render screenshots lint clean
+.PHONY: help up down status login logs env demo kind kind-push kind-env kind-demo kind-down test test-cluster test-teams test-faults test-gitops test-monitoring generate render screenshots lint clean
 
 # The newest of these on the machine; a Python is never downloaded.
 PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
@@ -11,6 +11,7 @@ UV := $(or $(shell uv --version >/dev/null 2>&1 && command -v uv),.cache/uv/bin/
 RUN := .venv/bin/prefect-hamilton
 # FLOWS: the folder of your flows repository.
 FOLDER = $(if $(FLOWS),--flows '$(FLOWS)')
+TEAMS := tests/cluster/test_team.py tests/cluster/test_two_teams.py
 export UV_PYTHON_DOWNLOADS := never
 # Without cached bytecode, every command and every flow run would compile Prefect first.
 unexport PYTHONDONTWRITEBYTECODE
@@ -39,8 +40,8 @@ env: .venv/run.stamp ## Print shell settings for a terminal: eval "$(make -s env
 demo: .venv/run.stamp ## Start everything, run the example flows, check the results; KEEP=1 leaves it running
 	@$(RUN) demo $(if $(KEEP),--keep) $(OPTIONS)
 
-kind: .venv/run.stamp ## Install everything on a kind cluster (Docker, kind, helm, kubectl); your flows: FLOWS=../my-flows; OPTIONS='--port 4200'
-	@$(RUN) kind up $(FOLDER) $(OPTIONS)
+kind: .venv/run.stamp ## Install everything on a kind cluster (Docker, kind, helm, kubectl); your flows: FLOWS=../my-flows; with Prometheus and others: MONITORING=1
+	@$(RUN) kind up $(FOLDER) $(if $(MONITORING),--monitoring) $(OPTIONS)
 
 kind-push: .venv/run.stamp ## Push the working tree (or FLOWS=../my-flows) to the Git server in the cluster and register its deployments
 	@$(RUN) kind push $(FOLDER) $(OPTIONS)
@@ -64,8 +65,12 @@ ifeq ($(origin KUBECONFIG),command line)
 	@TEST_KUBECONFIG=$(abspath $(KUBECONFIG)) TEST_VALUES=$(VALUES) .venv/bin/pytest -m cluster tests/cluster $(OPTIONS)
 else
 	@docker buildx bake --load
-	@.venv/bin/pytest -m cluster tests/images tests/cluster $(OPTIONS)
+	@.venv/bin/pytest -m cluster tests/images tests/cluster $(addprefix --ignore ,$(TEAMS)) $(OPTIONS)
 endif
+
+test-teams: .venv/dev.stamp ## Test a team's own repository, and two teams in one release, on a kind cluster
+	@docker buildx bake --load
+	@.venv/bin/pytest -m cluster $(TEAMS) $(OPTIONS)
 
 test-faults: .venv/dev.stamp ## Test flow runs under load while pods and processes are killed; LOCAL=1: local profile only; options: tests/faults/conftest.py
 	@$(if $(LOCAL),,docker buildx bake --load prefect flows)
@@ -73,6 +78,9 @@ test-faults: .venv/dev.stamp ## Test flow runs under load while pods and process
 
 test-gitops: .venv/dev.stamp ## Test syncs from Git on a kind cluster with Argo CD and optionally Flux: KIND_CLUSTER=name
 	@.venv/bin/pytest -m cluster tests/gitops $(OPTIONS)
+
+test-monitoring: .venv/dev.stamp ## Test metrics, alerts, logs and traces on a kind cluster with the Prometheus Operator: KIND_CLUSTER=name
+	@.venv/bin/pytest -n 0 -m cluster tests/monitoring $(OPTIONS)
 
 generate: .venv/run.stamp ## Generate values.yaml, its schema, the table of values and kustomize/base; only check: OPTIONS=--check
 	@$(RUN) generate $(OPTIONS)

@@ -37,14 +37,14 @@ def images(values: Iterable[Path] = (), settings: Sequence[str] = ()) -> list[st
     command = ["helm", "template", "release", str(CHART)]
     command += [f"--values={path}" for path in values] + [f"--set={each}" for each in settings]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return sorted({image for each in yaml.safe_load_all(done.stdout) for image in _found(each)})
+    return sorted({image for each in yaml.safe_load_all(done.stdout) for image in found(each)})
 
 
-def _found(node: Any) -> Iterator[str]:
+def found(node: Any) -> Iterator[str]:
     """Yield the images of an object: of its containers, and those that flow pods get."""
     if isinstance(node, list):
         for item in node:
-            yield from _found(item)
+            yield from found(item)
     elif isinstance(node, dict):
         for key, value in node.items():
             if key == "image":
@@ -52,7 +52,7 @@ def _found(node: Any) -> Iterator[str]:
             elif key == "name" and str(value).startswith("FLOWS_IMAGE"):
                 yield node["value"]
             else:
-                yield from _found(value)
+                yield from found(value)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A kind cluster on this machine with a release of the chart, for development.
 
     python -m scripts.kind up      # make kind: kind cluster, images, helm install, deployments
+                                   # (--monitoring, make kind MONITORING=1: and back_ends.py)
     python -m scripts.kind push    # make kind-push: push the working tree, from which pods clone
     python -m scripts.kind env     # make kind-env: settings for a terminal that uses its server
     python -m scripts.kind demo    # make kind-demo: run every -k8s deployment, check the results
@@ -20,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -29,7 +31,7 @@ import typer
 import yaml
 from rich.console import Console
 
-from scripts import chart_images, demo, outcomes
+from scripts import back_ends, chart_images, demo, outcomes
 from scripts.local_profile import ProfileError, shell_lines, state_folder, tracking
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -87,6 +89,16 @@ def up(
     build: Annotated[bool, typer.Option(help="Build the images before the installation.")] = True,
     timeout: Timeout = 600,
     flows: Flows = None,
+    monitoring: Annotated[
+        bool,
+        typer.Option(
+            "--monitoring", help="Also install Prometheus, Alertmanager, VictoriaLogs and Jaeger."
+        ),
+    ] = False,
+    operator: Annotated[
+        str,
+        typer.Option(help="File or URL of the Prometheus Operator and its CRDs, for --monitoring."),
+    ] = back_ends.OPERATOR,
 ) -> None:
     """Create the cluster if it does not exist, build and load images, install, register."""
     began = time.monotonic()
@@ -94,16 +106,24 @@ def up(
         need("docker", "kind", "helm", "kubectl", "git")
         repository = repository_at(flows)
         if name in run("kind", "get", "clusters").split():
+            # It may have been created with another KUBECONFIG.
+            run("kind", "export", "kubeconfig", "--name", name)
             port, hamilton_port = ports(name)
+            if monitoring:
+                require_monitoring_ports(name)
         else:
             say(f"Creating the kind cluster {name}")
-            create_cluster(name, port, hamilton_port, node_image)
+            more = back_ends.PORTS if monitoring else {}
+            create_cluster(name, port, hamilton_port, node_image, more)
         if build:
             say("Building the images")
             run("docker", "buildx", "bake", "--load", cwd=ROOT, show=True)
         image = flows_image(repository, build)
         say("Loading the images")
-        identity = load_images(name, chart_images.images([VALUES], image))
+        files = [VALUES, back_ends.VALUES] if monitoring else [VALUES]
+        identity = load_images(name, chart_images.images(files, image))
+        if monitoring:
+            install_back_ends(name, operator, timeout)
         say(f"Installing release {RELEASE} in namespace {NAMESPACE}")
         installing = time.monotonic()
         create_namespace(context_of(name))
@@ -116,6 +136,7 @@ def up(
             f"rolloutToken={identity}",
             f"bootstrap.podAnnotations.flows={tree}",
             *image,
+            files=files,
         )
         publish(context_of(name), commit, timeout, repository)
         wait_until_ready(context_of(name), timeout)
@@ -124,6 +145,8 @@ def up(
     now = time.monotonic()
     say(f"Ready after {now - began:.0f} s, of which {now - installing:.0f} s for the release.\n")
     show_addresses(context_of(name), port, hamilton_port)
+    if monitoring:
+        console.print("\n".join(back_ends.addresses()) + "\n", markup=False)
 
 
 @app.command()
@@ -203,13 +226,19 @@ def context_of(name: str) -> str:
     return f"kind-{name}"
 
 
-def create_cluster(name: str, port: int, hamilton_port: int, node_image: str) -> None:
-    """Create a cluster of one node that publishes both UIs on ports of 127.0.0.1."""
+def create_cluster(
+    name: str, port: int, hamilton_port: int, node_image: str, more: Mapping[int, int] | None = None
+) -> None:
+    """Create a cluster of one node that publishes both UIs on ports of 127.0.0.1.
+
+    `more` are further ports of 127.0.0.1, by port of the node.
+    """
     mappings = [
         {"containerPort": node_port, "hostPort": host_port, "listenAddress": "127.0.0.1"}
         for node_port, host_port in (
             (PREFECT_NODE_PORT, port),
             (HAMILTON_NODE_PORT, hamilton_port),
+            *(more or {}).items(),
         )
     ]
     config = {
@@ -219,6 +248,24 @@ def create_cluster(name: str, port: int, hamilton_port: int, node_image: str) ->
     }
     command = ["kind", "create", "cluster", "--name", name, "--image", node_image]
     run(*command, "--wait", "120s", "--config", "-", text=yaml.safe_dump(config))
+
+
+def require_monitoring_ports(name: str) -> None:
+    """Raise KindError if the cluster does not publish the back ends of monitoring."""
+    published = run("docker", "port", f"{name}-control-plane")
+    if any(f"{port}/tcp" not in published for port in back_ends.PORTS):
+        raise KindError(
+            f"The kind cluster {name} does not publish the ports of Prometheus and the others, "
+            "because it was created without MONITORING=1: delete it with make kind-down first."
+        )
+
+
+def install_back_ends(name: str, operator: str, timeout: int) -> None:
+    """Install what shows metrics, alerts, logs and traces."""
+    kubectl_ = partial(kubectl, context_of(name))
+    load_images(name, back_ends.images(kubectl_))
+    say(f"Installing the back ends in namespace {back_ends.NAMESPACE}")
+    back_ends.install(kubectl_, operator, timeout)
 
 
 def flows_image(repository: Path, build: bool) -> list[str]:
@@ -277,11 +324,16 @@ def create_namespace(context: str) -> None:
     kubectl(context, "apply", "-f", "-", text=json.dumps(namespace))
 
 
-def install(context: str, *settings: str, reuse: bool = False) -> None:
-    """Install or upgrade the release; `reuse` keeps its current values."""
+def install(
+    context: str, *settings: str, files: Sequence[Path] = (VALUES,), reuse: bool = False
+) -> None:
+    """Install or upgrade the release with values files; `reuse` keeps its current values."""
     command = ["helm", "upgrade", "--install", RELEASE, str(chart_images.CHART)]
     command += ["--kube-context", context, "--namespace", NAMESPACE]
-    command += ["--reset-then-reuse-values"] if reuse else ["--values", str(VALUES)]
+    if reuse:
+        command += ["--reset-then-reuse-values"]
+    else:
+        command += [f"--values={file}" for file in files]
     for setting in settings:
         command += ["--set-string", setting]
     run(*command)

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 from collections.abc import Container
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -33,16 +34,25 @@ ApiPort = Annotated[
 ]
 HamiltonPort = Annotated[int, typer.Option(min=1, max=65535, help="Port of the Hamilton UI.")]
 Timeout = Annotated[float, typer.Option(min=1, help="Seconds to wait until all processes respond.")]
+SkipLateAfter = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Seconds after which the worker skips a late run of a schedule, for example after the "
+        "profile was down; 0: never.",
+    ),
+]
 Flows = Annotated[
     Path | None,
     typer.Option(help="Folder of your flows repository; the example flows if omitted."),
 ]
 
 APPLY = ["python", "-m", "prefect_hamilton.bootstrap", "apply"]
-STATE_FILE = "prefect-state.yaml"
-"""File beside prefect.yaml with variables, limits and automations."""
-LOCAL_STATE_FILE = "prefect-state.local.yaml"
-"""File beside prefect.yaml with objects, such as alerts, of the local profile only."""
+RELEASE = "local"
+"""Name of the bootstrap's record of what it created; the record of a folder has its path, too."""
+
+SHOWN = ("updated ", "removed ", "ending ", "kept ")
+"""What the lines of the bootstrap begin with that `up` prints."""
 
 RECOVERY_SECONDS = 120
 """Time that a restarted worker waits for the server, in seconds."""
@@ -67,16 +77,19 @@ def up(
     hamilton_port: HamiltonPort = 8241,
     timeout: Timeout = 180.0,
     flows: Flows = None,
+    skip_late_after: SkipLateAfter = 0,
 ) -> None:
     """Start the profile, apply the desired state and register the local deployments.
 
-    If the profile is already running, only register the deployments of `--flows`.
+    What an earlier `up` created and the folder's files no longer name is deleted. If the profile is
+    already running, only register the deployments and apply the state.
     """
     profile = Profile(
         state=local_profile.state_folder(),
         port=port,
         api_port=api_port or port,
         hamilton_port=hamilton_port,
+        skip_late_after=skip_late_after,
     )
     try:
         folder = FlowsFolder.at(flows) if flows else OWN
@@ -221,9 +234,9 @@ def bring_up(profile: Profile, timeout: float, flows: FlowsFolder = OWN) -> Runn
     noted = local_profile.running(state)
     if noted and local_profile.manager(state):
         console.print("The local profile is already running.")
-        if flows != OWN:
-            deploy(noted.profile, names, flows)
-            console.print(f"[green]✓[/] Registered {_counted(names)} of {flows.path}.")
+        applied = [*register(noted.profile, names, flows), *apply(noted.profile)]
+        console.print(f"[green]✓[/] Registered {_counted(names)} of {flows.path}.")
+        show(applied)
         links(noted.profile)
         return noted
     if left := local_profile.end(state):
@@ -245,11 +258,12 @@ def bring_up(profile: Profile, timeout: float, flows: FlowsFolder = OWN) -> Runn
 
             step(_server, "the Prefect server")
             step(_hamilton, "the Hamilton UI")
-            step(_pool, "the desired state")
+            # The Procfile's bootstrap must not meet those that follow.
+            step(partial(_applied, after=began), "the desired state")
             spinner.update("Registering the deployments")
-            deploy(profile, names, flows)
+            applied = register(profile, names, flows)
             spinner.update("Applying the desired state")
-            applied = apply(profile)
+            applied += apply(profile)
             step(_worker, "the worker")
             interrupted = restart_interrupted_runs(profile, began)
     except (ProfileError, KeyboardInterrupt):
@@ -260,8 +274,7 @@ def bring_up(profile: Profile, timeout: float, flows: FlowsFolder = OWN) -> Runn
     console.print(
         f"[green]✓[/] The local profile is up, with {_counted(names)} in the work pool {WORK_POOL}."
     )
-    for change in changes([*local_profile.said(profile.log, "worker"), *applied]):
-        console.print(f"  {change}", markup=False)
+    show([*local_profile.said(profile.log, "worker"), *applied])
     if interrupted:
         console.print(f"  {interrupted} interrupted flow runs were rescheduled.")
     links(profile)
@@ -300,37 +313,42 @@ def local_deployments(flows: FlowsFolder = OWN) -> list[str]:
     return names
 
 
-def deploy(profile: Profile, names: list[str], flows: FlowsFolder = OWN) -> None:
-    """Register deployments with `prefect deploy`, in the environment of their folder.
+def register(profile: Profile, names: list[str], flows: FlowsFolder = OWN) -> list[str]:
+    """Register deployments and the state files of their folder, in the environment of the folder.
 
-    Also apply the state files of the folder; `apply` does this for the example flows.
+    Returns the output of the bootstrap, one line per object. What it created from this folder's
+    files before, and they no longer name, is deleted; what is of other folders stays.
     """
-    if flows != OWN:
-        for name in (STATE_FILE, LOCAL_STATE_FILE):
-            if (flows.path / name).exists():
-                _run(profile, [*APPLY, "--file", str(flows.path / name)])
-    options = [word for name in names for word in ("--name", name)]
-    _run(profile, ["prefect", "--no-prompt", "deploy", *options], flows)
+    state = flows.local_state if flows != OWN and flows.local_state.exists() else os.devnull
+    options = ["--file", str(state), "--checkout", str(flows.path), *_kept(profile)]
+    options += ["--release", f"{RELEASE} {flows.path}"]
+    options += [word for name in names for word in ("--deployment", name)]
+    # No deployment of the local pool has a pull step: these name only the source of the objects.
+    source = {"FLOWS_REPOSITORY": flows.path.as_uri(), "FLOWS_REF": "HEAD", "FLOWS_PATH": "."}
+    return _run(profile, [*APPLY, *options], flows, **source).splitlines()
 
 
 def apply(profile: Profile) -> list[str]:
-    """Apply the desired state; returns the output of the bootstrap, one line per item."""
-    record = str(profile.state / "bootstrap.json")
-    files = ["--add", STATE_FILE, "--add", "scripts/local.yaml"]
-    if (local_profile.ROOT / LOCAL_STATE_FILE).exists():
-        files += ["--add", LOCAL_STATE_FILE]
-    return _run(profile, [*APPLY, *files, "--record", record]).splitlines()
+    """Apply the desired state of the profile as the Procfile does; returns lines as `register`."""
+    files = ["--add", "scripts/local.yaml"]
+    if OWN.local_state.exists():
+        files += ["--add", str(OWN.local_state)]
+    return _run(profile, [*APPLY, *files, *_kept(profile), "--release", RELEASE]).splitlines()
 
 
-def changes(lines: list[str]) -> list[str]:
-    """Return the lines of the bootstrap about updated and kept objects, without duplicates.
+def _kept(profile: Profile) -> list[str]:
+    """Return the options that keep manual changes."""
+    return ["--record", str(profile.record)]
 
-    The bootstrap runs twice: before the worker starts, and after the deployments are registered.
+
+def show(lines: list[str]) -> None:
+    """Print the lines of the bootstrap about objects that changed or are kept, without duplicates.
+
+    The bootstrap runs several times: before the worker starts, for the deployments, and afterwards.
     """
-    worth = [
-        line.strip() for line in lines if line.split(maxsplit=1)[:1] in (["updated"], ["kept"])
-    ]
-    return list(dict.fromkeys(worth))
+    worth = [line.strip() for line in lines if line.lstrip().startswith(SHOWN)]
+    for line in dict.fromkeys(worth):
+        console.print(f"  {line}", markup=False)
 
 
 def restart_interrupted_runs(profile: Profile, before: datetime, leave: Container[str] = ()) -> int:
@@ -432,6 +450,15 @@ def _hamilton(profile: Profile) -> None:
     _get(f"{profile.hamilton_url}/api/ping", "the Hamilton UI")
 
 
+def _applied(profile: Profile, after: datetime) -> None:
+    try:
+        applied_at = profile.record.stat().st_mtime
+    except FileNotFoundError:
+        applied_at = 0
+    if applied_at < after.timestamp():
+        raise _NotYet("the desired state is not applied")
+
+
 def _pool(profile: Profile) -> dict[str, Any]:
     try:
         with profile.client(timeout=5) as http:
@@ -460,11 +487,11 @@ def _full_name(profile: Profile, name: str) -> str:
     return f"{flow['name']}/{name}"
 
 
-def _run(profile: Profile, command: list[str], flows: FlowsFolder = OWN) -> str:
+def _run(profile: Profile, command: list[str], flows: FlowsFolder = OWN, **variables: str) -> str:
     done = subprocess.run(
         command,
         cwd=flows.path,
-        env=flows.environment(profile.environment()),
+        env=flows.environment(profile.environment()) | variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -63,6 +63,8 @@ class Profile(BaseModel, frozen=True):
     port: int = 4200
     api_port: int = 4200
     hamilton_port: int = 8241
+    skip_late_after: int = 0
+    """Seconds after which the worker skips a late run of a schedule; 0: never."""
 
     @property
     def split(self) -> bool:
@@ -88,6 +90,11 @@ class Profile(BaseModel, frozen=True):
     def log(self) -> Path:
         """The output of all processes, each line labelled."""
         return self.state / "logs" / "profile.log"
+
+    @property
+    def record(self) -> Path:
+        """What each bootstrap writes when it has applied the desired state."""
+        return self.state / "bootstrap.json"
 
     @property
     def auth_string(self) -> str:
@@ -152,6 +159,7 @@ class Profile(BaseModel, frozen=True):
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             # The worker looks for new runs every second; by default it would take up to 10.
             "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "1"),
+            "PREFECT_HAMILTON_WORKER_SKIP_LATE_AFTER": str(self.skip_late_after),
             # Server and clients are of one installation: a quarter of a flow run's requests.
             "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",
             "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
@@ -191,7 +199,17 @@ class FlowsFolder:
         venv = path / ".venv"
         if not (venv / "bin" / "prefect").is_file():
             raise ProfileError(f"{path} has no .venv with Prefect in it: run `uv sync` there.")
+        if not any(venv.glob("lib/python*/site-packages/prefect_hamilton-*.dist-info")):
+            raise ProfileError(
+                f"The .venv of {path} has no prefect-hamilton, which registers the deployments: "
+                "add it to the dependencies in pyproject.toml, and run `uv sync` there."
+            )
         return cls(path, venv)
+
+    @property
+    def local_state(self) -> Path:
+        """The file beside prefect.yaml with objects, such as alerts, of the local profile only."""
+        return self.path / "prefect-state.local.yaml"
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
         """Return `base` with the repository's virtual environment active, if it has one."""

@@ -66,6 +66,8 @@ class Cluster:
     """What `scripts.kind up` printed."""
     name: str = ""
     """Of the kind cluster, if it is one."""
+    namespace: str = NAMESPACE
+    release: str = RELEASE
 
     def run(self, *command: str, check: bool = True) -> str:
         """Run a command with the cluster's kubeconfig; returns its output, errors included."""
@@ -87,21 +89,21 @@ class Cluster:
         return self.run("kubectl", "config", "current-context").strip()
 
     def kubectl(self, *arguments: str, check: bool = True) -> str:
-        return self.run("kubectl", "--namespace", NAMESPACE, *arguments, check=check)
+        return self.run("kubectl", "--namespace", self.namespace, *arguments, check=check)
 
     def pipe(self, *arguments: str, **streams: IO[bytes]) -> None:
         """Run kubectl with its input or output in a file."""
-        command = ["kubectl", "--namespace", NAMESPACE, *arguments]
+        command = ["kubectl", "--namespace", self.namespace, *arguments]
         subprocess.run(command, env=self.environment, check=True, **streams)
 
     def get(self, *arguments: str) -> Any:
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))
 
     def helm(self, *arguments: str) -> str:
-        return self.run("helm", "--namespace", NAMESPACE, *arguments)
+        return self.run("helm", "--namespace", self.namespace, *arguments)
 
     def secret(self, name: str, key: str) -> str:
-        data = self.get("secret", f"{RELEASE}-{name}")["data"]
+        data = self.get("secret", f"{self.release}-{name}")["data"]
         return base64.b64decode(data[key]).decode()
 
     @property
@@ -208,7 +210,7 @@ class Cluster:
         """Which of `host:port` a pod that is none of the release's can connect to."""
         container = {
             "name": "stray",
-            "image": self.get("deploy", f"{RELEASE}-server")["spec"]["template"]["spec"][
+            "image": self.get("deploy", f"{self.release}-server")["spec"]["template"]["spec"][
                 "containers"
             ][0]["image"],
             "args": ["python", "-c", CONNECT, *targets],

@@ -1,5 +1,6 @@
 """Fixtures of all tests. No test touches the user's own Prefect profile or data."""
 
+import gc
 import os
 import tempfile
 from collections import Counter
@@ -52,6 +53,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if mark := item.get_closest_marker("timeout"):
             seconds[item.path] = max(seconds[item.path], int(mark.args[0]))
     items.sort(key=lambda item: -seconds[item.path])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Import the tests without garbage collection: the objects of modules are permanent."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -112,12 +124,18 @@ def web_server() -> Iterator[web.WebServer]:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """A PostgreSQL server for all tests of the session: its URL without database."""
+def postgres_programs() -> Path:
+    """The folder with the programs of PostgreSQL."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not programs:
         pytest.skip("no PostgreSQL server in /usr/lib/postgresql: apt-get install postgresql")
-    with services.postgres(programs[-1].parent) as url:
+    return programs[-1].parent
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres_programs: Path) -> Iterator[str]:
+    """A PostgreSQL server for all tests of the session: its URL without database."""
+    with services.postgres(postgres_programs) as url:
         yield url
 
 

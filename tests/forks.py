@@ -4,12 +4,15 @@ Each has its own environment, output and exit code, as `python -m` gives it; onl
 the imports of Prefect and Hamilton take are spent once.
 """
 
+import gc
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,18 +24,51 @@ PACKAGES = [
     "hamilton.driver",
     "hypothesis",
     "prefect.cli.deployment",
+    "prefect.cli.server",
     "prefect.flow_engine",
+    "prefect.server.api.server",
     "prefect_hamilton.bootstrap.apply",
     "prefect_hamilton.bootstrap.record",
     "prefect_hamilton.bootstrap.register_deployments",
     "prefect_kubernetes",
     "pytest",  # as multiprocessing imports the program that starts a process
     "typer",
+    "uvicorn.protocols.http.auto",
 ]
 """What the process imports; not the programs themselves, which run as `__main__`."""
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload([__name__, *PACKAGES])
+
+
+class Server:
+    """A forked process that serves until it is stopped, with what is used of a `Popen`.
+
+    It has a process group of its own, and ends with this process at the latest.
+    """
+
+    def __init__(
+        self, module: str, *arguments: str, env: Mapping[str, str], folder: Path, log: Path
+    ) -> None:
+        words = [module, *arguments]
+        self._process = context.Process(
+            target=_serve, args=(words, dict(env), folder, log), daemon=True
+        )
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def wait(self, timeout: float) -> int:
+        return exit_code(self._process, timeout)
 
 
 def run(
@@ -72,11 +108,26 @@ def exit_code(process: BaseProcess, seconds: float | None = None) -> int:
     return process.exitcode
 
 
+def _serve(words: list[str], env: dict[str, str], folder: Path, log: Path) -> None:
+    os.setsid()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _main(words, env, folder, log, log)
+
+
+def _end_with_parent() -> None:
+    """Also where that was killed, or gave up while this process was forked."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _main(
     words: list[str], env: dict[str, str], folder: Path | None, output: Path, errors: Path
 ) -> None:
+    # What was imported is permanent: garbage collection would only take time.
+    gc.freeze()
     for number, path in ((1, output), (2, errors)):
-        with path.open("wb") as file:
+        with path.open("ab") as file:
             os.dup2(file.fileno(), number)
     if folder:
         os.chdir(folder)

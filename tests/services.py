@@ -12,13 +12,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
 import tenacity
 
 from scripts import local_profile
-from tests import first_start
+from tests import first_start, forks
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,7 +83,8 @@ class Service:
     ready_path: str
     log: Path
     env: dict[str, str]
-    process: subprocess.Popen[bytes]
+    forked: bool
+    process: subprocess.Popen[bytes] | forks.Server
 
     @property
     def url(self) -> str:
@@ -109,7 +111,7 @@ class Service:
 
     def start(self) -> None:
         """Start (again) on the same port with the same data."""
-        self.process = _spawn(self.command, self.log, self.env)
+        self.process = _spawn(self.command, self.log, self.env, self.forked)
         self.wait_until_ready()
 
     def stop(self) -> None:
@@ -127,7 +129,12 @@ class Service:
         os.killpg(self.process.pid, signal.SIGCONT)
 
 
-def _spawn(command: list[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _spawn(
+    command: list[str], log: Path, env: Mapping[str, str], forked: bool
+) -> subprocess.Popen[bytes] | forks.Server:
+    if forked:
+        _python, _m, module, *arguments = command
+        return forks.Server(module, *arguments, env=os.environ | dict(env), folder=ROOT, log=log)
     with log.open("ab") as output:
         # A new process group, so that a test can stop the server with its children.
         return subprocess.Popen(
@@ -142,9 +149,16 @@ def _spawn(command: list[str], log: Path, env: Mapping[str, str]) -> subprocess.
 
 @contextmanager
 def _running(
-    command: list[str], port: int, ready_path: str, log: Path, env: dict[str, str]
+    command: list[str],
+    port: int,
+    ready_path: str,
+    log: Path,
+    env: dict[str, str],
+    *,
+    forked: bool = False,
 ) -> Iterator[Service]:
-    service = Service(command, port, ready_path, log, env, _spawn(command, log, env))
+    process = _spawn(command, log, env, forked)
+    service = Service(command, port, ready_path, log, env, forked, process)
     try:
         service.wait_until_ready()
         yield service
@@ -191,11 +205,13 @@ def prefect_server(
 ) -> Iterator[Service]:
     """A Prefect server, its database in `home` unless the settings name another.
 
-    The database is a copy of a migrated one.
+    The database is a copy of a migrated one. The process is forked from one that has imported
+    Prefect, unless `python` is another, or a setting is about logging: an import reads these.
     `program` is a module and its arguments; `OWN_SERVER` is what the image runs.
     """
     home.mkdir(parents=True, exist_ok=True)
-    if python == sys.executable and not any("DATABASE" in name for name in settings):
+    is_own = python == sys.executable
+    if is_own and not any("DATABASE" in name for name in settings):
         first_start.prefect(home)
     port = port or free_port()
     command = [str(python), "-m", *program]
@@ -209,7 +225,9 @@ def prefect_server(
         "DO_NOT_TRACK": "1",
         **settings,
     }
-    with _running(command, port, "/api/health", home / "server.log", env) as service:
+    forked = is_own and not any("LOGGING" in name for name in settings)
+    log = home / "server.log"
+    with _running(command, port, "/api/health", log, env, forked=forked) as service:
         yield service
         _send_what_is_pending()
 
@@ -239,22 +257,86 @@ def exporter(folder: Path, *options: str, **settings: str) -> Iterator[Service]:
 
 
 @contextmanager
-def prometheus(folder: Path, target: Service, interval: str = "1s") -> Iterator[Service]:
-    """A Prometheus that scrapes the target; Debian's package `prometheus` has the program."""
+def kubernetes_worker(folder: Path, pool: str, port: int, **settings: str) -> Iterator[Service]:
+    """The worker of type `kubernetes` of a pool, which serves its metrics at a port."""
+    from prefect_hamilton.worker.metrics import PORT  # which imports Prefect
+
+    command = [sys.executable, "-m", "prefect_hamilton.worker", "start", "--type=kubernetes"]
+    command += [f"--pool={pool}", "--no-create-pool-if-not-found", "--install-policy=never"]
+    env = {"PREFECT_HOME": str(folder), PORT: str(port), **settings}
+    with _running(command, port, "/metrics", folder / "worker.log", env) as service:
+        yield service
+
+
+@contextmanager
+def database_exporter(folder: Path, program: str, **settings: str) -> Iterator[Service]:
+    """An exporter of a database, for the one that the settings name."""
     port = free_port()
-    (folder / "prometheus.yml").write_text(
-        json.dumps(
-            {
-                "global": {"scrape_interval": interval},
-                "scrape_configs": [
-                    {
-                        "job_name": "exporter",
-                        "static_configs": [{"targets": [f"127.0.0.1:{target.port}"]}],
-                    }
-                ],
-            }
+    command = [program, f"--web.listen-address=127.0.0.1:{port}"]
+    with _running(command, port, "/metrics", folder / f"{program}.log", settings) as service:
+        yield service
+
+
+@contextmanager
+def valkey(folder: Path, program: str, password: str) -> Iterator[int]:
+    """A Valkey, or Redis, that requires a password; its port."""
+    port = free_port()
+    settings = f"port {port}\nbind 127.0.0.1\ndir {folder}\nsave ''\nrequirepass {password}\n"
+    (folder / "valkey.conf").write_text(settings)
+    with (folder / "valkey.log").open("wb") as log:
+        server = subprocess.Popen(
+            [program, str(folder / "valkey.conf")], stdout=log, stderr=subprocess.STDOUT
         )
-    )
+    try:
+        for attempt in tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(OSError),
+            stop=tenacity.stop_after_delay(30),
+            wait=tenacity.wait_fixed(0.1),
+            reraise=True,
+        ):
+            with attempt, socket.create_connection(("127.0.0.1", port), timeout=5):
+                pass
+        yield port
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+@dataclass
+class Target:
+    """What a Prometheus scrapes, with a password as USER:PASSWORD if there is one."""
+
+    port: int
+    path: str = "/metrics"
+    password: str = ""
+
+
+@contextmanager
+def prometheus(
+    folder: Path, targets: Mapping[str, Target], interval: str = "1s", rules: Any = None
+) -> Iterator[Service]:
+    """A Prometheus that scrapes targets by name of their job, which is also that of their pod.
+
+    All are in the namespace `flows`.
+    `rules` is the `spec` of a PrometheusRule. Debian's package `prometheus` has the program.
+    """
+    port = free_port()
+    scrapes = []
+    for job, target in targets.items():
+        user, _, password = target.password.partition(":")
+        labels = {"namespace": "flows", "pod": job}
+        addresses = {"targets": [f"127.0.0.1:{target.port}"], "labels": labels}
+        scrape = {"job_name": job, "metrics_path": target.path, "static_configs": [addresses]}
+        scrapes.append(
+            scrape | ({"basic_auth": {"username": user, "password": password}} if user else {})
+        )
+    (folder / "rules.yml").write_text(json.dumps(rules or {"groups": []}))
+    content = {
+        "global": {"scrape_interval": interval, "evaluation_interval": interval},
+        "scrape_configs": scrapes,
+        "rule_files": ["rules.yml"],
+    }
+    (folder / "prometheus.yml").write_text(json.dumps(content))
     command = [
         "prometheus",
         f"--config.file={folder / 'prometheus.yml'}",
@@ -263,6 +345,14 @@ def prometheus(folder: Path, target: Service, interval: str = "1s") -> Iterator[
     ]
     with _running(command, port, "/-/ready", folder / "prometheus.log", {}) as service:
         yield service
+
+
+def ask(prometheus: Service, expression: str) -> list[dict[str, Any]]:
+    """Evaluate an expression; its series, each with `metric` (labels) and `value`."""
+    url = f"{prometheus.url}/api/v1/query"
+    answer = httpx.get(url, params={"query": expression}).raise_for_status().json()
+    found: list[dict[str, Any]] = answer["data"]["result"]
+    return found
 
 
 @contextmanager
@@ -318,7 +408,9 @@ def local_prefect(profile: local_profile.Profile) -> Iterator[None]:
     log = profile.state / "logs" / "server.log"
     server = [sys.executable, "-m", "prefect", "server", "start", "--no-services"]
     with ExitStack() as stack:
-        stack.enter_context(_running(server, profile.api_port, "/api/health", log, environment))
+        stack.enter_context(
+            _running(server, profile.api_port, "/api/health", log, environment, forked=True)
+        )
         if profile.split:
             ui = [sys.executable, "-m", "scripts.prefect_ui", "--port", str(profile.port)]
             stack.enter_context(_running(ui, profile.port, "/ui-settings", log, environment))

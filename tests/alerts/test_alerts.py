@@ -132,21 +132,23 @@ class Site:
         return forks.run("prefect_hamilton.bootstrap", "alerts", "test", env=self.env)
 
     def run(self, function: str, pool: str = "pool") -> UUID:
-        """A run of the deployment that is named like the flow."""
+        """A run of the deployment that is named like the flow; without a pool, for later."""
         name = function.replace("_", "-")
         step = "prefect.deployments.steps.set_working_directory"
         deployment = self.api.post(
             "/deployments/",
             name=name,
             flow_id=self.api.post("/flows/", name=name)["id"],
-            work_pool_name=pool,
+            work_pool_name=pool or None,
             entrypoint=f"probes.py:{function}",
             pull_steps=[{step: {"directory": str(self.folder)}}],
             enforce_parameter_schema=False,
         )["id"]
         parameters = {"started": str(self.folder / name)}
         path = f"/deployments/{deployment}/create_flow_run"
-        return UUID(self.api.post(path, parameters=parameters)["id"])
+        due = datetime.now(UTC) + timedelta(hours=0 if pool else 1)
+        state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due.isoformat()}}
+        return UUID(self.api.post(path, parameters=parameters, state=state)["id"])
 
     def set_state(self, run: UUID, state: str) -> None:
         """Give a run a state of this type."""
@@ -317,6 +319,69 @@ def is_found_silent(site: Site) -> bool:
 def body_of_late(site: Site, run: UUID) -> bool:
     body = site.receiver.body("waits is late")
     return site.name(run) in body and body.endswith(f"{UI}/runs/flow-run/{run}")
+
+
+def wait_until_late(site: Site, run: UUID) -> None:
+    wait_until(lambda: site.api.state(run)["name"] == "Late", 120)
+
+
+def test_a_run_that_is_late_or_pending_soon_after_another_began_is_reported(site: Site) -> None:
+    site.receiver.messages.clear()
+    site.api.post("/work_pools/", name="unattended", type="process")
+    late = {}
+    for flow in ("waits_again", "waits_in_time"):
+        begun = site.run(flow, pool="unattended")
+        wait_until_late(site, begun)
+        site.set_state(begun, "PENDING")
+        # The time in which a run had to begin is not over, and one has begun.
+        late[flow] = site.run(flow, pool="unattended")
+    for run in late.values():
+        wait_until_late(site, run)
+    site.set_state(late["waits_in_time"], "PENDING")
+    again = ("PENDING", "SCHEDULED", "PENDING")
+    pending = without_process(site, "stuck-again", *again)
+    without_process(site, "begins-again", *again, "RUNNING")
+
+    flows = {
+        "waits-again is late": late["waits_again"],
+        "stuck-again does not start": pending,
+    }
+    site.receiver.wait_for(*flows)
+    assert site.test().returncode == 0  # a later message than all others
+    assert site.receiver.subjects == sorted([*flows, TEST])
+    for subject, run in flows.items():
+        assert site.name(run) in site.receiver.body(subject)
+
+
+def test_a_message_names_the_run_that_was_late_and_not_one_that_begins_at_last(
+    site: Site,
+) -> None:
+    site.receiver.messages.clear()
+    late, begins = site.run("waits_long", pool=""), site.run("waits_long", pool="")
+    known = site.api.get(f"/flow_runs/{late}")
+    named = {"prefect.resource.name": known["name"]}
+    related = {
+        role: {
+            "prefect.resource.id": f"prefect.{role}.{known[f'{role}_id']}",
+            "prefect.resource.role": role,
+            "prefect.resource.name": "waits-long",
+        }
+        for role in ("flow", "deployment")
+    }
+    site.send(
+        {
+            "event": "prefect.flow-run.Late",
+            # The 20 seconds are over.
+            "occurred": (datetime.now(UTC) - timedelta(seconds=25)).isoformat(),
+            "resource": {"prefect.resource.id": f"prefect.flow-run.{late}"} | named,
+            "related": list(related.values()),
+        }
+    )
+    site.set_state(begins, "PENDING")
+    site.receiver.wait_for("waits-long is late")
+    body = site.receiver.body("waits-long is late")
+    assert site.name(late) in body
+    assert site.name(begins) not in body
 
 
 def test_a_flow_sends_one_message_in_the_interval(site: Site) -> None:

@@ -11,13 +11,13 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from scripts import kind
-from tests.clusters import NAMESPACE, RELEASE, Cluster
+from tests.clusters import NAMESPACE, RELEASE, Cluster, eventually
 from tests.deployments.git_server import wait_for_port
 from tests.services import free_port
 
@@ -51,9 +51,13 @@ def kind_cluster(folder: Path) -> Iterator[Cluster]:
     """With the command of the README, on free ports."""
     environment = {**os.environ, "KUBECONFIG": str(folder / "kubeconfig"), "NO_COLOR": "1"}
     cluster = Cluster(environment, free_port(), free_port(), "", NAME)
+    delete = ("kind", "delete", "cluster", "--name", NAME)
     if EXISTING:
         cluster.run("kind", "export", "kubeconfig", "--name", NAME)
         cluster.port, cluster.hamilton_port = kind.ports(NAME)
+    else:
+        # An interrupted run of the tests leaves it behind.
+        cluster.run(*delete)
     try:
         if EXISTING:
             cluster.printed = cluster.kind("push")
@@ -61,11 +65,40 @@ def kind_cluster(folder: Path) -> Iterator[Cluster]:
             # `make test-cluster` has built the images.
             options = ("--port", str(cluster.port), "--hamilton-port", str(cluster.hamilton_port))
             cluster.printed = cluster.kind("up", "--no-build", *options)
-        yield cluster
+        # Most tests are about pods that are created for a flow run; test_standby.py has its own.
+        with standby_pods(cluster, 0):
+            yield cluster
     finally:
         if not EXISTING:
-            command = ["kind", "delete", "cluster", "--name", NAME]
-            subprocess.run(command, env=environment, check=False)
+            cluster.run(*delete, check=False)
+
+
+@contextmanager
+def standby_pods(cluster: Cluster, count: int, *options: str) -> Iterator[None]:
+    """The release with that number of standby pods, which have ended when it has none."""
+    (before,) = json.loads(cluster.helm("history", RELEASE, "--max=1", "--output=json"))
+    standby = ("--set", f"flows.standby.count={count}", *options)
+    cluster.helm("upgrade", RELEASE, CHART, "--reset-then-reuse-values", *standby)
+    wait_for_standbys(cluster, count)
+    try:
+        yield
+    finally:
+        cluster.helm("rollback", RELEASE, str(before["revision"]))
+        wait_for_workers(cluster)
+
+
+def wait_for_workers(cluster: Cluster) -> None:
+    worker = f"deploy/{RELEASE}-worker-kubernetes"
+    cluster.kubectl("rollout", "status", worker, "--timeout=180s")
+
+
+@eventually
+def wait_for_standbys(cluster: Cluster, count: int) -> None:
+    """Return when the workers have been replaced, and as many pods are idle."""
+    wait_for_workers(cluster)
+    pods = cluster.get("pods", "-l", "prefect-hamilton/standby=idle")["items"]
+    phases = [pod["status"]["phase"] for pod in pods if "deletionTimestamp" not in pod["metadata"]]
+    assert phases == ["Running"] * count, phases
 
 
 def other_cluster(folder: Path) -> Iterator[Cluster]:
@@ -94,21 +127,30 @@ def other_cluster(folder: Path) -> Iterator[Cluster]:
         commit, _ = kind.snapshot()
         kind.publish(cluster.context, commit, timeout=600)
         kind.wait_until_ready(cluster.context, timeout=600)
-        for service, port, forwarded in (
-            ("server", 4200, cluster.port),
-            ("ui", 8241, cluster.hamilton_port),
-        ):
-            forward = (
-                f"kubectl -n {NAMESPACE} port-forward svc/{RELEASE}-{service} {forwarded}:{port}"
-            )
-            # It ends with the pod that it forwards to.
-            loop = ["sh", "-c", f"while sleep 0.2; do {forward}; done"]
-            process = subprocess.Popen(
-                loop, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-            )
-            stack.callback(os.killpg, process.pid, signal.SIGTERM)
-            wait_for_port(forwarded)
+        forward_uis(cluster, stack)
         yield cluster
+
+
+def forward_uis(cluster: Cluster, stack: ExitStack) -> None:
+    """Forward the ports of `cluster` to both UIs of its release until the stack is closed."""
+    for service, port, forwarded in (
+        ("server", 4200, cluster.port),
+        ("ui", 8241, cluster.hamilton_port),
+    ):
+        forward = (
+            f"kubectl -n {cluster.namespace} port-forward svc/{cluster.release}-{service} "
+            f"{forwarded}:{port}"
+        )
+        # It ends with the pod that it forwards to.
+        process = subprocess.Popen(
+            ["sh", "-c", f"while sleep 0.2; do {forward}; done"],
+            env=cluster.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        stack.callback(os.killpg, process.pid, signal.SIGTERM)
+        wait_for_port(forwarded)
 
 
 @pytest.fixture(scope="session")

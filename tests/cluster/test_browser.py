@@ -67,19 +67,6 @@ def test_the_prefect_ui_requires_the_password_and_shows_the_runs(
     assert requested == {urlsplit(prefect).netloc}
 
 
-@pytest.mark.parametrize("base", prefect_views.UIS.values(), ids=prefect_views.UIS)
-def test_no_prefect_view_sends_third_party_requests(
-    cluster: Cluster, page: Page, requested: set[str], base: str
-) -> None:
-    prefect = f"http://localhost:{cluster.port}"
-    found = prefect_views.objects(cluster.post, "absenteeism-k8s")
-    log_in_to_prefect(cluster, page)
-
-    prefect_views.walk(page, prefect, base, found)
-
-    assert requested == {urlsplit(prefect).netloc}
-
-
 def test_hamilton_shows_the_run_that_prefect_links_to(
     cluster: Cluster, page: Page, requested: set[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Behind a proxy, with a private authority: a flow pod reaches its API and its Git server."""
+"""Behind a proxy, with a private authority: pods reach their API and their Git server."""
 
 import shutil
 import subprocess
@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from tests import forks
 from tests.chart import charts
-from tests.deployments.git_server import GitServer, wait_for_port
+from tests.deployments.git_server import GitServer, prefect_environment, wait_for_port
 from tests.deployments.test_git_clone import deploy, kubernetes_pool, run_as_a_pod_does
 from tests.services import free_port
 
@@ -45,18 +46,31 @@ def proxy(tmp_path: Path) -> Iterator[Proxy]:
         server.wait(timeout=10)
 
 
-def pod_variables(proxy: Proxy, bundle: Path) -> dict[str, str]:
-    """What the chart sets for both in flow pods, with the test's place of the bundle."""
+def rendered(proxy: Proxy) -> charts.Release:
     if not shutil.which("helm"):
         pytest.skip("helm is not on PATH")
     company = {
         "proxy": {"http": proxy.url, "https": proxy.url},
         "caBundle": {"configMap": "authorities"},
     }
-    data = charts.render({"global": company}).get("ConfigMap", "-bootstrap")["data"]
+    return charts.render({"global": company})
+
+
+def flow_pod(chart: charts.Release) -> charts.Object:
+    data = chart.get("ConfigMap", "-bootstrap")["data"]
     template = yaml.safe_load(data["base-job-template-kubernetes.yaml"])
     spec = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
-    found = charts.env(spec["containers"][0])
+    return dict(spec["containers"][0])
+
+
+def bootstrap(chart: charts.Release) -> charts.Object:
+    (container,) = chart.job("bootstrap")["spec"]["template"]["spec"]["containers"]
+    return dict(container)
+
+
+def variables(container: charts.Object, bundle: Path) -> dict[str, str]:
+    """What the chart sets for both in a container, with the test's place of the bundle."""
+    found = charts.env(container)
     for name, value in found.items():
         if value == "/ca-bundle/ca.crt":
             found[name] = str(bundle)
@@ -65,7 +79,8 @@ def pod_variables(proxy: Proxy, bundle: Path) -> dict[str, str]:
     return {
         name: value
         for name, value in found.items()
-        if name != "PREFECT_HOME" and str(value) == value
+        if name not in ("PREFECT_HOME", "PREFECT_API_URL", "HAMILTON_API_URL")
+        and str(value) == value
     }
 
 
@@ -73,15 +88,38 @@ def test_a_run_reaches_its_api_and_its_git_server(
     prefect_api: str, git_server: GitServer, flow_repository: Path, tmp_path: Path, proxy: Proxy
 ) -> None:
     deploy(prefect_api, "walkthrough-k8s")
-    variables = pod_variables(proxy, git_server.certificate)
-    assert variables["GIT_SSL_CAINFO"] == str(git_server.certificate)
+    given = variables(flow_pod(rendered(proxy)), git_server.certificate)
+    assert given["GIT_SSL_CAINFO"] == str(git_server.certificate)
     url = git_server.publish(flow_repository, "company")
 
     run = run_as_a_pod_does(
-        prefect_api, tmp_path / "pod", git_server, FLOWS_REPOSITORY=url, **variables
+        prefect_api, tmp_path / "pod", git_server, FLOWS_REPOSITORY=url, **given
     )
 
     assert run.state.is_completed(), run
     requests = proxy.log.read_text()
     assert f"CONNECT {urlsplit(url).netloc}" in requests
     assert f"{prefect_api}/flow_runs/" in requests
+
+
+def test_the_bootstrap_reaches_its_api_and_its_git_server(
+    prefect_api: str, git_server: GitServer, flow_repository: Path, tmp_path: Path, proxy: Proxy
+) -> None:
+    given = variables(bootstrap(rendered(proxy)), git_server.certificate)
+    url = git_server.publish(flow_repository, "company-bootstrap")
+    state = tmp_path / "state.yaml"
+    state.write_text("work_pools: [{name: kubernetes, type: kubernetes}]\n")
+
+    done = forks.run(
+        "prefect_hamilton.bootstrap",
+        *("apply", "--file", state, "--deployment", "walkthrough-k8s"),
+        env=prefect_environment(
+            prefect_api, **given | {"FLOWS_REPOSITORY": url, "FLOWS_REF": "main"}
+        ),
+        folder=tmp_path,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    requests = proxy.log.read_text()
+    assert f"CONNECT {urlsplit(url).netloc}" in requests
+    assert f"POST {prefect_api}/deployments/" in requests

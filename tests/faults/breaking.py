@@ -16,7 +16,9 @@ from tests.faults.load import FLOW_PODS, ClusterLoad, component
 from tests.services import ROOT
 
 PAUSE = [float(word) for word in os.environ.get("FAULTS_PAUSE", "6 12").split()]
-VICTIMS = ["server", "worker", "postgres", "git-server", "background-services", "valkey"]
+VICTIMS = os.environ.get(
+    "FAULTS_VICTIMS", "server worker postgres git-server background-services valkey"
+).split()
 FLOW_POD = "flow-run"
 
 

@@ -9,8 +9,9 @@
 |---|---|---|
 | FAULTS_RUNS | 100 | runs of a load; more come by schedule and event |
 | FAULTS_SEEDS | 1 2 3 | from each follow the mix of runs and the faults, their times and victims |
-| FAULTS_PROFILES | default high-availability | the installations, each a file of values/ |
+| FAULTS_PROFILES | default high-availability | installations: files of values/; also: standby |
 | FAULTS_INTERVAL | 4 | seconds between the creation of two runs |
+| FAULTS_VICTIMS | all | components of which pods are deleted, beside flow pods |
 | FAULTS_PAUSE | 6 12 | seconds from one drawn fault to the next, at least and at most |
 | FAULTS_SMALL | 10 | runs of the load under which one named fault is tried |
 | FAULTS_LOCAL_RUNS | 100 | runs of the load on the local profile |

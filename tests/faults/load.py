@@ -299,6 +299,9 @@ class Load(ABC):
         asked |= {run["id"]: kinds[run["deployment_id"]] for run in known.values()}
         report = Report(what, faults=self.faults, to_normal=self.recovery(known))
         report.longest_gap = longest_gap(rows, self.began, ended)
+        report.in_standby_pods = len(
+            {r["run"] for r in rows if r["run"] in known and "-standby-" in r["pod"]}
+        )
         for run_id, name in asked.items():
             states = histories.get(run_id, [])
             pairs = [(state["type"], state["name"]) for state in states]
@@ -378,8 +381,9 @@ class ClusterLoad(Load):
         return [
             pod["metadata"]["name"]
             for pod in pods
-            if pod["metadata"]["labels"].get("prefect.io/deployment-id")
+            if (labels := pod["metadata"]["labels"]).get("prefect.io/deployment-id")
             != self.deployments["each_minute"]
+            and labels.get("prefect-hamilton/standby") != "idle"
         ]
 
     def rows(self) -> list[dict[str, Any]]:

@@ -100,6 +100,7 @@ class Report:
     longest_gap: float = 0
     to_normal: float = 0
     faults: int = 0
+    in_standby_pods: int = 0
     wrong: list[str] = field(default_factory=list, repr=False)
     """A paragraph about each run that is not right."""
 

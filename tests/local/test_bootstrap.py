@@ -23,8 +23,10 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect_hamilton.bootstrap import desired_state
 from prefect_hamilton.bootstrap.alerts import TYPES, Presets
 from prefect_hamilton.bootstrap.errors import BootstrapError
+from prefect_hamilton.bootstrap.hamilton import find_project
 from prefect_hamilton.bootstrap.objects import comparable
 from tests import forks, services
+from tests.conftest import HamiltonUi
 
 pytestmark = pytest.mark.services
 
@@ -357,6 +359,39 @@ def test_an_absent_server_is_reported_after_the_timeout(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"After 1 s the Prefect server does not answer at {url}" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        ("plan", "--no-such-option"),
+        ("--no-such-option", "plan"),
+        ("plan", "a-word-too-many"),
+        ("plan", "--file"),
+        ("plan", "--timeout", "soon"),
+        ("plan", "--checkout", "/not/there"),
+        ("no-such-command",),
+        ("plan", "--repository", "flows"),
+        ("plan", "--file", "/not/there"),
+        ("plan", "--timeout", "0"),
+    ],
+    ids=" ".join,
+)
+def test_every_mistake_ends_with_status_1(
+    mistake: tuple[str, ...],
+) -> None:
+    api = f"http://127.0.0.1:{services.free_port()}/api"
+    done = forks.run(
+        "prefect_hamilton.bootstrap", *mistake, env=os.environ | {"PREFECT_API_URL": api}
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_help_of_plan_names_each_status() -> None:
+    done = forks.run("prefect_hamilton.bootstrap", "plan", "--help", env=os.environ)
+    text = " ".join(done.stdout.split())
+    assert "0 if nothing would change, 2 if anything would, and 1 after any error" in text
 
 
 def test_a_required_password_is_reported(tmp_path: Path) -> None:
@@ -985,3 +1020,38 @@ def test_values_that_a_block_does_not_take_are_reported_in_one_sentence(
     # The package that sends messages may warn before.
     assert done.stderr.splitlines()[-1].startswith(f"bootstrap: Block x: {message}")
     assert "Traceback" not in done.stderr
+
+
+def test_a_pool_is_tracked_in_its_own_project(
+    server: services.Service, hamilton_ui: HamiltonUi, tmp_path: Path
+) -> None:
+    pool = {"type": "process", "hamilton_tracking": True}
+    state = {
+        "work_pools": [
+            pool | {"name": "of-all"},
+            pool | {"name": "of-a", "hamilton_project": {"name": "a", "users": ["ada"]}},
+            pool | {"name": "of-a-too", "hamilton_project": {"name": "a", "users": ["bob"]}},
+            pool | {"name": "of-b", "hamilton_project": {"name": "b"}},
+        ],
+        "hamilton": {"name": "all", "username": {"from_env": "HAMILTON_UI_USERNAME"}},
+    }
+    api, variables = f"{server.url}/api", {"HAMILTON_UI_USERNAME": "tracks"}
+    file = write(tmp_path / "state.yaml", state)
+    done = outcomes(apply(file, api, HAMILTON_API_URL=hamilton_ui.url, **variables))
+    assert [done[name] for name in ("all", "a", "b")] == ["present"] * 3
+
+    def environment(name: str) -> Any:
+        template = httpx.get(f"{api}/work_pools/{name}").json()["base_job_template"]
+        return template["variables"]["properties"]["env"]["default"]
+
+    def project(user: str, name: str) -> str:
+        return str(find_project(hamilton_ui.url, user, name))
+
+    found = {each: environment(each) for each in ("of-all", "of-a", "of-a-too", "of-b")}
+    assert {each["HAMILTON_UI_USERNAME"] for each in found.values()} == {"tracks"}
+    ids = {name: each["HAMILTON_UI_PROJECT_ID"] for name, each in found.items()}
+    assert ids["of-all"] == project("tracks", "all")
+    assert ids["of-a"] == ids["of-a-too"] == project("ada", "a") == project("bob", "a")
+    assert ids["of-b"] == project("tracks", "b")
+    assert len(set(ids.values())) == 3
+    assert project("ada", "b") == "None"

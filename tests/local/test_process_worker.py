@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,6 +15,7 @@ from uuid import UUID
 import psutil
 import pytest
 
+from prefect_hamilton.worker import late
 from scripts import local_profile
 from tests import services
 from tests.profiles import wait_until
@@ -78,6 +80,20 @@ class Pool:
         )
         return UUID(run["id"])
 
+    def late_run_of_a_schedule(self, seconds: int) -> UUID:
+        """A flow run of a schedule that is late by this number of seconds."""
+        due = datetime.now(UTC) - timedelta(seconds=seconds)
+        times = {name: due.isoformat() for name in ("start_time", "end_time")}
+        schedule = {"interval": 86400, "anchor_date": due.isoformat()}
+        parameters = {"notes": str(self._notes)}
+        path = f"/deployments/{self._deployment}"
+        self.api.patch(path, schedules=[{"schedule": schedule, "parameters": parameters}])
+        self.api.post(f"{path}/schedule", **times, min_runs=1, max_runs=1)
+        mine = {"id": {"any_": [self._deployment]}}
+        found = self.api.post("/flow_runs/filter", deployments=mine)
+        (run,) = [run for run in found if run["auto_scheduled"] and due_at(run) == due]
+        return UUID(run["id"])
+
     def notes(self) -> Any:
         """What the flow found, as soon as it has begun."""
         wait_until(lambda: self._notes.exists() and self._notes.read_text() != "")
@@ -100,6 +116,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     with services.prefect_server(folder / "server", program=services.OWN_SERVER) as server:
         found = Pool(Api(server.url), folder)
         env = {
+            late.VARIABLE: "600",
             "PREFECT_API_URL": f"{server.url}/api",
             "PREFECT_HOME": str(folder / "home"),
             local_profile.MARKER: str(folder),
@@ -118,6 +135,10 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
         finally:
             worker.terminate()
             worker.wait(timeout=60)
+
+
+def due_at(run: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(run["expected_start_time"])
 
 
 def is_forked(process: int) -> bool:
@@ -162,6 +183,13 @@ def test_a_folder_of_the_user_is_not_cleared(pool: Pool, tmp_path: Path) -> None
     (tmp_path / "file").touch()
     assert pool.end(pool.run(working_dir=str(tmp_path))) == "COMPLETED"
     assert (tmp_path / "file").exists()
+
+
+def test_a_run_of_a_schedule_that_is_too_late_is_skipped(pool: Pool) -> None:
+    assert pool.end(too_late := pool.late_run_of_a_schedule(700)) == "CANCELLED"
+    assert pool.api.state(too_late)["name"] == "Skipped"
+    assert "more than 600 s late" in pool.api.state(too_late)["message"]
+    assert pool.end(pool.late_run_of_a_schedule(300)) == "COMPLETED"
 
 
 def test_a_cancelled_run_ends(pool: Pool) -> None:

@@ -18,12 +18,14 @@ from zoneinfo import ZoneInfo
 import httpx
 import psutil
 import pytest
+import yaml
 from prefect.server.schemas.schedules import CronSchedule
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as websocket
 from websockets.typing import Origin, Subprotocol
 
 from prefect_hamilton import warehouse
+from prefect_hamilton.worker import late
 from scripts import local, local_profile
 from tests import first_start, services
 from tests.profiles import LocalProfile, wait_until
@@ -366,6 +368,98 @@ def test_up_keeps_manual_changes_and_reports_its_own(profile: LocalProfile) -> N
     }
     (differences,) = [words[3] for words in said if words[0] == "updated"]
     assert "env.default.HAMILTON_UI_URL differs" in differences
+
+
+FOLDER_FLOW = "from prefect import flow\n\n@flow\ndef work():\n    pass\n"
+
+
+class Folder:
+    """A flows repository without an environment of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir()
+        (path / "work.py").write_text(FOLDER_FLOW)
+
+    def write(self, deployments: list[str], variables: list[str], alerts: list[str]) -> None:
+        pool = {"name": local_profile.WORK_POOL}
+        entry = {"entrypoint": "work.py:work", "work_pool": pool, "schedules": [{"interval": 3600}]}
+        listed = {"variables": [{"name": name, "value": 1} for name in variables]}
+        channels = {
+            name: {"type": "slack", "secrets": {"url": {"from_env": "HOME"}}} for name in alerts
+        }
+        for name, content in (
+            ("prefect.yaml", {"deployments": [entry | {"name": name} for name in deployments]}),
+            ("prefect-state.yaml", listed),
+            ("prefect-state.local.yaml", {"alerts": {"channels": channels}}),
+        ):
+            (self.path / name).write_text(yaml.safe_dump(content))
+
+
+def names_of(profile: LocalProfile, *paths: str) -> set[str]:
+    found: set[str] = set()
+    for path in paths:
+        answer = profile.api.post(f"/{path}/filter", json={"limit": 200}).raise_for_status()
+        found |= {each["name"] for each in answer.json()}
+    return found
+
+
+KINDS = ("deployments", "variables", "automations", "block_documents")
+
+
+def test_up_deletes_what_left_the_files_of_a_folder_and_nothing_else(
+    profile: LocalProfile, tmp_path: Path
+) -> None:
+    folder, other = Folder(tmp_path / "folder"), Folder(tmp_path / "other")
+    for each, deployments in ((other, ["others"]), (folder, ["stays", "goes"])):
+        each.write(deployments, [f"of_{name}" for name in deployments], [])
+        done = profile.up("--flows", str(each.path))
+        assert done.returncode == 0, done.stdout + done.stderr
+    folder.write(["stays", "goes"], ["of_stays", "of_goes"], ["me"])
+    assert profile.up("--flows", str(folder.path)).returncode == 0
+    made = {"stays", "goes", "of_stays", "of_goes", "alert-me", "alert-failed"}
+    before = names_of(profile, *KINDS)
+    assert made <= before
+    flow = profile.api.get("/flows/name/work").json()["id"]
+    by_hand = {"name": "by-hand", "flow_id": flow}
+    profile.api.post("/deployments/", json=by_hand).raise_for_status()
+    profile.api.post("/variables/", json={"name": "by_hand", "value": 1}).raise_for_status()
+
+    folder.write(["stays"], ["of_stays"], [])
+    done = profile.up("--flows", str(folder.path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^  removed +deployment +work/goes \(- schedule", done.stdout, re.MULTILINE)
+    after = names_of(profile, *KINDS)
+    alerts = {name for name in before if name.startswith("alert-")}
+    assert after == (before - {"goes", "of_goes"} - alerts) | {"by-hand", "by_hand"}
+
+    again = profile.up("--flows", str(folder.path)).stdout
+    assert "removed" not in again
+    assert "updated" not in again
+
+
+def test_up_deletes_what_left_the_files_of_this_project(profile: LocalProfile) -> None:
+    file = services.ROOT / "prefect-state.local.yaml"
+    assert not file.exists()
+    file.write_text(yaml.safe_dump({"variables": [{"name": "mine", "value": 1}]}))
+    try:
+        assert profile.up().returncode == 0
+        assert "mine" in names_of(profile, "variables")
+    finally:
+        file.unlink()
+    done = profile.up()
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^  removed +variable +mine$", done.stdout, re.MULTILINE)
+    assert "mine" not in names_of(profile, "variables")
+    assert "production-etl" in names_of(profile, "deployments")
+
+
+def test_the_worker_of_up_skips_late_runs_if_it_is_told_to(profile: LocalProfile) -> None:
+    assert profile.run("down").returncode == 0
+    started = profile.up("--skip-late-after", "600")
+    assert started.returncode == 0, started.stdout + started.stderr
+    worker = profile.process(local_profile.OWN_WORKER)
+    assert worker.environ()[late.VARIABLE] == "600"
 
 
 def test_a_busy_port_is_reported_with_its_user_and_the_options(tmp_path: Path) -> None:

@@ -1,0 +1,173 @@
+"""Each alert fires by its real cause and resolves by the cure, in a real Alertmanager.
+
+Every `for` and window of a rate is shortened in the cluster, thresholds by the chart's values.
+"""
+
+import json
+import subprocess
+
+import pytest
+
+from scripts import kind
+from tests.clusters import RELEASE, WALKTHROUGH
+from tests.monitoring.conftest import (
+    ETL,
+    Expected,
+    Monitored,
+    Runs,
+    cancelled,
+    eat_memory,
+    no_pod_fits,
+)
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.timeout(900),
+    pytest.mark.usefixtures("runs", "short_rules"),
+]
+
+LONG_TRANSACTION = "BEGIN; SELECT pg_sleep(600)"
+END_IT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'BEGIN; SELECT%'"
+
+
+def test_runs_that_wait(cluster: Monitored, runs: Runs) -> None:
+    """One has no worker, one a pod that fits on no node."""
+    # It is late since the suite began.
+    cancelled(cluster, runs.late)
+    waiting: list[str] = []
+
+    def limit(number: int) -> None:
+        body = {"concurrency_limit": number}
+        cluster.api.patch("/work_pools/kubernetes", json=body).raise_for_status()
+
+    def slots(change: str) -> None:
+        cluster.post(f"/v2/concurrency_limits/{change}", names=["warehouse-writes"], slots=1)
+
+    def cause() -> None:
+        limit(1)
+        slots("increment")
+        waiting.append(cluster.start("waits/late"))
+        waiting.append(cluster.start(WALKTHROUGH, job_variables=no_pod_fits()))
+
+    def cure() -> None:
+        limit(20)
+        slots("decrement")
+        for run in waiting:
+            cancelled(cluster, run)
+            cluster.kubectl("delete", "job", f"--selector=prefect.io/flow-run-id={run}")
+
+    cluster.provoke(
+        cause,
+        cure,
+        Expected("A run in a work pool without a worker", "PrefectRunsLate"),
+        Expected("A pod that fits on no node", "PrefectRunsStuckPending"),
+        Expected("As many runs as the work pool's limit", "PrefectWorkPoolFull"),
+        Expected("Every slot of a concurrency limit is held", "PrefectSlotsExhausted"),
+    )
+
+
+def test_runs_that_go_wrong(cluster: Monitored) -> None:
+    """The cure is that no further run goes wrong."""
+
+    def cause() -> None:
+        cluster.scale("deploy/ui", 0)
+        pods = ("pod", "--selector=app.kubernetes.io/component=hamilton-ui")
+        cluster.kubectl("wait", *pods, "--for=delete", "--timeout=60s")
+        cluster.start(ETL)
+        cluster.start(WALKTHROUGH, should_fail=True)
+        eat_memory(cluster)
+
+    memory = (("diagnosis", "OOMKilled"),)
+    cluster.provoke(
+        cause,
+        lambda: cluster.scale("deploy/ui", 1),
+        Expected("A run fails", "PrefectRunsFailing", (("flow", "ui-walkthrough-retries"),)),
+        Expected(
+            "The receiver of messages about failed runs is away", "PrefectAutomationActionFailing"
+        ),
+        Expected("A flow pod is killed for its memory", "PrefectPodsFailing", memory),
+        Expected("A flow pod is killed for its memory", "PrefectRunsCrashed"),
+        Expected("Hamilton UI scaled to 0 during a run", "PrefectTrackingFailing"),
+    )
+
+
+def test_no_worker(cluster: Monitored) -> None:
+    of_the_pool = (("work_pool", "kubernetes"),)
+    cluster.provoke(
+        lambda: cluster.scale("deploy/worker-kubernetes", 0),
+        lambda: cluster.scale("deploy/worker-kubernetes", 1),
+        Expected("Worker scaled to 0", "PrefectWorkPoolNotReady", of_the_pool),
+    )
+
+
+def test_no_server(cluster: Monitored) -> None:
+    cluster.provoke(
+        lambda: cluster.scale("deploy/server", 0),
+        lambda: cluster.scale("deploy/server", 1),
+        Expected("Server scaled to 0", "PrefectServerDown"),
+        Expected("Server scaled to 0", "PrefectMetricsStale"),
+    )
+
+
+def test_no_valkey(cluster: Monitored) -> None:
+    cluster.provoke(
+        lambda: cluster.scale("sts/valkey", 0),
+        lambda: cluster.scale("sts/valkey", 1),
+        Expected("Valkey scaled to 0", "PrefectValkeyDown"),
+    )
+
+
+def test_no_postgresql(cluster: Monitored) -> None:
+    """The server is not ready without it."""
+    server = (("deployment", f"{RELEASE}-server"),)
+    cluster.provoke(
+        lambda: cluster.scale("sts/postgres", 0),
+        lambda: cluster.scale("sts/postgres", 1),
+        Expected("PostgreSQL scaled to 0", "PrefectPostgresDown"),
+        Expected("PostgreSQL scaled to 0", "PrefectComponentUnavailable", server),
+    )
+    kind.wait_until_ready(cluster.context, timeout=180)
+
+
+def test_jobs_that_fail(cluster: Monitored) -> None:
+    """The retention runs each minute and cannot reach its database, nor can another Job."""
+    retention = f"{RELEASE}-ui-retention"
+    job = f"{RELEASE}-broken"
+    database = f"{RELEASE}-postgres"
+
+    def patch(host: str) -> None:
+        containers = [{"name": "prune", "env": [{"name": "DB_HOST", "value": host}]}]
+        # Without attempts that come later and later.
+        job = {"backoffLimit": 0, "template": {"spec": {"containers": containers}}}
+        spec = {"schedule": "* * * * *", "jobTemplate": {"spec": job}}
+        cluster.kubectl("patch", "cronjob", retention, "-p", json.dumps({"spec": spec}))
+
+    def cause() -> None:
+        patch("nowhere")
+        cluster.kubectl("create", "job", job, f"--from=cronjob/{retention}")
+
+    def cure() -> None:
+        patch(database)
+        cluster.kubectl("delete", "job", job)
+
+    cluster.provoke(
+        cause,
+        cure,
+        Expected("A Job fails at all its attempts", "PrefectJobFailed", (("job_name", job),)),
+        Expected("The retention cannot reach its database", "PrefectRetentionFailing"),
+    )
+
+
+def test_a_long_transaction(cluster: Monitored) -> None:
+    psql = ("exec", f"sts/{RELEASE}-postgres", "--", "psql", "-U", "postgres", "-c")
+    command = ["kubectl", "--namespace", cluster.namespace, *psql, LONG_TRANSACTION]
+    cluster.kubectl("rollout", "status", f"sts/{RELEASE}-postgres", "--timeout=180s")
+    with subprocess.Popen(command, env=cluster.environment, stderr=subprocess.DEVNULL) as session:
+        try:
+            cluster.provoke(
+                lambda: None,
+                lambda: cluster.kubectl(*psql, END_IT),
+                Expected("A transaction stays open", "PrefectPostgresTransactionLong"),
+            )
+        finally:
+            session.terminate()
