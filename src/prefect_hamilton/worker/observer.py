@@ -28,7 +28,7 @@ def install() -> None:
 
     Where log lines are JSON, those of the operator have the same shape as all others.
     """
-    _logging.KopfObjectJsonFormatter = JsonFormatter  # type: ignore[misc,assignment]
+    _logging.KopfObjectJsonFormatter = JsonFormatter
     registry = type(kopf.get_default_registry())()
     for startup in (observer.configure, observer.initialize_clients):
         kopf.on.startup(registry=registry)(startup)
