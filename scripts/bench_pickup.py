@@ -1,15 +1,17 @@
 """Measure how quickly runs are picked up: `python -m scripts.bench_pickup --help`.
 
 On the local profile that is up, or with `--kind` on a cluster of `make kind`. Registers a flow that
-does nothing, runs it one by one and many at once, and removes it again.
+does nothing, runs it one by one and many at once, and removes it again. With `--kind`, every run in
+a standby pod is followed by one that must have a new pod, so that both are measured side by side.
 """
 
 import shlex
 import statistics
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
@@ -21,10 +23,15 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from scripts import kind, local_profile
+from scripts import kind, local_profile, node_usage
 
 MEASURED = (StateType.PENDING, StateType.RUNNING, StateType.COMPLETED)
 ENTRYPOINT = "scripts/no_op_flow.py:no_op"
+OWN_POD = {"labels": {"prefect-hamilton/bench": "own-pod"}}
+"""Job variables with which no standby pod can serve a run."""
+IDLE_SECONDS = 60
+
+Reached = dict[StateType, datetime]
 
 
 def main(
@@ -36,23 +43,75 @@ def main(
         str, typer.Option("--kind", help="Name of the kind cluster; the local profile if omitted.")
     ] = "",
     clone: Annotated[bool, typer.Option(help="With --kind: pods clone the flow from Git.")] = True,
+    account: Annotated[
+        bool, typer.Option(help="With --kind: CPU seconds by what used them; takes a minute more.")
+    ] = False,
 ) -> None:
     """Print seconds from a run's creation to Pending, Running and Completed, p50 and p95.
 
     To compare polls, start the profile with another one: `PREFECT_WORKER_QUERY_SECONDS=10 make up`.
     """
-    with _client(kind_name) as client, _deployment(client, kind_name, clone) as deployment:
-        one_by_one = [_reached(client, *_run(client, deployment, 1)) for _ in range(runs)]
+    context = kind.context_of(kind_name) if kind_name and account else ""
+    with _client(kind_name) as client, _deployments(client, kind_name, clone) as deployments:
+        idle = _idle(context) if context else {}
+        _one_by_one(client, deployments, runs)
+        for name, deployment in deployments.items() if at_once else ():
+            before = _usage(context) if context else None
+            _at_once(client, name, deployment, at_once)
+            if before:
+                _print_usage(before, _usage(context), idle, at_once)
+
+
+def _one_by_one(client: SyncPrefectClient, deployments: Mapping[str, UUID], runs: int) -> None:
+    """Run each deployment in turn."""
+    reached: dict[str, list[Reached]] = {name: [] for name in deployments}
+    for _ in range(runs):
+        for name, deployment in deployments.items():
+            reached[name] += [_reached(client, *_run(client, deployment, 1))]
+    for name in deployments:
+        typer.echo(f"{name}, one by one")
         for state in MEASURED:
-            _print(one_by_one, state)
-        if at_once:
-            together = [_reached(client, run) for run in _run(client, deployment, at_once)]
-            began = min(run[StateType.SCHEDULED] for run in together)
-            ended = max(run[StateType.COMPLETED] for run in together)
-            seconds = (ended - began).total_seconds()
-            rate = 60 * at_once / seconds
-            typer.echo(f"{at_once} at once: {seconds:.1f} s, {rate:.0f} runs a minute")
-            _print(together, StateType.RUNNING)
+            _print(reached[name], state)
+
+
+def _at_once(client: SyncPrefectClient, name: str, deployment: UUID, count: int) -> None:
+    runs = [_reached(client, run) for run in _run(client, deployment, count)]
+    began = min(run[StateType.SCHEDULED] for run in runs)
+    ended = max(run[StateType.COMPLETED] for run in runs)
+    seconds = (ended - began).total_seconds()
+    rate = 60 * count / seconds
+    typer.echo(f"{name}, {count} at once: {seconds:.1f} s, {rate:.0f} runs a minute")
+    _print(runs, StateType.RUNNING)
+
+
+def _usage(context: str) -> node_usage.Usage:
+    return node_usage.read(context, datetime.now(UTC))
+
+
+def _idle(context: str) -> node_usage.Seconds:
+    """Print and return the CPU seconds that each part uses in a second without runs."""
+    before = _usage(context)
+    time.sleep(IDLE_SECONDS)
+    seconds, used = _usage(context).since(before)
+    typer.echo(f"idle for {seconds:.0f} s, CPU milliseconds a second")
+    for part, cpu in _sorted(used):
+        typer.echo(f"  {part:<28} {1000 * cpu / seconds:6.0f}")
+    return {part: cpu / seconds for part, cpu in used.items()}
+
+
+def _print_usage(
+    before: node_usage.Usage, after: node_usage.Usage, idle: node_usage.Seconds, runs: int
+) -> None:
+    """Print the CPU seconds of each run, without what the parts use anyway."""
+    seconds, used = after.since(before)
+    each = {part: (cpu - idle.get(part, 0) * seconds) / runs for part, cpu in used.items()}
+    typer.echo(f"  CPU seconds a run, beyond idle: {sum(each.values()):.2f}")
+    for part, cpu in _sorted(each):
+        typer.echo(f"    {part:<28} {cpu:6.2f}")
+
+
+def _sorted(used: node_usage.Seconds) -> list[tuple[str, float]]:
+    return sorted(used.items(), key=lambda each: -each[1])
 
 
 @contextmanager
@@ -85,7 +144,22 @@ def _client(kind_name: str) -> Iterator[SyncPrefectClient]:
 
 
 @contextmanager
-def _deployment(client: SyncPrefectClient, kind_name: str, clone: bool) -> Iterator[UUID]:
+def _deployments(
+    client: SyncPrefectClient, kind_name: str, clone: bool
+) -> Iterator[dict[str, UUID]]:
+    """Register the flow for every kind of pod; on the local profile, once."""
+    pods = {"standby pods": {}, "new pods": OWN_POD} if kind_name else {"processes": {}}
+    with ExitStack() as stack:
+        yield {
+            name: stack.enter_context(_deployment(client, kind_name, clone, name, variables))
+            for name, variables in pods.items()
+        }
+
+
+@contextmanager
+def _deployment(
+    client: SyncPrefectClient, kind_name: str, clone: bool, name: str, variables: dict[str, Any]
+) -> Iterator[UUID]:
     """Register the flow for as long as it is measured."""
     root = str(local_profile.ROOT)
     pull_steps: list[dict[str, Any]] | None
@@ -96,10 +170,11 @@ def _deployment(client: SyncPrefectClient, kind_name: str, clone: bool) -> Itera
         pull_steps = [_written()]
     deployment = client.create_deployment(
         client.create_flow_from_name("no-op"),
-        name="bench-pickup",
+        name=f"bench-{name.replace(' ', '-')}",
         work_pool_name="kubernetes" if kind_name else "local-process-pool",
         entrypoint=ENTRYPOINT,
         pull_steps=pull_steps,
+        job_variables=variables,
     )
     try:
         yield deployment
@@ -142,21 +217,21 @@ def _run(client: SyncPrefectClient, deployment: UUID, count: int) -> list[FlowRu
     return runs
 
 
-def _reached(client: SyncPrefectClient, run: FlowRun) -> dict[StateType, datetime]:
+def _reached(client: SyncPrefectClient, run: FlowRun) -> Reached:
     """Return when a run was first in each state; it was created as Scheduled."""
-    reached: dict[StateType, datetime] = {}
+    reached: Reached = {}
     for state in client.read_flow_run_states(run.id):
         reached.setdefault(state.type, state.timestamp)
     return reached
 
 
-def _print(runs: list[dict[StateType, datetime]], state: StateType) -> None:
+def _print(runs: list[Reached], state: StateType) -> None:
     """Print how long it took from creation to a state."""
     seconds = [(run[state] - run[StateType.SCHEDULED]).total_seconds() for run in runs]
     percentiles = statistics.quantiles(seconds, n=20, method="inclusive")
     typer.echo(
-        f"created to {state.title():<9} {len(runs)} runs   p50 {percentiles[9]:.1f} s"
-        f"   p95 {percentiles[18]:.1f} s   max {max(seconds):.1f} s"
+        f"  created to {state.title():<9} {len(runs)} runs   p50 {percentiles[9]:.2f} s"
+        f"   p95 {percentiles[18]:.2f} s   max {max(seconds):.2f} s"
     )
 
 

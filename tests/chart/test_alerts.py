@@ -175,6 +175,12 @@ def store(name: str, component: str, values: str, **labels: str) -> dict[str, st
     return metric(name, values, **own, **labels)
 
 
+def requests(status: str, values: str) -> dict[str, str]:
+    """Return a series of the server."""
+    own = {"job": "demo-prefect-hamilton-server", "route": "/flow_runs/filter", "method": "POST"}
+    return metric("prefect_server_request_duration_seconds_count", values, **own, status=status)
+
+
 def volume(name: str, values: str) -> dict[str, str]:
     claim = "data-demo-prefect-hamilton-postgres-0"
     labels = f'{{namespace="flows",persistentvolumeclaim="{claim}"}}'
@@ -185,6 +191,11 @@ POOL = {"work_pool": "kubernetes"}
 LIMIT = {"limit": "warehouse-writes"}
 LIVES: dict[str, tuple[dict[str, str], str, str]] = {
     "PrefectServerDown": ({UP: "1x5 0x10 1x30"}, "12m", "20m"),
+    "PrefectServerErrors": (
+        requests("2xx", "0+90x5 450+90x60") | requests("5xx", "0x5 0+10x20 200x40"),
+        "20m",
+        "40m",
+    ),
     "PrefectComponentUnavailable": (
         deployment("worker-kubernetes", desired="1x50", available="1x5 0x15 1x30"),
         "17m",
@@ -288,6 +299,17 @@ LIVES: dict[str, tuple[dict[str, str], str, str]] = {
         metric("prefect_work_pool_ready", "1x5 0x10 1x20", **POOL),
         "12m",
         "20m",
+    ),
+    "PrefectSubmissionsFailing": (
+        metric(
+            "prefect_worker_submissions_total",
+            "0x5 1x80",
+            job="demo-prefect-hamilton-worker",
+            **POOL,
+            result="failed",
+        ),
+        "8m",
+        "30m",
     ),
     "PrefectWorkPoolFull": (
         metric("prefect_flow_runs", "4x40 1x30", **POOL, state="Running")

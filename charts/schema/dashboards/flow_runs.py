@@ -166,7 +166,7 @@ RUNS = Section(
             "stat",
             "s",
             12,
-            "How long ago the first late flow run of a work pool should have started.",
+            "Time since the expected start of the flow run that waits for a worker the longest.",
             (
                 Query(
                     f"max by (work_pool) (prefect_flow_run_oldest_late_seconds{{{POOL}}})",

@@ -174,6 +174,18 @@ class Thresholds(Values):
         description="`PrefectPodsFailing`: fires if more flow pods have a problem of one kind, such"
         " as OOMKilled, in 15 minutes.",
     )
+    failed_submissions: int = Field(
+        default=0,
+        ge=0,
+        description="`PrefectSubmissionsFailing`: fires if more flow runs of a pool are taken up"
+        " without a Job in 15 minutes.",
+    )
+    server_error_ratio: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="`PrefectServerErrors`: share of API requests with a status of 500 or more.",
+    )
     event_delay_seconds: int = Field(
         default=60,
         ge=1,

@@ -83,7 +83,7 @@ FLOW_RUNS = Family(
 OLDEST_LATE = Family(
     "prefect_flow_run_oldest_late_seconds",
     "gauge",
-    "Lateness of the flow run that is late the longest; 0 if none is late.",
+    "Time since the expected start of the flow run that waits for a worker the longest.",
     ("work_pool",),
 )
 OLDEST_PENDING = Family(

@@ -27,6 +27,8 @@ DEPLOYMENTS_SECONDS = 600.0
 CHANGED_DEPLOYMENTS_SECONDS = 60.0
 PAUSES_PER_LISTING = 20  # a listing that takes 10 seconds is repeated after 200 at the earliest
 NOT_ENDED = [state.value for state in StateType if state not in TERMINAL_STATES]
+DUE = ("Scheduled", "Late")
+"""Names of states of a run that waits for a worker. The server may not have called it late yet."""
 PENDING = ("Pending", "Submitting", "InfrastructurePending")
 """Names of states of the type PENDING."""
 NO_POOL = ""
@@ -86,8 +88,8 @@ class Refresh:
                 found[pool, state] = count
                 total[state] = total.get(state, 0) - count
             late[pool,] = pending[pool,] = 0.0
-            if states.get("Late"):
-                late[pool,] = await self._longest(pool, {"name": {"any_": ["Late"]}}, _due)
+            if any(states.get(name) for name in DUE):
+                late[pool,] = await self._longest(pool, {"name": {"any_": list(DUE)}}, _due)
             if any(states.get(name) for name in PENDING):
                 pending[pool,] = await self._longest(
                     pool, {"type": {"any_": ["PENDING"]}}, _entered
@@ -127,7 +129,8 @@ class Refresh:
             limit=PAGE,
         )
         now = datetime.now(UTC)
-        return max(((now - since(run)).total_seconds() for run in runs), default=0.0)
+        # Runs of schedules may be due in days.
+        return max((0.0, *((now - since(run)).total_seconds() for run in runs)))
 
     async def _read_pools(self, pools: list[dict[str, Any]]) -> None:
         ready: dict[Labels, float] = {}
