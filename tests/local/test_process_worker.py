@@ -122,8 +122,9 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
             local_profile.MARKER: str(folder),
         }
         with (folder / "log").open("wb") as log:
+            # SIGINT is ignored, as in a script's background job.
             worker = subprocess.Popen(
-                [sys.executable, *command],
+                ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, *command],
                 env=os.environ | env,
                 stdout=log,
                 stderr=log,

@@ -5,6 +5,7 @@ Other options are as there.
 
 # A process that is forked imports this module, too: nothing here may be slow.
 import importlib
+import signal
 import sys
 import warnings
 
@@ -25,6 +26,8 @@ def main() -> None:
         from prefect_hamilton.worker import observer
 
         observer.install()
+    # At SIGTERM, Prefect's worker sends itself SIGINT, which a script's background job ignores.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["prefect", "worker", *sys.argv[1:]]
     app()
 
