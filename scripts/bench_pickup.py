@@ -27,6 +27,7 @@ from scripts import kind, local_profile, node_usage
 
 MEASURED = (StateType.PENDING, StateType.RUNNING, StateType.COMPLETED)
 ENTRYPOINT = "scripts/no_op_flow.py:no_op"
+GIT_CLONE = "prefect.deployments.steps.git_clone"
 OWN_POD = {"labels": {"prefect-hamilton/bench": "own-pod"}}
 """Job variables with which no standby pod can serve a run."""
 IDLE_SECONDS = 60
@@ -166,6 +167,9 @@ def _deployment(
     pull_steps = [{"prefect.deployments.steps.set_working_directory": {"directory": root}}]
     if kind_name and clone:
         pull_steps = client.read_deployment_by_name(kind.DEPLOYMENTS.walkthrough).pull_steps
+        # A repository of flows has fewer files than this one.
+        for step in pull_steps or []:
+            step[GIT_CLONE]["directories"] = [ENTRYPOINT.partition("/")[0]]
     elif kind_name:
         pull_steps = [_written()]
     deployment = client.create_deployment(

@@ -17,10 +17,9 @@ from scripts import kind
 
 FLOW_PODS = "flow pods"
 COMPONENT = "app.kubernetes.io/component"
-SYSTEM = {"kubelet": "kubelet", "runtime": "containerd"}
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 OTHER_PODS = "other pods"
-REST = "rest of the node"
+REST = "kubelet, container runtime"
 INTERVAL_SECONDS = 2
 PATIENCE_SECONDS = 60
 """The kubelet reads each counter every 10 to 20 seconds."""
@@ -65,20 +64,19 @@ def _read(context: str, moment: datetime) -> Usage:
     parts = {pod["metadata"]["name"]: _component(pod["metadata"]) for pod in pods}
     path = f"/api/v1/nodes/{node}/proxy/stats/summary"
     summary = json.loads(kind.kubectl(context, "get", "--raw", path))
-    system = {each["name"]: each for each in summary["node"]["systemContainers"]}
+    (pods_in_all,) = (
+        each for each in summary["node"]["systemContainers"] if each["name"] == "pods"
+    )
     lasting = [
         (part, pod) for pod in summary["pods"] if (part := _part(pod["podRef"], parts)) != FLOW_PODS
     ]
-    counters = [summary["node"], *system.values(), *(pod for _, pod in lasting)]
+    counters = [summary["node"], pods_in_all, *(pod for _, pod in lasting)]
     if min(datetime.fromisoformat(each["cpu"]["time"]) for each in counters) < moment:
         raise _TooOldError
     seconds: Seconds = defaultdict(float)
     for part, pod in lasting:
         seconds[part] += _seconds(pod)
-    seconds[FLOW_PODS] = _seconds(system["pods"]) - sum(seconds.values())
-    for name, part in SYSTEM.items():
-        if name in system:
-            seconds[part] = _seconds(system[name])
+    seconds[FLOW_PODS] = _seconds(pods_in_all) - sum(seconds.values())
     seconds[REST] = _seconds(summary["node"]) - sum(seconds.values())
     return Usage(datetime.fromisoformat(summary["node"]["cpu"]["time"]), seconds)
 
