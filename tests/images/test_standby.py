@@ -1,6 +1,7 @@
 """A standby pod against a real Prefect server: it waits, and becomes the pod of a flow run."""
 
 import json
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -90,6 +91,16 @@ def test_sigterm_with_the_word_reschedules_the_run(pods: Pods) -> None:
     assert pods.state(run).name == "AwaitingRetry"
 
 
+def test_the_run_finds_all_of_prefect_imported(pods: Pods) -> None:
+    run = pods.taken_up()
+    with pods.standing_by(PYTHONPROFILEIMPORTTIME="1") as pod:
+        tell(pod, assignment(run))
+        output, _ = pod.communicate(timeout=60)
+
+    assert pods.state(run).type == StateType.COMPLETED
+    assert not re.findall(r"^import time: .*\| +((?:prefect|pydantic)\b.*)$", output, re.MULTILINE)
+
+
 def test_preloaded_modules_are_imported_and_an_unknown_one_is_reported(
     pods: Pods, tmp_path: Path
 ) -> None:
@@ -100,8 +111,9 @@ def test_preloaded_modules_are_imported_and_an_unknown_one_is_reported(
     with pods.standing_by(**environment) as pod:
         tell(pod, assignment(run))
         assert pod.wait(timeout=60) == 0
-    # The second reads the lines before it is idle.
-    with pods._started(**environment, PREFECT__FLOW_RUN_ID="") as pod:
+    # The lines before it is idle.
+    idle = {"PREFECT_HAMILTON_STANDBY_SECONDS": "0.1", "PREFECT_HAMILTON_STANDBY_FILE": "absent"}
+    with pods._started(**environment, **idle) as pod:
         output, _ = pod.communicate(timeout=60)
 
     assert pods.state(run).type == StateType.COMPLETED

@@ -39,11 +39,13 @@ if __name__ == "__main__":
     from prefect_hamilton.flow_pod import _prefect  # noqa: F401, I001
     from prefect_hamilton.flow_pod import launcher, outages, standby
 
-    standby.preload(os.environ.pop(standby.PRELOAD, ""))
+    is_standby = bool(os.environ.get(standby.SECONDS))
+    if is_standby:
+        standby.preload(os.environ.pop(standby.PRELOAD, ""))
     gc.freeze()
     gc.enable()
     outages.git_seconds()  # An invalid number ends the pod before it takes the flow run up.
     outages.repeat_requests()
-    if os.environ.get(standby.SECONDS):
+    if is_standby:
         standby.become_flow_run()
     sys.exit(launcher.execute(flow_run_id()))

@@ -41,6 +41,16 @@ INTERVAL_SECONDS = 0.25
 
 logger = logging.getLogger("prefect.flow_pod")
 
+IMPORTED_LATE = (
+    "anyio._backends._asyncio",
+    "encodings.idna",
+    "prefect.concurrency.services",
+    "prefect.task_engine",
+    "prefect.utilities.visualization",
+    "pydantic.v1",
+)
+"""What Prefect imports only in a flow run, and which reads nothing of its environment."""
+
 _REFERENCE = re.compile(r"\$\$|\$\(([-._a-zA-Z][-._a-zA-Z0-9]*)\)")
 
 
@@ -50,7 +60,7 @@ def preload(names: str) -> None:
     if modules:
         # Before one of them imports Hamilton, which would load every extension.
         extensions.load_lazily()
-    for name in modules:
+    for name in (*IMPORTED_LATE, *modules):
         try:
             importlib.import_module(name)
         except Exception as error:

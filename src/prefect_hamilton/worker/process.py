@@ -20,6 +20,7 @@ import anyio
 from prefect.runner import _starter_engine
 from prefect.workers.process import ProcessWorker
 
+from prefect_hamilton.flow_pod.standby import IMPORTED_LATE
 from prefect_hamilton.worker import forked
 from prefect_hamilton.worker.taking_up import TakingUp
 from prefect_hamilton.worker.wake import Listening
@@ -33,14 +34,9 @@ COMMAND = [sys.executable, "-m", "prefect.runner._workspace_supervisor"]
 PRELOADED = (
     "prefect_hamilton.worker.fork_server",
     forked.__name__,
-    # What each flow run would import otherwise, and which reads nothing of its environment.
-    "anyio._backends._asyncio",
-    "encodings.idna",
+    # What each flow run would import otherwise.
     "hamilton.registry",
-    "prefect.concurrency.services",
-    "prefect.task_engine",
-    "prefect.utilities.visualization",
-    "pydantic.v1",
+    *IMPORTED_LATE,
 )
 """Modules that are imported before the fork."""
 
