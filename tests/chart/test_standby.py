@@ -1,4 +1,4 @@
-"""Standby pods: what the worker is told, and what values are refused."""
+"""Standby pods: the settings that the worker gets, and the values that are refused."""
 
 from typing import Any
 
