@@ -1,0 +1,233 @@
+"""Measure what many flow runs cost: `python -m scripts.bench_scale --help`.
+
+On a cluster of `make kind` that has kwok (https://kwok.sigs.k8s.io) and nodes of it, labelled
+`type: kwok`. Kubernetes, worker, server and PostgreSQL are real; the pods are not. For each pod
+that kwok starts, this process executes a flow of one task with Prefect's engine.
+"""
+
+import asyncio
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+import typer
+from kubernetes_asyncio import client, config, watch
+from prefect import flow, task
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun
+from prefect.flow_engine import run_flow_async
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_LOGGING_LEVEL,
+    temporary_settings,
+)
+
+from scripts import kind, node_usage
+
+RUN_LABEL = "prefect.io/flow-run-id"
+NODES = {
+    "node_selector": {"type": "kwok"},
+    "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}],
+}
+"""Job variables with which a pod runs on a node of kwok."""
+ENGINES = 10
+"""Number of flow runs that this process executes at the same time."""
+PAGE = 200
+INTERVAL_SECONDS = 5
+DATABASE = "statefulset/prefect-hamilton-postgres"
+SIZES = """
+SELECT relname, n_live_tup, pg_total_relation_size(relid) FROM pg_stat_user_tables
+UNION ALL SELECT 'all', sum(n_live_tup), sum(pg_total_relation_size(relid)) FROM pg_stat_user_tables
+ORDER BY 3 DESC LIMIT 8
+"""
+
+
+@task
+async def nothing() -> None:
+    """Do nothing."""
+
+
+@flow(name="scale")
+async def one_task() -> None:
+    """Run one task that does nothing."""
+    await nothing()
+
+
+def main(
+    kind_name: Annotated[
+        str, typer.Option("--kind", help="Name of the kind cluster.")
+    ] = kind.DEFAULT_NAME,
+    runs: Annotated[int, typer.Option(min=10, help="Number of flow runs, all due at once.")] = 500,
+    patience: Annotated[int, typer.Option(help="Seconds after which it gives up.")] = 3600,
+) -> None:
+    """Print times, CPU seconds, and rows and bytes in the database per flow run."""
+    with tempfile.TemporaryDirectory() as home, _connected(kind_name, Path(home)):
+        asyncio.run(_measure(kind.context_of(kind_name), runs, patience))
+
+
+@contextmanager
+def _connected(kind_name: str, home: Path) -> Iterator[None]:
+    try:
+        kind.require_cluster(kind_name)
+        port, _ = kind.ports(kind_name)
+        server = kind.prefect_server(kind.context_of(kind_name), port, home)
+    except kind.KindError as error:
+        kind.fail(error)
+    with temporary_settings(
+        {
+            PREFECT_API_URL: server.api_url,
+            PREFECT_API_AUTH_STRING: server.environment["PREFECT_API_AUTH_STRING"],
+            PREFECT_LOGGING_LEVEL: "WARNING",  # a flow in a pod sends as many log lines
+        }
+    ):
+        yield
+
+
+async def _measure(context: str, count: int, patience: int) -> None:
+    async with get_client() as prefect, _deployment(prefect) as deployment:
+        stored = _stored(context)
+        before = node_usage.read(context, datetime.now(UTC))
+        began = time.monotonic()
+        engines = asyncio.create_task(_play_engines(prefect, context))
+        try:
+            for _ in range(count):
+                await prefect.create_flow_run_from_deployment(deployment)
+            typer.echo(f"{count} runs created in {time.monotonic() - began:.0f} s")
+            found = await _ended(prefect, deployment, count, began + patience)
+        finally:
+            engines.cancel()
+        seconds = time.monotonic() - began
+        after = node_usage.read(context, datetime.now(UTC))
+        _print_runs(found, await _times(prefect, found), seconds)
+        _print_usage(before, after, count)
+        _print_stored(stored, _stored(context), count)
+
+
+@asynccontextmanager
+async def _deployment(prefect: PrefectClient) -> AsyncIterator[UUID]:
+    """Register the flow for as long as it is measured."""
+    deployment = await prefect.create_deployment(
+        await prefect.create_flow(one_task),
+        name="bench-scale",
+        work_pool_name="kubernetes",
+        entrypoint="scripts/bench_scale.py:one_task",
+        job_variables=NODES,
+    )
+    try:
+        yield deployment
+    finally:
+        await prefect.delete_deployment(deployment)
+
+
+async def _play_engines(prefect: PrefectClient, context: str) -> None:
+    """Execute the flow run of each pod that starts."""
+    await config.load_kube_config(context=context)
+    slots, started = asyncio.Semaphore(ENGINES), set[str]()
+
+    async def execute(run_id: str) -> None:
+        async with slots:
+            flow_run = await prefect.read_flow_run(UUID(run_id))
+            await run_flow_async(one_task, flow_run=flow_run, return_type="state")
+
+    async with client.ApiClient() as api, asyncio.TaskGroup() as group:
+        pods = client.CoreV1Api(api)
+        while True:  # a watch ends after some minutes
+            stream = watch.Watch().stream(
+                pods.list_namespaced_pod, kind.NAMESPACE, label_selector=RUN_LABEL
+            )
+            async for event in stream:
+                pod = event["object"]
+                run_id = pod.metadata.labels[RUN_LABEL]
+                if pod.status.phase in ("Running", "Succeeded") and run_id not in started:
+                    started.add(run_id)
+                    group.create_task(execute(run_id))
+
+
+async def _ended(
+    prefect: PrefectClient, deployment: UUID, count: int, until: float
+) -> list[FlowRun]:
+    """Return the runs when all have ended."""
+    of_deployment = FlowRunFilterDeploymentId(any_=[deployment])
+    final = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(TERMINAL_STATES)))
+    ended = FlowRunFilter(deployment_id=of_deployment, state=final)
+    while await prefect.count_flow_runs(flow_run_filter=ended) < count:
+        if time.monotonic() > until:
+            typer.echo("Not all runs have ended in time: see the log of the worker", err=True)
+            raise typer.Exit(1)
+        await asyncio.sleep(INTERVAL_SECONDS)
+    found: list[FlowRun] = []
+    while page := await prefect.read_flow_runs(
+        flow_run_filter=ended, limit=PAGE, offset=len(found)
+    ):
+        found += page
+    return found
+
+
+async def _times(prefect: PrefectClient, runs: list[FlowRun]) -> dict[str, list[float]]:
+    """Return for each state the seconds from a run's creation until it was entered first."""
+    times: dict[str, list[float]] = {}
+    for run in runs:
+        states = await prefect.read_flow_run_states(run.id)
+        first = states[0].timestamp
+        for name, timestamp in {s.type.title(): s.timestamp for s in reversed(states)}.items():
+            times.setdefault(name, []).append((timestamp - first).total_seconds())
+    return times
+
+
+def _print_runs(runs: list[FlowRun], times: dict[str, list[float]], seconds: float) -> None:
+    states = Counter(run.state_name for run in runs)
+    repeated = sum(1 for run in runs if run.run_count > 1)
+    typer.echo(f"{len(runs)} runs in {seconds:.0f} s, {60 * len(runs) / seconds:.0f} a minute")
+    typer.echo(f"  states: {dict(states)}; executed more than once: {repeated}")
+    for name in ("Pending", "Running", "Completed"):
+        percentiles = statistics.quantiles(times[name], n=100, method="inclusive")
+        typer.echo(
+            f"  created to {name:<9}  p50 {percentiles[49]:.1f} s  p95 {percentiles[94]:.1f} s"
+        )
+
+
+def _print_usage(before: node_usage.Usage, after: node_usage.Usage, count: int) -> None:
+    seconds, used = after.since(before)
+    typer.echo(f"CPU seconds a run, of {seconds:.0f} s")
+    for part, cpu in sorted(used.items(), key=lambda each: -each[1]):
+        typer.echo(f"  {part:<28} {cpu / count:6.3f}")
+
+
+def _stored(context: str) -> dict[str, tuple[int, int]]:
+    """Return rows and bytes of all tables, and of the largest ones, of Prefect's database."""
+    psql = ("psql", "-U", "postgres", "-d", "prefect", "-At", "-c")
+    kind.kubectl(context, "exec", DATABASE, "--", *psql, "ANALYZE")
+    lines = kind.kubectl(context, "exec", DATABASE, "--", *psql, SIZES).splitlines()
+    found = {}
+    for line in lines:
+        name, rows, size = line.split("|")
+        found[name] = int(rows), int(size)
+    return found
+
+
+def _print_stored(
+    before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]], count: int
+) -> None:
+    typer.echo("Database, per run")
+    for name, (rows, size) in after.items():
+        earlier = before.get(name, (0, 0))
+        kilobytes = (size - earlier[1]) / count / 1000
+        typer.echo(f"  {name:<28} {(rows - earlier[0]) / count:6.1f} rows {kilobytes:6.1f} kB")
+
+
+if __name__ == "__main__":
+    typer.run(main)
