@@ -25,6 +25,8 @@ class KubernetesApi:
         self.url = f"http://127.0.0.1:{port}"
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: list[dict[str, Any]] = []
+        self.workers: list[str] = []
+        """Names of the pods of workers."""
         self.secrets: dict[str, dict[str, Any]] = {}
         self.may_create_secrets = True
         self.is_away = False
@@ -99,6 +101,11 @@ class KubernetesApi:
     def pods_of_jobs(self) -> list[dict[str, Any]]:
         """The pods without those of Jobs that were deleted."""
         return [pod for pod in self.pods if _job_of(pod) in self.jobs]
+
+    def all_pods(self) -> list[dict[str, Any]]:
+        """Pods of workers, and those of Jobs."""
+        workers = [{"metadata": {"name": name, "labels": {}}} for name in self.workers]
+        return [*workers, *self.pods_of_jobs()]
 
     def pod(self, job: str) -> Any:
         """The pod of a Job."""
@@ -215,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif name == "attach":
             self._attach(kind)
         elif name in ("jobs", "pods"):
-            objects = list(self.api.jobs.values()) if name == "jobs" else self.api.pods_of_jobs()
+            objects = list(self.api.jobs.values()) if name == "jobs" else self.api.all_pods()
             found = [each for each in objects if self._is_selected(each)]
             self._answer(200, {"kind": f"{name.title()[:-1]}List", "items": found})
         elif found := self._named(kind, name):
@@ -231,9 +238,13 @@ class _Handler(BaseHTTPRequestHandler):
         return [each for each in objects if each["metadata"]["name"] == name]
 
     def _is_selected(self, found: dict[str, Any]) -> bool:
-        """Whether an object has the labels of the query: `name`, or `name=value`."""
+        """Whether an object has the name of the query, and its labels: `name`, or `name=value`."""
+        query = parse_qs(urlsplit(self.path).query)
         labels = found["metadata"]["labels"]
-        for each in parse_qs(urlsplit(self.path).query).get("labelSelector", []):
+        for each in query.get("fieldSelector", []):
+            if each != f"metadata.name={found['metadata']['name']}":
+                return False
+        for each in query.get("labelSelector", []):
             for part in each.split(","):
                 key, is_equal, value = part.partition("=")
                 if key not in labels or (is_equal and labels[key] != value):

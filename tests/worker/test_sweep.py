@@ -4,14 +4,19 @@ Each test is what a worker finds that was away.
 """
 
 import logging
+import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import anyio
 import pytest
+from kubernetes_asyncio.client import V1Job
 from prefect.client.orchestration import PrefectClient, get_client
 
-from prefect_hamilton.worker import sweep
+from prefect_hamilton.worker import kubernetes as worker_kubernetes
+from prefect_hamilton.worker import sweep, takers
 from prefect_hamilton.worker.sweep import Sweep
 from prefect_hamilton.worker.unstarted import NOT_STARTED
 from tests.worker.conftest import Pool
@@ -167,6 +172,97 @@ async def test_the_grace_period_starts_at_the_latest_state(
     now += 1
     await patient.sweep()
     assert pool.api.state(run)["name"] == "AwaitingRetry"
+
+
+@pytest.fixture
+def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What every pod has: the worker's pod may list its neighbours."""
+    file = tmp_path / "namespace"
+    file.write_text("default")
+    monkeypatch.setattr(takers, "NAMESPACE_FILE", file)
+
+
+async def taken_up(
+    pool: Pool, client: PrefectClient, pod: str, monkeypatch: pytest.MonkeyPatch
+) -> UUID:
+    """A run that a pod took up, and for which it has created no Job."""
+    run = pool.new_run()
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: pod)
+        state = takers.pending()
+    await client.set_flow_run_state(run, state)
+    pool.api.propose(run, "PENDING", name="Submitting")
+    return run
+
+
+@pytest.mark.usefixtures("namespace")
+async def test_a_run_of_a_pod_that_is_gone_waits_again_at_once(
+    pool: Pool,
+    client: PrefectClient,
+    kubernetes: KubernetesApi,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kubernetes.workers = ["alive"]
+    abandoned = await taken_up(pool, client, "gone", monkeypatch)
+    submitting = await taken_up(pool, client, "alive", monkeypatch)
+
+    await Sweep(client, pool.name, LOGGER).sweep()
+
+    state = pool.api.state(abandoned)
+    assert (state["name"], state["message"]) == ("AwaitingRetry", sweep.ABANDONED)
+    assert pool.api.state(submitting)["name"] == "Submitting"
+
+
+@pytest.mark.usefixtures("namespace", "kubernetes")
+async def test_a_container_that_started_again_does_not_wait_for_itself(
+    pool: Pool, client: PrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await taken_up(pool, client, socket.gethostname(), monkeypatch)
+    restarted = Sweep(client, pool.name, LOGGER)
+    submitting = await taken_up(pool, client, socket.gethostname(), monkeypatch)
+
+    await restarted.sweep()
+
+    assert pool.api.state(before)["name"] == "AwaitingRetry"
+    assert pool.api.state(submitting)["name"] == "Submitting"
+
+
+@pytest.mark.usefixtures("namespace")
+async def test_a_job_of_the_last_request_of_a_killed_pod_keeps_its_run(
+    pool: Pool,
+    client: PrefectClient,
+    kubernetes: KubernetesApi,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was created after the sweep had listed the Jobs."""
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "gone")
+        run = await with_job(pool)
+    jobs_of_flow_runs, listed = worker_kubernetes.jobs_of_flow_runs, []
+
+    async def jobs(*arguments: Any) -> list[V1Job]:
+        listed.append(await jobs_of_flow_runs(*arguments))
+        return listed[-1] if len(listed) > 1 else []
+
+    monkeypatch.setattr(worker_kubernetes, "jobs_of_flow_runs", jobs)
+    await Sweep(client, pool.name, LOGGER).sweep()
+
+    assert len(listed) == 2
+    assert pool.api.state(run)["type"] == "PENDING"
+    assert pool.api.state(run)["name"] != "AwaitingRetry"
+
+
+async def test_a_worker_outside_kubernetes_waits_for_the_grace(
+    pool: Pool,
+    client: PrefectClient,
+    kubernetes: KubernetesApi,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = await taken_up(pool, client, "gone", monkeypatch)
+
+    await Sweep(client, pool.name, LOGGER).sweep()
+
+    assert pool.api.state(run)["name"] == "Submitting"
 
 
 async def test_a_worker_sweeps_its_pool_periodically(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from kubernetes_asyncio.client import ApiClient, BatchV1Api, V1Job
+from kubernetes_asyncio.client import ApiClient, BatchV1Api, CoreV1Api, V1Job
 from kubernetes_asyncio.client.exceptions import ApiException
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_fixed
 
@@ -50,6 +50,16 @@ async def job_named(client: ApiClient, name: str, namespace: str) -> V1Job | Non
             return None
         raise
     return job
+
+
+async def is_pod_gone(client: ApiClient, name: str, namespace: str) -> bool:
+    """Whether there is no pod of the name; False if Kubernetes does not tell."""
+    selector = f"metadata.name={name}"
+    try:
+        found = await CoreV1Api(client).list_namespaced_pod(namespace, field_selector=selector)
+    except ApiException:
+        return False
+    return not found.items
 
 
 def is_finished(job: V1Job) -> bool:

@@ -29,8 +29,8 @@ from prefect.states import Crashed
 from prefect_kubernetes.observer import _get_kubernetes_client
 from prefect_kubernetes.settings import KubernetesSettings
 
-from prefect_hamilton.states import propose, rescheduled
-from prefect_hamilton.worker import attempts, claim, env_secret, kubernetes, unstarted
+from prefect_hamilton.states import beginning, propose, rescheduled
+from prefect_hamilton.worker import attempts, claim, env_secret, kubernetes, takers, unstarted
 
 LOCATION_LABEL = "prefect-hamilton.jobs"
 """Label of a flow run: cluster and namespace of its Jobs."""
@@ -40,6 +40,7 @@ GRACE_SECONDS = 120
 """How long a run may be without a Job, because a worker may be slow to create it."""
 
 NO_JOB = "No Job was created for it within {} seconds."
+ABANDONED = "The worker's pod that took it up ended before it created a Job."
 GONE = "Its Job has ended or no longer exists, and the end of the flow was not reported."
 
 
@@ -61,12 +62,12 @@ class Sweep:
         self._grace_seconds = grace_seconds
         self._clock = clock
         self._missing_since: dict[UUID, float] = {}
+        self._began = datetime.now(UTC)
 
     async def run_forever(self, scope: anyio.CancelScope) -> None:
-        """Sweep once a minute until the scope is cancelled."""
+        """Sweep now, and once a minute until the scope is cancelled."""
         with scope:
             while True:
-                await asyncio.sleep(INTERVAL_SECONDS)
                 try:
                     await self.sweep()
                 except Exception as error:
@@ -75,9 +76,13 @@ class Sweep:
                         type(error).__name__,
                         error,
                     )
+                await asyncio.sleep(INTERVAL_SECONDS)
 
     async def sweep(self) -> None:
-        """Settle the runs that have been without a Job for the grace."""
+        """Settle the runs that have been without a Job for the grace.
+
+        Without it, those that a pod took up which is gone.
+        """
         namespaces: set[str] = set(KubernetesSettings().observer.namespaces or ())
         client = await _get_kubernetes_client()
         try:
@@ -101,8 +106,22 @@ class Sweep:
         }
         for run in runs:
             state = run.state
-            if state and now - self._missing_since[state.id] >= self._grace_seconds:
-                await self._settle(run, state, jobs, client)
+            if state is None:
+                continue
+            if now - self._missing_since[state.id] >= self._grace_seconds:
+                await self._settle(run, state, await self._verdict(run, state, jobs, client))
+            elif state.is_pending() and await self._is_abandoned(run, client, namespaces):
+                await self._settle(run, state, rescheduled(ABANDONED))
+
+    async def _is_abandoned(self, run: FlowRun, client: ApiClient, namespaces: set[str]) -> bool:
+        """Whether who took the run up has ended before it created the attempt's Job."""
+        states = await self._client.read_flow_run_states(run.id)
+        began = beginning(states)
+        if began is None or not await takers.is_gone(client, states[began], self._began):
+            return False
+        # With its last request it may have created one since they were listed.
+        jobs = await kubernetes.jobs_of_flow_runs(client, namespaces)
+        return _job_of(str(states[began].id), jobs) is None
 
     async def _deleted(self, client: ApiClient, job: V1Job) -> bool:
         """Delete a Job whose worker was killed before it created the Job's Secret.
@@ -132,10 +151,7 @@ class Sweep:
             work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[self._pool])),
         )
 
-    async def _settle(
-        self, run: FlowRun, state: State[Any], jobs: Iterable[V1Job], client: ApiClient
-    ) -> None:
-        verdict = await self._verdict(run, state, jobs, client)
+    async def _settle(self, run: FlowRun, state: State[Any], verdict: State[Any]) -> None:
         answer = await propose(self._client, run.id, verdict, state.id)
         self._logger.warning(
             "Flow run '%s' was %s without a Job and is now %s: %s",
@@ -153,11 +169,15 @@ class Sweep:
             return Crashed(message=GONE)
         states = await self._client.read_flow_run_states(run.id)
         attempt = str(attempts.latest(states))
-        job = next((j for j in jobs if attempts.of_job(j.metadata.labels) == attempt), None)
+        job = _job_of(attempt, jobs)
         if job is None:
             return rescheduled(NO_JOB.format(round(self._grace_seconds)))
         where = (job.metadata.name, job.metadata.namespace)
         return unstarted.verdict(states, job, await unstarted.pods_of_job(client, *where))
+
+
+def _job_of(attempt: str, jobs: Iterable[V1Job]) -> V1Job | None:
+    return next((job for job in jobs if attempts.of_job(job.metadata.labels) == attempt), None)
 
 
 def _is_seen(run: FlowRun, cluster: str, namespaces: set[str]) -> bool:

@@ -27,6 +27,10 @@ class TakingUp(AnyWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._skip_late_after = late.limit()
 
+    def _pending(self) -> State[Any]:
+        """Return the state that takes a run up."""
+        return Pending()
+
     def _is_taken_up(self, flow_run: FlowRun, state: State[Any]) -> None:
         """Note that the run is Pending now, by this state."""
 
@@ -36,7 +40,7 @@ class TakingUp(AnyWorker):  # type: ignore[misc]
             return bool(await super()._propose_pending_state(flow_run))
         after = self._skip_late_after
         skipped = after and late.skipped(flow_run, after)
-        answer = await self._propose(flow_run, flow_run.state, skipped or Pending())
+        answer = await self._propose(flow_run, flow_run.state, skipped or self._pending())
         if answer is None or skipped:
             return False
         self._is_taken_up(flow_run, answer)

@@ -21,7 +21,7 @@ from prefect_kubernetes.worker import (
 )
 
 from prefect_hamilton.states import propose, rescheduled, restore
-from prefect_hamilton.worker import attempts, env_secret, kubernetes, pod_security, standby
+from prefect_hamilton.worker import attempts, env_secret, kubernetes, pod_security, standby, takers
 from prefect_hamilton.worker.claim import WithdrawnError
 from prefect_hamilton.worker.job import JobConfiguration
 from prefect_hamilton.worker.metrics import Metrics
@@ -92,6 +92,10 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
             await super()._submit_run(flow_run)
         finally:
             self._attempts.pop(flow_run.id, None)
+
+    def _pending(self) -> State[Any]:
+        """Return the state that takes a run up, with the name of this pod."""
+        return takers.pending()
 
     def _is_taken_up(self, flow_run: FlowRun, state: State[Any]) -> None:
         """Note the attempt."""
