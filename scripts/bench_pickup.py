@@ -38,7 +38,7 @@ Reached = dict[StateType, datetime]
 def main(
     runs: Annotated[int, typer.Option(min=2, help="Number of consecutive runs.")] = 20,
     at_once: Annotated[
-        int, typer.Option(help="Number of simultaneous runs afterwards; 0 for none.")
+        int, typer.Option(max=200, help="Number of simultaneous runs afterwards; 0 or 1 for none.")
     ] = 20,
     kind_name: Annotated[
         str, typer.Option("--kind", help="Name of the kind cluster; the local profile if omitted.")
@@ -56,7 +56,7 @@ def main(
     with _client(kind_name) as client, _deployments(client, kind_name, clone) as deployments:
         idle = _idle(context) if context else {}
         _one_by_one(client, deployments, runs)
-        for name, deployment in deployments.items() if at_once else ():
+        for name, deployment in deployments.items() if at_once > 1 else ():
             before = _usage(context) if context else None
             _at_once(client, name, deployment, at_once)
             if before:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 from uuid import UUID
 
 import typer
@@ -47,12 +47,13 @@ NODES = {
 ENGINES = 10
 """Number of flow runs that this process executes at the same time."""
 PAGE = 200
+TABLES = 8
 INTERVAL_SECONDS = 5
 DATABASE = "statefulset/prefect-hamilton-postgres"
 SIZES = """
 SELECT relname, n_live_tup, pg_total_relation_size(relid) FROM pg_stat_user_tables
 UNION ALL SELECT 'all', sum(n_live_tup), sum(pg_total_relation_size(relid)) FROM pg_stat_user_tables
-ORDER BY 3 DESC LIMIT 8
+ORDER BY 3 DESC
 """
 
 
@@ -107,7 +108,9 @@ async def _measure(context: str, count: int, patience: int) -> None:
             for _ in range(count):
                 await prefect.create_flow_run_from_deployment(deployment)
             typer.echo(f"{count} runs created in {time.monotonic() - began:.0f} s")
-            found = await _ended(prefect, deployment, count, began + patience)
+            ended = asyncio.create_task(_ended(prefect, deployment, count, began + patience))
+            await asyncio.wait((ended, engines), return_when=asyncio.FIRST_COMPLETED)
+            found = ended.result() if ended.done() else await engines  # raises what ended it
         finally:
             engines.cancel()
         seconds = time.monotonic() - began
@@ -133,10 +136,10 @@ async def _deployment(prefect: PrefectClient) -> AsyncIterator[UUID]:
         await prefect.delete_deployment(deployment)
 
 
-async def _play_engines(prefect: PrefectClient, context: str) -> None:
+async def _play_engines(prefect: PrefectClient, context: str) -> NoReturn:
     """Execute the flow run of each pod that starts."""
     await config.load_kube_config(context=context)
-    slots, started = asyncio.Semaphore(ENGINES), set[str]()
+    slots, started = asyncio.Semaphore(ENGINES), set[str]()  # by uid of the pod
 
     async def execute(run_id: str) -> None:
         async with slots:
@@ -151,10 +154,10 @@ async def _play_engines(prefect: PrefectClient, context: str) -> None:
             )
             async for event in stream:
                 pod = event["object"]
-                run_id = pod.metadata.labels[RUN_LABEL]
-                if pod.status.phase in ("Running", "Succeeded") and run_id not in started:
-                    started.add(run_id)
-                    group.create_task(execute(run_id))
+                is_started = pod.status.phase in ("Running", "Succeeded")
+                if is_started and pod.metadata.uid not in started:
+                    started.add(pod.metadata.uid)
+                    group.create_task(execute(pod.metadata.labels[RUN_LABEL]))
 
 
 async def _ended(
@@ -208,7 +211,7 @@ def _print_usage(before: node_usage.Usage, after: node_usage.Usage, count: int) 
 
 
 def _stored(context: str) -> dict[str, tuple[int, int]]:
-    """Return rows and bytes of all tables, and of the largest ones, of Prefect's database."""
+    """Return rows and bytes of all tables of Prefect's database together, and of each."""
     psql = ("psql", "-U", "postgres", "-d", "prefect", "-At", "-c")
     kind.kubectl(context, "exec", DATABASE, "--", *psql, "ANALYZE")
     lines = kind.kubectl(context, "exec", DATABASE, "--", *psql, SIZES).splitlines()
@@ -223,7 +226,7 @@ def _print_stored(
     before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]], count: int
 ) -> None:
     typer.echo("Database, per run")
-    for name, (rows, size) in after.items():
+    for name, (rows, size) in list(after.items())[:TABLES]:
         earlier = before.get(name, (0, 0))
         kilobytes = (size - earlier[1]) / count / 1000
         typer.echo(f"  {name:<28} {(rows - earlier[0]) / count:6.1f} rows {kilobytes:6.1f} kB")

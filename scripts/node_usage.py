@@ -59,7 +59,7 @@ def read(context: str, moment: datetime) -> Usage:
 
 
 def _read(context: str, moment: datetime) -> Usage:
-    node = kind.kubectl(context, "get", "nodes", "--output", "jsonpath={.items[0].metadata.name}")
+    node = f"{context.removeprefix(kind.context_of(''))}-control-plane"
     pods = json.loads(kind.kubectl(context, "get", "pods", "--output", "json"))["items"]
     parts = {pod["metadata"]["name"]: _component(pod["metadata"]) for pod in pods}
     path = f"/api/v1/nodes/{node}/proxy/stats/summary"

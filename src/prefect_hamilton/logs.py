@@ -4,7 +4,8 @@ Prefect uses the formatter where PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER is `
 PREFECT_LOGGING_FORMATTERS_JSON_CLASS names it; the Hamilton UI always does. Keys: `timestamp` (RFC
 3339, UTC), `level`, `logger`, `message`; for records of a flow run `flow_run_id`, `flow_run_name`,
 `flow_name`, `deployment_id`, `work_pool`, and of a task run `task_run_id`, `task_run_name`,
-`task_name`; within a span `trace_id` and `span_id`; for an exception `exc_info` with `type`,
+`task_name`; within a span `trace_id` and `span_id`; for a record of the worker about a Kubernetes
+object `object` with `kind`, `namespace` and `name`; for an exception `exc_info` with `type`,
 `message` and `traceback`. A key whose value is not known is left out.
 
 Programs that print use `lines`, with the same effect. `python -m prefect_hamilton.logs COMMAND…`
@@ -57,6 +58,8 @@ class JsonFormatter(logging.Formatter):
         run = dict(_of_process()) | dict(_of_context())
         run |= {key: value for key in _OF_RECORD if (value := getattr(record, key, None))}
         line.update(run, **_of_span())
+        if reference := getattr(record, "k8s_ref", None):  # a record of kopf
+            line["object"] = {key: reference.get(key) for key in ("kind", "namespace", "name")}
         if record.exc_info and record.exc_info[1]:
             line["exc_info"] = _exception(record.exc_info[1])
         return json.dumps(line, ensure_ascii=False, default=str)

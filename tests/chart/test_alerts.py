@@ -303,7 +303,7 @@ LIVES: dict[str, tuple[dict[str, str], str, str]] = {
     "PrefectSubmissionsFailing": (
         metric(
             "prefect_worker_submissions_total",
-            "0x5 1x80",
+            "0x5 5x80",
             job="demo-prefect-hamilton-worker",
             **POOL,
             result="failed",

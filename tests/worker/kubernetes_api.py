@@ -25,8 +25,8 @@ class KubernetesApi:
         self.url = f"http://127.0.0.1:{port}"
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: list[dict[str, Any]] = []
-        self.workers: list[str] = []
-        """Names of the pods of workers."""
+        self.workers: dict[str, str] = {}
+        """Phases of the pods of workers."""
         self.secrets: dict[str, dict[str, Any]] = {}
         self.may_create_secrets = True
         self.is_away = False
@@ -104,7 +104,10 @@ class KubernetesApi:
 
     def all_pods(self) -> list[dict[str, Any]]:
         """Pods of workers, and those of Jobs."""
-        workers = [{"metadata": {"name": name, "labels": {}}} for name in self.workers]
+        workers = [
+            {"metadata": {"name": name, "labels": {}}, "status": {"phase": phase}}
+            for name, phase in self.workers.items()
+        ]
         return [*workers, *self.pods_of_jobs()]
 
     def pod(self, job: str) -> Any:

@@ -305,10 +305,12 @@ def test_lines_of_kopf_have_the_shape_of_all_others(
     try:
         observer.install()
         prefect_observer.start_observer()
-        logging.getLogger("kopf.objects").error("Watch failed.", extra={"k8s_ref": object()})
+        job = {"kind": "Job", "namespace": "flows", "name": "a-run", "uid": "1", "apiVersion": "v1"}
+        logging.getLogger("kopf.objects").error("Watch failed.", extra={"k8s_ref": job})
     finally:
         prefect_observer.stop_observer()
         kopf.set_default_registry(before)
 
     line = json.loads(capfd.readouterr().err)
     assert (line["logger"], line["message"]) == ("kopf.objects", "Watch failed.")
+    assert line["object"] == {"kind": "Job", "namespace": "flows", "name": "a-run"}

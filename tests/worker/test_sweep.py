@@ -4,8 +4,8 @@ Each test is what a worker finds that was away.
 """
 
 import logging
-import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -17,6 +17,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 
 from prefect_hamilton.worker import kubernetes as worker_kubernetes
 from prefect_hamilton.worker import sweep, takers
+from prefect_hamilton.worker.standby import OWNER_NAME
 from prefect_hamilton.worker.sweep import Sweep
 from prefect_hamilton.worker.unstarted import NOT_STARTED
 from tests.worker.conftest import Pool
@@ -175,68 +176,71 @@ async def test_the_grace_period_starts_at_the_latest_state(
 
 
 @pytest.fixture
-def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What every pod has: the worker's pod may list its neighbours."""
-    file = tmp_path / "namespace"
-    file.write_text("default")
-    monkeypatch.setattr(takers, "NAMESPACE_FILE", file)
+def this(
+    tmp_path: Path, kubernetes: KubernetesApi, monkeypatch: pytest.MonkeyPatch
+) -> takers.Taker:
+    """This process is in a pod of the cluster."""
+    (tmp_path / "namespace").write_text("default")
+    (tmp_path / "ca.crt").write_text(kubernetes.url)
+    monkeypatch.setattr(takers, "FOLDER", tmp_path)
+    monkeypatch.setenv(OWNER_NAME, "this")
+    found = takers.Taker.this()
+    assert found is not None
+    return found
 
 
-async def taken_up(
-    pool: Pool, client: PrefectClient, pod: str, monkeypatch: pytest.MonkeyPatch
-) -> UUID:
-    """A run that a pod took up, and for which it has created no Job."""
+async def taken_up(pool: Pool, client: PrefectClient, taker: takers.Taker) -> UUID:
+    """A run that a worker took up, and for which it has created no Job."""
     run = pool.new_run()
-    with monkeypatch.context() as patch:
-        patch.setattr(socket, "gethostname", lambda: pod)
-        state = takers.pending()
-    await client.set_flow_run_state(run, state)
+    await client.set_flow_run_state(run, taker.pending())
     pool.api.propose(run, "PENDING", name="Submitting")
     return run
 
 
-@pytest.mark.usefixtures("namespace")
-async def test_a_run_of_a_pod_that_is_gone_waits_again_at_once(
-    pool: Pool,
-    client: PrefectClient,
-    kubernetes: KubernetesApi,
-    monkeypatch: pytest.MonkeyPatch,
+async def test_a_run_of_a_process_that_is_gone_waits_again_at_once(
+    pool: Pool, client: PrefectClient, kubernetes: KubernetesApi, this: takers.Taker
 ) -> None:
-    kubernetes.workers = ["alive"]
-    abandoned = await taken_up(pool, client, "gone", monkeypatch)
-    submitting = await taken_up(pool, client, "alive", monkeypatch)
+    kubernetes.workers = {"alive": "Running", "evicted": "Failed"}
+    gone = [
+        await taken_up(pool, client, replace(this, pod="deleted")),
+        await taken_up(pool, client, replace(this, pod="evicted")),
+        await taken_up(pool, client, replace(this, process="before")),
+    ]
+    kept = [
+        await taken_up(pool, client, this),
+        await taken_up(pool, client, replace(this, pod="alive")),
+        await taken_up(pool, client, replace(this, pod="a", cluster="another")),
+        await taken_up(pool, client, replace(this, pod="b", namespace="another")),
+    ]
 
     await Sweep(client, pool.name, LOGGER).sweep()
 
-    state = pool.api.state(abandoned)
-    assert (state["name"], state["message"]) == ("AwaitingRetry", sweep.ABANDONED)
-    assert pool.api.state(submitting)["name"] == "Submitting"
+    for run in gone:
+        state = pool.api.state(run)
+        assert (state["name"], state["message"]) == ("AwaitingRetry", sweep.ABANDONED)
+    assert {pool.api.state(run)["name"] for run in kept} == {"Submitting"}
 
 
-@pytest.mark.usefixtures("namespace", "kubernetes")
-async def test_a_container_that_started_again_does_not_wait_for_itself(
-    pool: Pool, client: PrefectClient, monkeypatch: pytest.MonkeyPatch
+async def test_a_worker_that_may_not_list_its_pods_waits_for_the_grace(
+    pool: Pool, client: PrefectClient, this: takers.Taker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = await taken_up(pool, client, socket.gethostname(), monkeypatch)
-    restarted = Sweep(client, pool.name, LOGGER)
-    submitting = await taken_up(pool, client, socket.gethostname(), monkeypatch)
+    run = await taken_up(pool, client, replace(this, pod="deleted"))
+    monkeypatch.delenv(OWNER_NAME)
 
-    await restarted.sweep()
+    await Sweep(client, pool.name, LOGGER).sweep()
 
-    assert pool.api.state(before)["name"] == "AwaitingRetry"
-    assert pool.api.state(submitting)["name"] == "Submitting"
+    assert pool.api.state(run)["name"] == "Submitting"
 
 
-@pytest.mark.usefixtures("namespace")
 async def test_a_job_of_the_last_request_of_a_killed_pod_keeps_its_run(
     pool: Pool,
     client: PrefectClient,
-    kubernetes: KubernetesApi,
+    this: takers.Taker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It was created after the sweep had listed the Jobs."""
     with monkeypatch.context() as patch:
-        patch.setattr(socket, "gethostname", lambda: "gone")
+        patch.setenv(OWNER_NAME, "deleted")
         run = await with_job(pool)
     jobs_of_flow_runs, listed = worker_kubernetes.jobs_of_flow_runs, []
 
@@ -248,21 +252,7 @@ async def test_a_job_of_the_last_request_of_a_killed_pod_keeps_its_run(
     await Sweep(client, pool.name, LOGGER).sweep()
 
     assert len(listed) == 2
-    assert pool.api.state(run)["type"] == "PENDING"
     assert pool.api.state(run)["name"] != "AwaitingRetry"
-
-
-async def test_a_worker_outside_kubernetes_waits_for_the_grace(
-    pool: Pool,
-    client: PrefectClient,
-    kubernetes: KubernetesApi,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    run = await taken_up(pool, client, "gone", monkeypatch)
-
-    await Sweep(client, pool.name, LOGGER).sweep()
-
-    assert pool.api.state(run)["name"] == "Submitting"
 
 
 async def test_a_worker_sweeps_its_pool_periodically(

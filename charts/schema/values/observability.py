@@ -175,10 +175,10 @@ class Thresholds(Values):
         " as OOMKilled, in 15 minutes.",
     )
     failed_submissions: int = Field(
-        default=0,
+        default=2,
         ge=0,
-        description="`PrefectSubmissionsFailing`: fires if more flow runs of a pool are taken up"
-        " without a Job in 15 minutes.",
+        description="`PrefectSubmissionsFailing`: fires if a worker more often creates no Job for a"
+        " flow run of a pool in 15 minutes.",
     )
     server_error_ratio: float = Field(
         default=0.05,

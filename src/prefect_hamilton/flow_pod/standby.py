@@ -60,7 +60,9 @@ def preload(names: str) -> None:
     if modules:
         # Before one of them imports Hamilton, which would load every extension.
         extensions.load_lazily()
-    for name in (*IMPORTED_LATE, *modules):
+    for name in IMPORTED_LATE:
+        importlib.import_module(name)
+    for name in modules:
         try:
             importlib.import_module(name)
         except Exception as error:

@@ -24,18 +24,26 @@ def cluster_of(client: ApiClient) -> str:
     """Return a name of the cluster: from its authority, which no two clusters share."""
     configuration = client.configuration
     authority = configuration.ssl_ca_cert
-    identity = Path(authority).read_bytes() if authority else str(configuration.host).encode()
-    return hashlib.sha256(identity).hexdigest()[:12]
+    return cluster_with(
+        Path(authority).read_bytes() if authority else str(configuration.host).encode()
+    )
 
 
-async def jobs_of_flow_runs(client: ApiClient, namespaces: Iterable[str]) -> list[V1Job]:
+def cluster_with(authority: bytes) -> str:
+    """Return the name of the cluster with this authority."""
+    return hashlib.sha256(authority).hexdigest()[:12]
+
+
+async def jobs_of_flow_runs(
+    client: ApiClient, namespaces: Iterable[str], selector: str = FLOW_RUN_LABEL
+) -> list[V1Job]:
     """List the Jobs of all flow runs in some namespaces; in all when none is named."""
     api = BatchV1Api(client)
     if not namespaces:
-        found = await api.list_job_for_all_namespaces(label_selector=FLOW_RUN_LABEL)
+        found = await api.list_job_for_all_namespaces(label_selector=selector)
         return list(found.items)
     lists = [
-        await api.list_namespaced_job(namespace, label_selector=FLOW_RUN_LABEL)
+        await api.list_namespaced_job(namespace, label_selector=selector)
         for namespace in namespaces
     ]
     return [job for found in lists for job in found.items]
@@ -53,13 +61,13 @@ async def job_named(client: ApiClient, name: str, namespace: str) -> V1Job | Non
 
 
 async def is_pod_gone(client: ApiClient, name: str, namespace: str) -> bool:
-    """Whether there is no pod of the name; False if Kubernetes does not tell."""
+    """Whether the pod has ended or no longer exists; False if Kubernetes does not tell."""
     selector = f"metadata.name={name}"
     try:
         found = await CoreV1Api(client).list_namespaced_pod(namespace, field_selector=selector)
-    except ApiException:
+    except (ApiException, aiohttp.ClientError, TimeoutError):
         return False
-    return not found.items
+    return all(pod.status.phase in ("Failed", "Succeeded") for pod in found.items)
 
 
 def is_finished(job: V1Job) -> bool:

@@ -62,7 +62,6 @@ class Sweep:
         self._grace_seconds = grace_seconds
         self._clock = clock
         self._missing_since: dict[UUID, float] = {}
-        self._began = datetime.now(UTC)
 
     async def run_forever(self, scope: anyio.CancelScope) -> None:
         """Sweep now, and once a minute until the scope is cancelled."""
@@ -117,11 +116,15 @@ class Sweep:
         """Whether who took the run up has ended before it created the attempt's Job."""
         states = await self._client.read_flow_run_states(run.id)
         began = beginning(states)
-        if began is None or not await takers.is_gone(client, states[began], self._began):
+        if began is None or not await takers.is_gone(client, states[began]):
             return False
-        # With its last request it may have created one since they were listed.
-        jobs = await kubernetes.jobs_of_flow_runs(client, namespaces)
-        return _job_of(str(states[began].id), jobs) is None
+        # With its last requests it may have gone on since the Jobs and the runs were listed.
+        selector = f"{kubernetes.FLOW_RUN_LABEL}={run.id}"
+        jobs = await kubernetes.jobs_of_flow_runs(client, namespaces, selector)
+        now = await self._client.read_flow_run(run.id)
+        is_same = now.state is not None and run.state is not None and now.state.id == run.state.id
+        is_seen = _is_seen(now, kubernetes.cluster_of(client), namespaces)
+        return is_same and is_seen and _job_of(str(states[began].id), jobs) is None
 
     async def _deleted(self, client: ApiClient, job: V1Job) -> bool:
         """Delete a Job whose worker was killed before it created the Job's Secret.

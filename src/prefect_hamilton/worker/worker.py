@@ -94,8 +94,9 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
             self._attempts.pop(flow_run.id, None)
 
     def _pending(self) -> State[Any]:
-        """Return the state that takes a run up, with the name of this pod."""
-        return takers.pending()
+        """Return the state that takes a run up; it says which process does, if it is in a pod."""
+        this = takers.Taker.this()
+        return this.pending() if this else super()._pending()
 
     def _is_taken_up(self, flow_run: FlowRun, state: State[Any]) -> None:
         """Note the attempt."""

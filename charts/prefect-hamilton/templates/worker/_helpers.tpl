@@ -27,8 +27,8 @@ pools do not give the same part.
 {{/*
 The name under which all pods of a pool's worker are one worker in Prefect. It identifies a worker by its
 name and pool and never removes one, so a name per pod would leave an offline worker for each pod that has
-ended, killed or not. Nothing depends on telling the pods apart: each heartbeat renews the same entry, each
-connection has an id of its own, and every state that a worker proposes names the state that it has seen.
+ended, killed or not. Prefect does not need to tell the pods apart: each heartbeat renews the same entry, each
+connection has its own id, and every state that a worker proposes names the state that it has seen.
 Takes root, pool and settings.
 */}}
 {{- define "prefect-hamilton.worker.identity" -}}
@@ -104,15 +104,18 @@ PREFECT_INTEGRATIONS_KUBERNETES_WORKER_STORE_ENV_AS_SECRET: true
 {{- end }}
 PREFECT_HAMILTON_POD_SECURITY: {{ (include "prefect-hamilton.flows.settings" . | fromYaml).podSecurity }}
 PREFECT_HAMILTON_SERVICE_ACCOUNTS: {{ include "prefect-hamilton.flows.serviceAccounts" . | quote }}
+{{- $isBesideFlowPods := eq (include "prefect-hamilton.flows.namespaceOf" (dict "root" .root "pool" .pool)) .root.Release.Namespace }}
+{{- if $isBesideFlowPods }}
+PREFECT_HAMILTON_WORKER_POD_NAME:
+  fieldRef: {fieldPath: metadata.name}
+{{- end }}
 {{- with include "prefect-hamilton.worker.standby" . | fromYaml }}
 PREFECT_HAMILTON_STANDBY_COUNT: {{ int .count }}
 PREFECT_HAMILTON_STANDBY_MAX_AGE_SECONDS: {{ int .maxAgeSeconds }}
 {{- with .preload }}
 PREFECT_HAMILTON_STANDBY_PRELOAD: {{ join "," . | quote }}
 {{- end }}
-{{- if eq (include "prefect-hamilton.flows.namespaceOf" (dict "root" $.root "pool" $.pool)) $.root.Release.Namespace }}
-PREFECT_HAMILTON_WORKER_POD_NAME:
-  fieldRef: {fieldPath: metadata.name}
+{{- if $isBesideFlowPods }}
 PREFECT_HAMILTON_WORKER_POD_UID:
   fieldRef: {fieldPath: metadata.uid}
 {{- end }}
