@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from prefect_hamilton.worker import kubernetes, sweep
+from prefect_hamilton.worker.takers import Taker
 from tests.clusters import NAMESPACE, RELEASE, Cluster, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -49,6 +51,20 @@ def test_a_run_outlives_the_worker(cluster: Cluster, running: str) -> None:
     kill(cluster, "worker")
     cluster.let_go(running)
     assert cluster.wait_for_state(running, "Completed")["run_count"] == 1
+    wait_for_rollout(cluster, f"deploy/{RELEASE}-worker-kubernetes")
+
+
+def test_a_run_that_a_killed_worker_had_taken_up_waits_again_at_once(cluster: Cluster) -> None:
+    """As if its pod had been killed before it created the Job."""
+    authority = cluster.get("configmap", "kube-root-ca.crt")["data"]["ca.crt"].encode()
+    killed = Taker(NAMESPACE, "killed", kubernetes.cluster_with(authority), "of-before")
+    path = f"/deployments/{cluster.deployment(cluster.probe('tells'))['id']}/create_flow_run"
+    state = {"type": "PENDING", "message": killed.pending().message}
+    run_id = cluster.post(path, parameters={"variable": "HOME"}, state=state)["id"]
+    kill(cluster, "worker")
+    cluster.wait_for_state(run_id, "Completed")
+    states = cluster.api.get("/flow_run_states/", params={"flow_run_id": run_id}).json()
+    assert sweep.ABANDONED in [each["message"] for each in states]
     wait_for_rollout(cluster, f"deploy/{RELEASE}-worker-kubernetes")
 
 
