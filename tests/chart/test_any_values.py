@@ -93,7 +93,8 @@ def any_value(path: tuple[str, ...], node: Object) -> st.SearchStrategy[Any]:
         case "integer":
             return st.integers(node.get("minimum", 0), node.get("maximum", 10**6))
         case "number":
-            return st.sampled_from([0.5, 1, 2.5, 300])
+            least, most = node.get("minimum", 0), node.get("maximum", 300)
+            return st.sampled_from([x for x in (0.5, 1, 2.5, 300) if least <= x <= most])
         case "string" if pattern := node.get("if", {}).get("pattern"):
             matching = st.from_regex(re.compile(pattern, re.ASCII), fullmatch=True)
             # YAML has no control characters.
