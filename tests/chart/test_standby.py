@@ -7,10 +7,11 @@ import pytest
 from tests.chart.charts import Object, RenderError, env, pod_template, render
 
 PREFIX = "PREFECT_HAMILTON_"
+ITS_POD = {f"{PREFIX}WORKER_POD_NAME": {"fieldRef": {"fieldPath": "metadata.name"}}}
 
 
 def told(values: Object, pool: str = "kubernetes") -> dict[str, Any]:
-    """What the environment of a pool's worker says about standby pods."""
+    """What the environment of a pool's worker says about standby pods and its own pod."""
     template = pod_template(render(values).get("Deployment", f"-worker-{pool}"))
     assert template is not None
     (container,) = template["spec"]["containers"]
@@ -19,7 +20,7 @@ def told(values: Object, pool: str = "kubernetes") -> dict[str, Any]:
 
 
 def test_there_are_none_by_default() -> None:
-    assert told({}) == {}
+    assert told({}) == ITS_POD
 
 
 def test_a_worker_knows_its_standby_pods_and_itself() -> None:
@@ -28,7 +29,7 @@ def test_a_worker_knows_its_standby_pods_and_itself() -> None:
         f"{PREFIX}STANDBY_COUNT": "2",
         f"{PREFIX}STANDBY_MAX_AGE_SECONDS": "600",
         f"{PREFIX}STANDBY_PRELOAD": "pandas,hamilton.driver",
-        f"{PREFIX}WORKER_POD_NAME": {"fieldRef": {"fieldPath": "metadata.name"}},
+        **ITS_POD,
         f"{PREFIX}WORKER_POD_UID": {"fieldRef": {"fieldPath": "metadata.uid"}},
     }
 
@@ -36,7 +37,7 @@ def test_a_worker_knows_its_standby_pods_and_itself() -> None:
 def test_a_pool_can_have_its_own() -> None:
     pools = {"a": {}, "b": {"flows": {"standby": {"count": 3}}}}
     values = {"flows": {"standby": {"maxAgeSeconds": 300}}, "workers": pools}
-    assert told(values, "a") == {}
+    assert told(values, "a") == ITS_POD
     assert told(values, "b")[f"{PREFIX}STANDBY_COUNT"] == "3"
     assert told(values, "b")[f"{PREFIX}STANDBY_MAX_AGE_SECONDS"] == "300"
 
@@ -44,7 +45,7 @@ def test_a_pool_can_have_its_own() -> None:
 def test_a_pool_can_have_none() -> None:
     none = {"flows": {"standby": {"count": 0}}}
     values = {"flows": {"standby": {"count": 2}}, "workers": {"a": none, "b": {}}}
-    assert told(values, "a") == {}
+    assert told(values, "a") == ITS_POD
     assert told(values, "b")[f"{PREFIX}STANDBY_COUNT"] == "2"
 
 
