@@ -6,6 +6,7 @@ that kwok starts, this process executes a flow of one task with Prefect's engine
 """
 
 import asyncio
+import logging
 import statistics
 import tempfile
 import time
@@ -15,7 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import typer
 from kubernetes_asyncio import client, config, watch
@@ -29,12 +30,8 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun
 from prefect.flow_engine import run_flow_async
-from prefect.settings import (
-    PREFECT_API_AUTH_STRING,
-    PREFECT_API_URL,
-    PREFECT_LOGGING_LEVEL,
-    temporary_settings,
-)
+from prefect.logging.configuration import setup_logging
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from scripts import kind, node_usage
 
@@ -76,6 +73,9 @@ def main(
     patience: Annotated[int, typer.Option(help="Seconds after which it gives up.")] = 3600,
 ) -> None:
     """Print times, CPU seconds, and rows and bytes in the database per flow run."""
+    # The lines of the runs are sent to the server, and not printed.
+    setup_logging()
+    logging.getLogger("prefect").handlers.clear()
     with tempfile.TemporaryDirectory() as home, _connected(kind_name, Path(home)):
         asyncio.run(_measure(kind.context_of(kind_name), runs, patience))
 
@@ -92,7 +92,6 @@ def _connected(kind_name: str, home: Path) -> Iterator[None]:
         {
             PREFECT_API_URL: server.api_url,
             PREFECT_API_AUTH_STRING: server.environment["PREFECT_API_AUTH_STRING"],
-            PREFECT_LOGGING_LEVEL: "WARNING",  # a flow in a pod sends as many log lines
         }
     ):
         yield
@@ -103,7 +102,7 @@ async def _measure(context: str, count: int, patience: int) -> None:
         stored = _stored(context)
         before = node_usage.read(context, datetime.now(UTC))
         began = time.monotonic()
-        engines = asyncio.create_task(_play_engines(prefect, context))
+        engines = asyncio.create_task(_play_engines(prefect, context, deployment))
         try:
             for _ in range(count):
                 await prefect.create_flow_run_from_deployment(deployment)
@@ -125,7 +124,7 @@ async def _deployment(prefect: PrefectClient) -> AsyncIterator[UUID]:
     """Register the flow for as long as it is measured."""
     deployment = await prefect.create_deployment(
         await prefect.create_flow(one_task),
-        name="bench-scale",
+        name=f"bench-scale-{uuid4().hex[:8]}",  # its runs are those of this measurement
         work_pool_name="kubernetes",
         entrypoint="scripts/bench_scale.py:one_task",
         job_variables=NODES,
@@ -136,15 +135,16 @@ async def _deployment(prefect: PrefectClient) -> AsyncIterator[UUID]:
         await prefect.delete_deployment(deployment)
 
 
-async def _play_engines(prefect: PrefectClient, context: str) -> NoReturn:
-    """Execute the flow run of each pod that starts."""
+async def _play_engines(prefect: PrefectClient, context: str, deployment: UUID) -> NoReturn:
+    """Execute the flow run of each pod of the deployment that starts."""
     await config.load_kube_config(context=context)
     slots, started = asyncio.Semaphore(ENGINES), set[str]()  # by uid of the pod
 
     async def execute(run_id: str) -> None:
         async with slots:
             flow_run = await prefect.read_flow_run(UUID(run_id))
-            await run_flow_async(one_task, flow_run=flow_run, return_type="state")
+            if flow_run.deployment_id == deployment:  # others are left from before
+                await run_flow_async(one_task, flow_run=flow_run, return_type="state")
 
     async with client.ApiClient() as api, asyncio.TaskGroup() as group:
         pods = client.CoreV1Api(api)
