@@ -95,7 +95,7 @@ def _idle(context: str) -> node_usage.Seconds:
     time.sleep(IDLE_SECONDS)
     seconds, used = _usage(context).since(before)
     typer.echo(f"idle for {seconds:.0f} s, CPU milliseconds a second")
-    for part, cpu in _sorted(used):
+    for part, cpu in node_usage.by_size(used):
         typer.echo(f"  {part:<28} {1000 * cpu / seconds:6.0f}")
     return {part: cpu / seconds for part, cpu in used.items()}
 
@@ -107,12 +107,22 @@ def _print_usage(
     seconds, used = after.since(before)
     each = {part: (cpu - idle.get(part, 0) * seconds) / runs for part, cpu in used.items()}
     typer.echo(f"  CPU seconds a run, beyond idle: {sum(each.values()):.2f}")
-    for part, cpu in _sorted(each):
+    for part, cpu in node_usage.by_size(each):
         typer.echo(f"    {part:<28} {cpu:6.2f}")
 
 
-def _sorted(used: node_usage.Seconds) -> list[tuple[str, float]]:
-    return sorted(used.items(), key=lambda each: -each[1])
+def cluster_settings(kind_name: str, home: Path) -> dict[Any, Any]:
+    """Return what a client of the server on a kind cluster needs; exits with the reason if none."""
+    try:
+        kind.require_cluster(kind_name)
+        port, _ = kind.ports(kind_name)
+        server = kind.prefect_server(kind.context_of(kind_name), port, home)
+    except kind.KindError as error:
+        kind.fail(error)
+    return {
+        PREFECT_API_URL: server.api_url,
+        PREFECT_API_AUTH_STRING: server.environment["PREFECT_API_AUTH_STRING"],
+    }
 
 
 @contextmanager
@@ -120,17 +130,7 @@ def _client(kind_name: str) -> Iterator[SyncPrefectClient]:
     """Yield a client, which tries again when the server is busy."""
     with tempfile.TemporaryDirectory() as home:
         if kind_name:
-            try:
-                kind.require_cluster(kind_name)
-                server = kind.prefect_server(
-                    kind.context_of(kind_name), kind.ports(kind_name)[0], Path(home)
-                )
-            except kind.KindError as error:
-                kind.fail(error)
-            settings: dict[Any, Any] = {
-                PREFECT_API_URL: server.api_url,
-                PREFECT_API_AUTH_STRING: server.environment["PREFECT_API_AUTH_STRING"],
-            }
+            settings = cluster_settings(kind_name, Path(home))
         else:
             noted = local_profile.running(local_profile.state_folder())
             if noted is None:

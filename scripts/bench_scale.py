@@ -11,8 +11,8 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -31,9 +31,10 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun
 from prefect.flow_engine import run_flow_async
 from prefect.logging.configuration import setup_logging
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+from prefect.settings import temporary_settings
 
 from scripts import kind, node_usage
+from scripts.bench_pickup import cluster_settings
 
 RUN_LABEL = "prefect.io/flow-run-id"
 NODES = {
@@ -76,25 +77,11 @@ def main(
     # The lines of the runs are sent to the server, and not printed.
     setup_logging()
     logging.getLogger("prefect").handlers.clear()
-    with tempfile.TemporaryDirectory() as home, _connected(kind_name, Path(home)):
-        asyncio.run(_measure(kind.context_of(kind_name), runs, patience))
-
-
-@contextmanager
-def _connected(kind_name: str, home: Path) -> Iterator[None]:
-    try:
-        kind.require_cluster(kind_name)
-        port, _ = kind.ports(kind_name)
-        server = kind.prefect_server(kind.context_of(kind_name), port, home)
-    except kind.KindError as error:
-        kind.fail(error)
-    with temporary_settings(
-        {
-            PREFECT_API_URL: server.api_url,
-            PREFECT_API_AUTH_STRING: server.environment["PREFECT_API_AUTH_STRING"],
-        }
+    with (
+        tempfile.TemporaryDirectory() as home,
+        temporary_settings(cluster_settings(kind_name, Path(home))),
     ):
-        yield
+        asyncio.run(_measure(kind.context_of(kind_name), runs, patience))
 
 
 async def _measure(context: str, count: int, patience: int) -> None:
@@ -206,7 +193,7 @@ def _print_runs(runs: list[FlowRun], times: dict[str, list[float]], seconds: flo
 def _print_usage(before: node_usage.Usage, after: node_usage.Usage, count: int) -> None:
     seconds, used = after.since(before)
     typer.echo(f"CPU seconds a run, of {seconds:.0f} s")
-    for part, cpu in sorted(used.items(), key=lambda each: -each[1]):
+    for part, cpu in node_usage.by_size(used):
         typer.echo(f"  {part:<28} {cpu / count:6.3f}")
 
 

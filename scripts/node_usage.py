@@ -28,6 +28,11 @@ Seconds = dict[str, float]
 """CPU seconds, by what used them."""
 
 
+def by_size(seconds: Seconds) -> list[tuple[str, float]]:
+    """Return the parts with their CPU seconds, the largest first."""
+    return sorted(seconds.items(), key=lambda each: -each[1])
+
+
 class _TooOldError(Exception):
     """A counter was read before the moment."""
 
