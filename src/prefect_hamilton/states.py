@@ -8,6 +8,7 @@ Prefect server does not know the header and decides by its own rules.
 
 import os
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -22,13 +23,14 @@ NO_ANSWER = os.EX_UNAVAILABLE
 """Exit code of a pod that ended before its flow started because the Prefect API did not answer."""
 
 
-def rescheduled(message: str | None = None) -> State[Any]:
+def rescheduled(message: str | None = None, due: datetime | None = None) -> State[Any]:
     """Return a state AwaitingRetry that is due at once, by the clock of the server.
 
-    The clock of this node may differ.
+    The clock of this node may differ. `due` is when the run was due before: with it, the run keeps
+    its place among those that wait.
     """
     state: State[Any] = AwaitingRetry(message=message)
-    state.state_details.scheduled_time = None  # The server fills in its own time.
+    state.state_details.scheduled_time = due  # Without it, the server fills in its own time.
     return state
 
 
@@ -39,6 +41,12 @@ def beginning(states: Sequence[State[Any]]) -> int | None:
     """
     taken_up = (i for i in reversed(range(len(states))) if states[i].name == "Pending")
     return next(taken_up, None)
+
+
+def due_before(states: Sequence[State[Any]]) -> datetime | None:
+    """Return when the run was due that a worker took up last; None if no state says it."""
+    scheduled = (state for state in reversed(states[: beginning(states)]) if state.is_scheduled())
+    return next((state.state_details.scheduled_time for state in scheduled), None)
 
 
 async def propose(

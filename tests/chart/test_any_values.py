@@ -106,7 +106,8 @@ def any_value(path: tuple[str, ...], node: Object) -> st.SearchStrategy[Any]:
         case "array" if node["items"].get("additionalProperties") is True:
             return st.sampled_from([[], *examples(path)])
         case "array":
-            return st.lists(any_value(path, node["items"]), max_size=3)
+            least = node.get("minItems", 0)
+            return st.lists(any_value(path, node["items"]), min_size=least, max_size=3)
         case "object" if node.get("additionalProperties") is True:
             return st.sampled_from([{}, *examples(path)])
         case "object" if "patternProperties" in node and path[-1] == "env":

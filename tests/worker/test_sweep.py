@@ -221,6 +221,23 @@ async def test_a_run_of_a_process_that_is_gone_waits_again_at_once(
     assert {pool.api.state(run)["name"] for run in kept} == {"Submitting"}
 
 
+@pytest.mark.parametrize("grace_seconds", [0, sweep.GRACE_SECONDS])
+async def test_a_run_that_waits_again_keeps_its_place(
+    pool: Pool,
+    client: PrefectClient,
+    kubernetes: KubernetesApi,
+    this: takers.Taker,
+    grace_seconds: float,
+) -> None:
+    first = await taken_up(pool, client, replace(this, pod="deleted"))
+    second = pool.new_run()
+
+    await Sweep(client, pool.name, LOGGER, grace_seconds=grace_seconds).sweep()
+
+    due = await client.get_scheduled_flow_runs_for_work_pool(pool.name)
+    assert [each.flow_run.id for each in due] == [first, second]
+
+
 async def test_a_worker_that_may_not_list_its_pods_waits_for_the_grace(
     pool: Pool, client: PrefectClient, this: takers.Taker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ each names the state that it saw, and the server accepts the first.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from logging import Logger, LoggerAdapter
 from typing import Any
@@ -29,7 +29,7 @@ from prefect.states import Crashed
 from prefect_kubernetes.observer import _get_kubernetes_client
 from prefect_kubernetes.settings import KubernetesSettings
 
-from prefect_hamilton.states import beginning, propose, rescheduled
+from prefect_hamilton.states import beginning, due_before, propose, rescheduled
 from prefect_hamilton.worker import attempts, claim, env_secret, kubernetes, takers, unstarted
 
 LOCATION_LABEL = "prefect-hamilton.jobs"
@@ -109,12 +109,15 @@ class Sweep:
                 continue
             if now - self._missing_since[state.id] >= self._grace_seconds:
                 await self._settle(run, state, await self._verdict(run, state, jobs, client))
-            elif state.is_pending() and await self._is_abandoned(run, client, namespaces):
-                await self._settle(run, state, rescheduled(ABANDONED))
+            elif state.is_pending():
+                states = await self._client.read_flow_run_states(run.id)
+                if await self._is_abandoned(run, states, client, namespaces):
+                    await self._settle(run, state, rescheduled(ABANDONED, due_before(states)))
 
-    async def _is_abandoned(self, run: FlowRun, client: ApiClient, namespaces: set[str]) -> bool:
+    async def _is_abandoned(
+        self, run: FlowRun, states: Sequence[State[Any]], client: ApiClient, namespaces: set[str]
+    ) -> bool:
         """Whether who took the run up has ended before it created the attempt's Job."""
-        states = await self._client.read_flow_run_states(run.id)
         began = beginning(states)
         if began is None or not await takers.is_gone(client, states[began]):
             return False
@@ -174,7 +177,7 @@ class Sweep:
         attempt = str(attempts.latest(states))
         job = _job_of(attempt, jobs)
         if job is None:
-            return rescheduled(NO_JOB.format(round(self._grace_seconds)))
+            return rescheduled(NO_JOB.format(round(self._grace_seconds)), due_before(states))
         where = (job.metadata.name, job.metadata.namespace)
         return unstarted.verdict(states, job, await unstarted.pods_of_job(client, *where))
 
