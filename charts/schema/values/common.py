@@ -19,11 +19,13 @@ DnsLabel = Annotated[
     ),
 ]
 
+_SUBDOMAIN = r"^$|^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+
 Host = Annotated[
     str,
     StringConstraints(max_length=253),
     Text(
-        r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        _SUBDOMAIN,
         "a host name in lowercase without scheme, port and path, such as app.example.org",
     ),
 ]
@@ -61,14 +63,27 @@ Digest = Annotated[
 Quantity = (
     Annotated[
         str,
-        Text(r"^[0-9.]+([numkKMGTPE]i?)?$", "a quantity of Kubernetes, such as 500m, 2 or 1Gi"),
+        Text(
+            r"^[0-9]+(\.[0-9]+)?([KMGTPE]i|[numkMGTPE])?$",
+            "a quantity of Kubernetes, such as 500m, 2 or 1Gi",
+        ),
     ]
     | int
     | float
 )
 
+_UNITS = ("d", "h", "m", "s", "ms")
+
 Duration = Annotated[
-    str, Text(r"^([0-9]+(ms|[smhd]))+$", "a duration with a unit, such as 30s or 1m")
+    str,
+    Text(
+        # Prometheus wants the larger unit first, and each unit once.
+        "|".join(
+            f"^[0-9]+{unit}{''.join(f'([0-9]+{smaller})?' for smaller in _UNITS[i + 1 :])}$"
+            for i, unit in enumerate(_UNITS)
+        ),
+        "a duration with a unit, such as 30s or 1m",
+    ),
 ]
 
 _CRON = r"^@[a-z]+$|^\S+( \S+){4}$"
@@ -87,7 +102,7 @@ OptionalSecretKey = Annotated[str, Text(r"^[A-Za-z0-9._-]*$", _KEY_WORDS)]
 ObjectName = Annotated[
     str,
     Text(
-        r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        _SUBDOMAIN,
         "a name of lowercase letters, digits, hyphens and dots, such as my-name",
     ),
 ]
