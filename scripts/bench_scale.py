@@ -22,6 +22,7 @@ import typer
 from kubernetes_asyncio import client, config, watch
 from prefect import flow, task
 from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.events import EventPage
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterDeploymentId,
@@ -29,12 +30,14 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun
+from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter
 from prefect.flow_engine import run_flow_async
 from prefect.logging.configuration import setup_logging
 from prefect.settings import temporary_settings
 
 from scripts import kind, node_usage
 from scripts.bench_pickup import cluster_settings
+from scripts.server_requests import ALL, Requests
 
 RUN_LABEL = "prefect.io/flow-run-id"
 NODES = {
@@ -42,9 +45,15 @@ NODES = {
     "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}],
 }
 """Job variables with which a pod runs on a node of kwok."""
+KEPT_SECONDS = 4 * 3600
+"""Time for which finished Jobs stay, so that the worker starts again with all of them."""
+SUCCEEDED = "prefect.kubernetes.pod.succeeded"
+"""Event with which the worker's observer reports that a pod has ended."""
+WORKER = "deployment/prefect-hamilton-worker-kubernetes"
 ENGINES = 10
 """Number of flow runs that this process executes at the same time."""
 PAGE = 200
+EVENTS_PAGE = 50
 TABLES = 8
 INTERVAL_SECONDS = 5
 DATABASE = "statefulset/prefect-hamilton-postgres"
@@ -73,7 +82,10 @@ def main(
     runs: Annotated[int, typer.Option(min=10, help="Number of flow runs, all due at once.")] = 500,
     patience: Annotated[int, typer.Option(help="Seconds after which it gives up.")] = 3600,
 ) -> None:
-    """Print times, CPU seconds, and rows and bytes in the database per flow run."""
+    """Print times, CPU seconds, and rows and bytes in the database per flow run.
+
+    API requests are among them if the server serves metrics: `server.metrics: true`.
+    """
     # The lines of the runs are sent to the server, and not printed.
     setup_logging()
     logging.getLogger("prefect").handlers.clear()
@@ -87,9 +99,11 @@ def main(
 async def _measure(context: str, count: int, patience: int) -> None:
     async with get_client() as prefect, _deployment(prefect) as deployment:
         stored = _stored(context)
+        answered = await Requests.read(prefect)
         before = node_usage.read(context, datetime.now(UTC))
-        began = time.monotonic()
-        engines = asyncio.create_task(_play_engines(prefect, context, deployment))
+        began, since = time.monotonic(), datetime.now(UTC)
+        finished: dict[str, datetime] = {}
+        engines = asyncio.create_task(_play_engines(prefect, context, deployment, finished))
         try:
             for _ in range(count):
                 await prefect.create_flow_run_from_deployment(deployment)
@@ -97,13 +111,19 @@ async def _measure(context: str, count: int, patience: int) -> None:
             ended = asyncio.create_task(_ended(prefect, deployment, count, began + patience))
             await asyncio.wait((ended, engines), return_when=asyncio.FIRST_COMPLETED)
             found = ended.result() if ended.done() else await engines  # raises what ended it
+            seconds = time.monotonic() - began
+            after = node_usage.read(context, datetime.now(UTC))
+            answered_after = await Requests.read(prefect)
+            reported = await _reported(prefect, since)
         finally:
             engines.cancel()
-        seconds = time.monotonic() - began
-        after = node_usage.read(context, datetime.now(UTC))
         _print_runs(found, await _times(prefect, found), seconds)
+        _print_lag(finished, reported)
         _print_usage(before, after, count)
+        if answered and answered_after:
+            _print_requests(answered_after.since(answered), count)
         _print_stored(stored, _stored(context), count)
+    _restart_worker(context)
 
 
 @asynccontextmanager
@@ -114,7 +134,7 @@ async def _deployment(prefect: PrefectClient) -> AsyncIterator[UUID]:
         name=f"bench-scale-{uuid4().hex[:8]}",  # its runs are those of this measurement
         work_pool_name="kubernetes",
         entrypoint="scripts/bench_scale.py:one_task",
-        job_variables=NODES,
+        job_variables={**NODES, "finished_job_ttl": KEPT_SECONDS},
     )
     try:
         yield deployment
@@ -122,8 +142,13 @@ async def _deployment(prefect: PrefectClient) -> AsyncIterator[UUID]:
         await prefect.delete_deployment(deployment)
 
 
-async def _play_engines(prefect: PrefectClient, context: str, deployment: UUID) -> NoReturn:
-    """Execute the flow run of each pod of the deployment that starts."""
+async def _play_engines(
+    prefect: PrefectClient, context: str, deployment: UUID, finished: dict[str, datetime]
+) -> NoReturn:
+    """Execute the flow run of each pod of the deployment that starts.
+
+    `finished` gets the time at which each pod ended, by its uid.
+    """
     await config.load_kube_config(context=context)
     slots, started = asyncio.Semaphore(ENGINES), set[str]()  # by uid of the pod
 
@@ -145,6 +170,9 @@ async def _play_engines(prefect: PrefectClient, context: str, deployment: UUID) 
                 if is_started and pod.metadata.uid not in started:
                     started.add(pod.metadata.uid)
                     group.create_task(execute(pod.metadata.labels[RUN_LABEL]))
+                if pod.status.phase == "Succeeded":
+                    (container,) = pod.status.container_statuses
+                    finished[pod.metadata.uid] = container.state.terminated.finished_at
 
 
 async def _ended(
@@ -164,6 +192,18 @@ async def _ended(
         flow_run_filter=ended, limit=PAGE, offset=len(found)
     ):
         found += page
+    return found
+
+
+async def _reported(prefect: PrefectClient, since: datetime) -> dict[str, datetime]:
+    """Return when the observer reported the end of each pod, by the uid of the pod."""
+    occurred = EventOccurredFilter.model_validate({"since": since})
+    ended = EventFilter(event=EventNameFilter(name=[SUCCEEDED]), occurred=occurred)
+    page: EventPage | None = await prefect.read_events(ended, limit=EVENTS_PAGE)
+    found: dict[str, datetime] = {}
+    while page:
+        found |= {event.resource.id.rpartition(".")[2]: event.occurred for event in page.events}
+        page = await page.get_next_page(prefect)
     return found
 
 
@@ -190,11 +230,40 @@ def _print_runs(runs: list[FlowRun], times: dict[str, list[float]], seconds: flo
         )
 
 
+def _print_lag(finished: dict[str, datetime], reported: dict[str, datetime]) -> None:
+    """Print how long after the end of a pod, a full second, the observer reported it."""
+    lags = [(reported[u] - ended).total_seconds() for u, ended in finished.items() if u in reported]
+    percentiles = statistics.quantiles(lags, n=100, method="inclusive")
+    typer.echo(
+        f"  end of a pod to its event ({len(lags)} of {len(finished)})  "
+        f"p50 {percentiles[49]:.1f} s  p95 {percentiles[94]:.1f} s  max {max(lags):.1f} s"
+    )
+
+
+def _print_requests(answered: Requests, count: int) -> None:
+    typer.echo(
+        f"API requests: {answered.within[ALL] / count:.0f} a run; half of them answered within "
+        f"{answered.quantile(0.5)} s, 99 % within {answered.quantile(0.99)} s"
+    )
+
+
+def _restart_worker(context: str) -> None:
+    """Print how long a worker takes to be ready beside the finished pods, and delete their Jobs."""
+    pods = kind.kubectl(context, "get", "pods", "-l", RUN_LABEL, "--output", "name").splitlines()
+    kind.kubectl(context, "rollout", "restart", WORKER)
+    began = time.monotonic()
+    kind.kubectl(context, "rollout", "status", WORKER, "--timeout", "5m")
+    seconds = time.monotonic() - began
+    typer.echo(f"A new worker beside {len(pods)} flow pods is ready after {seconds:.1f} s")
+    kind.kubectl(context, "delete", "jobs", "-l", RUN_LABEL, "--wait=false")
+
+
 def _print_usage(before: node_usage.Usage, after: node_usage.Usage, count: int) -> None:
     seconds, used = after.since(before)
-    typer.echo(f"CPU seconds a run, of {seconds:.0f} s")
+    typer.echo(f"CPU seconds a run, of {seconds:.0f} s; MB of memory before and after")
     for part, cpu in node_usage.by_size(used):
-        typer.echo(f"  {part:<28} {cpu / count:6.3f}")
+        memory = (f"{use.memory[part] / 1e6:.0f}" for use in (before, after) if part in use.memory)
+        typer.echo(f"  {part:<28} {cpu / count:6.3f}   {' → '.join(memory)}")
 
 
 def _stored(context: str) -> dict[str, tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""CPU time on the node of a kind cluster by what used it, as the kubelet counts it.
+"""CPU time and memory on the node of a kind cluster by what used it, as the kubelet counts it.
 
 The kubelet keeps the total of all pods, those that are gone included. So what no pod that lasts
 has used is that of flow pods.
@@ -39,10 +39,11 @@ class _TooOldError(Exception):
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU seconds since the start of the node, by what used them."""
+    """CPU seconds since the start of the node, and bytes of memory of pods that last."""
 
     at: datetime
     seconds: Seconds
+    memory: dict[str, int]
 
     def since(self, earlier: "Usage") -> tuple[float, Seconds]:
         """Return the seconds that have passed, and the CPU seconds used in them."""
@@ -79,11 +80,13 @@ def _read(context: str, moment: datetime) -> Usage:
     if min(datetime.fromisoformat(each["cpu"]["time"]) for each in counters) < moment:
         raise _TooOldError
     seconds: Seconds = defaultdict(float)
+    memory: dict[str, int] = defaultdict(int)
     for part, pod in lasting:
         seconds[part] += _seconds(pod)
+        memory[part] += int(pod["memory"]["workingSetBytes"])
     seconds[FLOW_PODS] = _seconds(pods_in_all) - sum(seconds.values())
     seconds[REST] = _seconds(summary["node"]) - sum(seconds.values())
-    return Usage(datetime.fromisoformat(summary["node"]["cpu"]["time"]), seconds)
+    return Usage(datetime.fromisoformat(summary["node"]["cpu"]["time"]), seconds, memory)
 
 
 def _component(metadata: Mapping[str, Any]) -> str:
