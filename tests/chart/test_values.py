@@ -380,6 +380,48 @@ REMOTE = {"server": {"enabled": False}, "hamiltonUi": {"enabled": False}}
         ({"server": {"service": {"nodePort": 30420}}}, "set server.service.type to NodePort"),
         ({"workers": {"a b": {}}}, "schema"),
         ({"workers": {"a": {"autoscaling": {"enabled": True, "minReplicas": 9}}}}, "maxReplicas"),
+        (
+            {"server": {"resources": {"requests": {"memory": "2Gi"}}}},
+            "server: the request of memory (2Gi) is above the limit (1Gi): "
+            "raise server.resources.limits.memory.",
+        ),
+        (
+            {"postgres": {"resources": {"requests": {"cpu": 2}, "limits": {"cpu": "1500m"}}}},
+            "raise postgres.resources.limits.cpu",
+        ),
+        (
+            {"monitoring": {"postgresExporter": {"resources": {"requests": {"memory": "1G"}}}}},
+            "raise monitoring.postgresExporter.resources.limits.memory",
+        ),
+        (
+            {"flows": {"resources": {"requests": {"memory": "513Mi"}}}},
+            "The flow pods of kubernetes: the request of memory (513Mi) is above the limit (512Mi)",
+        ),
+        (
+            {"workers": {"a": {"flows": {"resources": {"requests": {"memory": "1Gi"}}}}}},
+            "The flow pods of a: the request of memory (1Gi)",
+        ),
+        (
+            {"workers": {"a": {"resources": {"requests": {"memory": "1Gi"}}}}},
+            "The worker of a: the request of memory (1Gi)",
+        ),
+        (
+            {"backgroundServices": {"replicas": 2}},
+            "backgroundServices.replicas is 2, but they run in the server's pod",
+        ),
+        ({"dashboards": {"enabled": True}}, "dashboards.enabled needs metrics.enabled"),
+        (
+            {"worker": {"podDisruptionBudget": {"minAvailable": 1, "maxUnavailable": 1}}},
+            "minAvailable and maxUnavailable are both set",
+        ),
+        (
+            {"alerts": {"presets": {"failed": {"enabled": True, "channels": ["nosuch"]}}}},
+            "alerts.presets.failed.channels: there is no channel nosuch",
+        ),
+        (
+            {"alerts": {"presets": {"pool": {"enabled": True, "pools": ["nosuch"]}}}},
+            "alerts.presets.pool.pools: the release has no work pool nosuch",
+        ),
     ],
     ids=json.dumps,
 )
@@ -387,6 +429,21 @@ def test_a_user_error_is_reported_in_one_sentence(values: dict[str, Any], senten
     with pytest.raises(RenderError) as error:
         template_text(values)
     assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("request_", "limit"),
+    [("1Gi", "1Gi"), ("1024Mi", "1Gi"), ("900m", 1), (1, "1000m"), ("1G", "1Gi")],
+)
+def test_a_request_up_to_the_limit_is_accepted(request_: Any, limit: Any) -> None:
+    resources = {"requests": {"memory": request_}, "limits": {"memory": limit}}
+    assert render({"server": {"resources": resources}}).objects
+
+
+def test_a_parameter_of_postgres_can_be_a_number() -> None:
+    release = render({"postgres": {"parameters": {"max_connections": 200, "jit": False}}})
+    arguments = pod_template(release.get("StatefulSet", "postgres"))["spec"]["containers"][0]["args"]
+    assert {"max_connections=200", "jit=false"} <= set(arguments)
 
 
 def test_all_errors_are_reported_at_once() -> None:

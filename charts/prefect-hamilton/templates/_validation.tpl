@@ -14,6 +14,18 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
   "global.caBundle.configMap and global.caBundle.secret are both set: remove one of them." }}
 {{- end }}
 
+{{- range $where, $section := $v }}
+{{- if and (kindIs "map" $section) (not (has $where (list "flows" "worker" "workers"))) }}
+{{- $mistakes = concat $mistakes (include "prefect-hamilton.podMistakes" (dict
+  "what" $where "where" $where "settings" $section) | fromYamlArray) }}
+{{- end }}
+{{- end }}
+{{- range $name, $exporter := $v.monitoring }}
+{{- $where := printf "monitoring.%s" $name }}
+{{- $mistakes = concat $mistakes (include "prefect-hamilton.podMistakes" (dict
+  "what" $where "where" $where "settings" $exporter) | fromYamlArray) }}
+{{- end }}
+
 {{- if $v.server.enabled }}
 {{- if $v.api.url }}
 {{- $mistakes = append $mistakes
@@ -35,6 +47,11 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
 {{- $mistakes = append $mistakes (cat
   "Several server pods talk to each other through Valkey: set valkey.enabled, or valkey.existingSecret"
   "with the URL of an external one.") }}
+{{- end }}
+{{- if and (gt (int $v.backgroundServices.replicas) 1) (not (include "prefect-hamilton.server.isSplit" .)) }}
+{{- $mistakes = append $mistakes (printf (cat
+  "backgroundServices.replicas is %v, but they run in the server's pod: set backgroundServices.separate"
+  "to true.") $v.backgroundServices.replicas) }}
 {{- end }}
 {{- else }}
 {{- if and (include "prefect-hamilton.hasWorkers" .) (not $v.api.url) }}
@@ -135,6 +152,10 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
   "serviceMonitor.enabled needs server.metrics or metrics.enabled, or an exporter of monitoring: there"
   "is nothing to scrape otherwise.") }}
 {{- end }}
+{{- if and $v.dashboards.enabled (not $v.metrics.enabled) }}
+{{- $mistakes = append $mistakes
+  "dashboards.enabled needs metrics.enabled: the dashboards show its metrics." }}
+{{- end }}
 {{- range $component := list "postgres" "valkey" }}
 {{- $exporter := printf "%sExporter" $component }}
 {{- if and (get $v.monitoring $exporter).enabled (not (get $v $component).enabled) }}
@@ -156,6 +177,23 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
   "flows.gitCredential is for flows.repository: set the gitCredential of each of flows.repositories.") }}
 {{- end }}
 {{- $pools := include "prefect-hamilton.workPools" . | fromYaml }}
+{{- range $name, $preset := $v.alerts.presets }}
+{{- if $preset.enabled }}
+{{- $where := printf "alerts.presets.%s" $name }}
+{{- range $channel := $preset.channels }}
+{{- if not (hasKey ($v.alerts.channels | default dict) $channel) }}
+{{- $mistakes = append $mistakes (printf
+  "%s.channels: there is no channel %s: add it to alerts.channels." $where $channel) }}
+{{- end }}
+{{- end }}
+{{- range $pool := $preset.pools }}
+{{- if and $pools (not (hasKey $pools $pool)) }}
+{{- $mistakes = append $mistakes (printf
+  "%s.pools: the release has no work pool %s: add it to workers." $where $pool) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- $sshKeys := dict }}
 {{- range $name, $r := $v.flows.repositories }}
 {{- $credential := $r.gitCredential | default dict }}
@@ -270,6 +308,11 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
 {{- end }}
 {{- $_ := set $accounts $account $other }}
 {{- $s := include "prefect-hamilton.worker.settings" $of | fromYaml }}
+{{- $mistakes = concat $mistakes (include "prefect-hamilton.podMistakes" (dict
+  "what" (printf "The worker of %s" $pool) "where" "worker" "settings" $s) | fromYamlArray) }}
+{{- $mistakes = concat $mistakes (include "prefect-hamilton.podMistakes" (dict
+  "what" (printf "The flow pods of %s" $pool) "where" "flows"
+  "settings" (include "prefect-hamilton.flows.settings" $of | fromYaml)) | fromYamlArray) }}
 {{- if and $s.autoscaling.enabled (gt (int $s.autoscaling.minReplicas) (int $s.autoscaling.maxReplicas)) }}
 {{- $mistakes = append $mistakes (printf
   "Autoscaling of the worker of %s: minReplicas is above maxReplicas." $pool) }}
@@ -283,4 +326,40 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
 {{- with $mistakes }}
 {{- fail (concat (list "" "") . (list "") | join "\n") }}
 {{- end }}
+{{- end }}
+
+{{/*
+What contradicts itself in the settings of pods, as a list of sentences. Takes what they are, where to change
+them, and settings.
+*/}}
+{{- define "prefect-hamilton.podMistakes" -}}
+{{- $found := list }}
+{{- $resources := .settings.resources | default dict }}
+{{- $limits := $resources.limits | default dict }}
+{{- range $name, $request := $resources.requests }}
+{{- $limit := get $limits $name }}
+{{- if and $request $limit (gt (include "prefect-hamilton.number" $request | float64)
+                               (include "prefect-hamilton.number" $limit | float64)) }}
+{{- $found = append $found (printf
+  "%s: the request of %s (%v) is above the limit (%v): raise %s.resources.limits.%s."
+  $.what $name $request $limit $.where $name) }}
+{{- end }}
+{{- end }}
+{{- $budget := .settings.podDisruptionBudget | default dict }}
+{{- if not (or (kindIs "invalid" $budget.minAvailable) (kindIs "invalid" $budget.maxUnavailable)) }}
+{{- $found = append $found (printf
+  "%s: minAvailable and maxUnavailable are both set: remove one from %s.podDisruptionBudget." .what .where) }}
+{{- end }}
+{{- toYaml $found }}
+{{- end }}
+
+{{/* A quantity of Kubernetes as a number. */}}
+{{- define "prefect-hamilton.number" -}}
+{{- $text := toString . }}
+{{- $suffix := regexFind "[A-Za-z]*$" $text }}
+{{- $factors := dict "" 1.0 "n" 1e-9 "u" 1e-6 "m" 1e-3
+  "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18
+  "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1.125899906842624e15
+  "Ei" 1.152921504606846976e18 }}
+{{- mulf (trimSuffix $suffix $text | float64) (get $factors $suffix) }}
 {{- end }}

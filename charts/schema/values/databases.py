@@ -84,10 +84,10 @@ class Postgres(PodSettings):
     tls: Tls = Field(default_factory=Tls)
     storage: StatefulStorage = Field(default_factory=lambda: StatefulStorage(size="8Gi"))
     resources: Resources = Field(default_factory=lambda: resources("50m", "128Mi", "512Mi"))
-    parameters: dict[str, str] = Field(
+    parameters: dict[str, str | int | float | bool] = Field(
         default_factory=dict,
         description="Server parameters of the bundled PostgreSQL by name.",
-        examples=[{"max_connections": "200"}],
+        examples=[{"max_connections": 200}],
     )
 
 

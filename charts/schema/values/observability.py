@@ -57,7 +57,7 @@ class PostgresExporter(Values):
     )
     image: Image = Field(
         default_factory=lambda: Image(
-            repository="quay.io/prometheuscommunity/postgres-exporter", tag="v0.17.1"
+            registry="quay.io", repository="prometheuscommunity/postgres-exporter", tag="v0.17.1"
         )
     )
     resources: Resources = Field(default_factory=lambda: resources("10m", "32Mi", "128Mi"))

@@ -125,7 +125,7 @@ class Pool(WorkerSettings):
 
     concurrency_limit: int | None = Field(
         default=None,
-        ge=0,
+        ge=1,
         description="Maximum number of concurrent flow runs in the work pool. Unlimited by "
         "default.",
     )
