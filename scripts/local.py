@@ -21,6 +21,7 @@ from tenacity import (
     wait_fixed,
 )
 
+from prefect_hamilton import _headers
 from scripts import local_profile
 from scripts.local_profile import OWN, WORK_POOL, FlowsFolder, Profile, ProfileError, Running
 
@@ -356,37 +357,51 @@ def restart_interrupted_runs(profile: Profile, before: datetime, leave: Containe
 
     The runs to `leave` still have processes. Of the others the processes no longer exist, and
     nothing else would change their state. Loads are idempotent, so a second start neither loses
-    nor duplicates rows. A run in state Cancelling is cancelled.
+    nor duplicates rows. A run in state Cancelling is cancelled; one that would have been retried
+    by its process is due when its flow wanted.
     """
     with profile.client() as http:
         count = 0
         for run in _runs_under_way(http):
-            if datetime.fromisoformat(run["state"]["timestamp"]) >= before or run["id"] in leave:
+            was = run["state"]
+            if datetime.fromisoformat(was["timestamp"]) >= before or run["id"] in leave:
                 continue
-            cancelled = run["state"]["type"] == "CANCELLING"
+            due = datetime.now(UTC).isoformat()
+            if was["type"] == "SCHEDULED":
+                due = was["state_details"]["scheduled_time"]
             state = (
                 {"type": "CANCELLED", "message": "The local profile stopped."}
-                if cancelled
+                if was["type"] == "CANCELLING"
                 else {
                     "type": "SCHEDULED",
                     "name": "AwaitingRetry",
                     "message": "The local profile or its worker stopped while this run was in "
                     "progress.",
-                    "state_details": {"scheduled_time": datetime.now(UTC).isoformat()},
+                    "state_details": {"scheduled_time": due},
                 }
             )
-            http.post(
-                f"/flow_runs/{run['id']}/set_state", json={"state": state, "force": True}
-            ).raise_for_status()
-            count += not cancelled
+            answer = http.post(
+                f"/flow_runs/{run['id']}/set_state",
+                json={"state": state},
+                headers={_headers.EXPECTED_STATE: was["id"]},
+            )
+            is_accepted = answer.raise_for_status().json()["status"] == "ACCEPT"
+            count += is_accepted and state["type"] == "SCHEDULED"
     return count
 
 
 def _runs_under_way(http: httpx.Client) -> list[dict[str, Any]]:
     """Return all of them before any is changed: a change would shift the following pages."""
+    kinds = ["RUNNING", "PENDING", "CANCELLING"]
     query: dict[str, Any] = {
         "work_pools": {"name": {"any_": [WORK_POOL]}},
-        "flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}},
+        "flow_runs": {
+            "state": {
+                "operator": "or_",
+                "type": {"any_": kinds},
+                "name": {"any_": ["AwaitingRetry"]},
+            }
+        },
         "sort": "ID_DESC",
         "limit": PAGE,
     }
@@ -396,7 +411,12 @@ def _runs_under_way(http: httpx.Client) -> list[dict[str, Any]]:
         page = answer.raise_for_status().json()
         found += page
         if len(page) < PAGE:
-            return found
+            return [
+                run
+                for run in found
+                if run["state"]["type"] in kinds
+                or run["empirical_policy"]["retry_type"] == "in_process"
+            ]
 
 
 def fail(error: ProfileError) -> NoReturn:

@@ -17,7 +17,7 @@ from prefect.client.schemas import OrchestrationResult
 from prefect.client.schemas.objects import State
 from prefect.states import AwaitingRetry, to_state_create
 
-EXPECTED_STATE_HEADER = "Prefect-Hamilton-Expected-State"
+from prefect_hamilton import _headers
 
 NO_ANSWER = os.EX_UNAVAILABLE
 """Exit code of a pod that ended before its flow started because the Prefect API did not answer."""
@@ -65,7 +65,7 @@ async def propose(
         "/flow_runs/{id}/set_state",
         path_params={"id": flow_run_id},
         json={"state": proposed.model_dump(mode="json", serialize_as_any=True), "force": False},
-        headers={EXPECTED_STATE_HEADER: str(expected)},
+        headers={_headers.EXPECTED_STATE: str(expected)},
         **options,
     )
     return OrchestrationResult[Any].model_validate(response.json())

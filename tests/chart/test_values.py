@@ -442,7 +442,9 @@ def test_a_request_up_to_the_limit_is_accepted(request_: Any, limit: Any) -> Non
 
 def test_a_parameter_of_postgres_can_be_a_number() -> None:
     release = render({"postgres": {"parameters": {"max_connections": 200, "jit": False}}})
-    arguments = pod_template(release.get("StatefulSet", "postgres"))["spec"]["containers"][0]["args"]
+    arguments = pod_template(release.get("StatefulSet", "postgres"))["spec"]["containers"][0][
+        "args"
+    ]
     assert {"max_connections=200", "jit=false"} <= set(arguments)
 
 

@@ -29,6 +29,7 @@ from prefect_hamilton.worker import late
 from scripts import local, local_profile
 from tests import first_start, services
 from tests.profiles import LocalProfile, wait_until
+from tests.server.runs import Api
 
 # One profile for the module: these tests belong on one process, in this order.
 pytestmark = [
@@ -547,35 +548,35 @@ def test_a_server_that_ends_at_once_shows_its_log(tmp_path: Path) -> None:
     assert not local_profile.processes(tmp_path)
 
 
-def test_all_interrupted_runs_start_again_beyond_one_result_page(
-    prefect_server: services.Service, tmp_path: Path
-) -> None:
+def test_all_interrupted_runs_start_again_beyond_one_result_page(tmp_path: Path) -> None:
     first_start.prefect_ui(tmp_path)
     local_profile.prepare(tmp_path)
-    profile = local_profile.Profile(
-        state=tmp_path, port=prefect_server.port, api_port=prefect_server.port
-    )
     count = local.PAGE + 5
-    with profile.client() as http:
-
-        def post(path: str, **body: Any) -> dict[str, Any]:
-            answer: dict[str, Any] = http.post(path, json=body).raise_for_status().json()
-            return answer
-
-        post("/work_pools/", name=local_profile.WORK_POOL, type="process")
-        flow = post("/flows/", name="interrupted")
-        deployment = post(
+    with services.prefect_server(tmp_path / "server", program=services.OWN_SERVER) as server:
+        profile = local_profile.Profile(state=tmp_path, port=server.port, api_port=server.port)
+        api = Api(server.url)
+        api.post("/work_pools/", name=local_profile.WORK_POOL, type="process")
+        flow = api.post("/flows/", name="interrupted")
+        deployment = api.post(
             "/deployments/",
             name="interrupted",
             flow_id=flow["id"],
             work_pool_name=local_profile.WORK_POOL,
         )
-        for _ in range(count):
-            post(f"/deployments/{deployment['id']}/create_flow_run", state={"type": "RUNNING"})
+        create = f"/deployments/{deployment['id']}/create_flow_run"
+        runs = [api.post(create, state={"type": "RUNNING"})["id"] for _ in range(count)]
+        # Its process waits to try its flow again.
+        policy = {"retries": 1, "retry_delay": 3600}
+        api.patch(f"/flow_runs/{runs[0]}", empirical_policy=policy)
+        assert api.propose(runs[0], "FAILED") == "REJECT"
+        due = api.get(f"/flow_runs/{runs[0]}")["next_scheduled_start_time"]
+
         assert local.restart_interrupted_runs(profile, datetime.now(UTC)) == count
-        left = post(
-            "/flow_runs/count",
-            deployments={"id": {"any_": [deployment["id"]]}},
-            flow_runs={"state": {"type": {"any_": ["RUNNING"]}}},
-        )
-    assert left == 0
+
+        assert local.restart_interrupted_runs(profile, datetime.now(UTC)) == 0
+        found = api.post(f"/work_pools/{local_profile.WORK_POOL}/get_scheduled_flow_runs")
+        given = {each["flow_run"]["id"]: each["flow_run"] for each in found}
+        assert len(given) == local.PAGE
+        retried = api.get(f"/flow_runs/{runs[0]}")
+        assert retried["next_scheduled_start_time"] == due
+        assert retried["empirical_policy"]["retry_type"] == "reschedule"

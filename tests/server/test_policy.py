@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from prefect_hamilton.states import EXPECTED_STATE_HEADER
+from prefect_hamilton import _headers
 from tests import services
 from tests.server.runs import FINAL, Api
 
@@ -36,13 +36,13 @@ def test_a_run_that_is_scheduled_again_can_be_pending(api: Api) -> None:
 
 def test_a_state_proposal_is_refused_if_the_run_has_moved_on(api: Api) -> None:
     run = api.new_run()
-    seen = {EXPECTED_STATE_HEADER: api.state(run)["id"]}
+    seen = {_headers.EXPECTED_STATE: api.state(run)["id"]}
     for state in ("PENDING", "RUNNING", "SCHEDULED"):
         assert api.propose(run, state) == "ACCEPT"
 
     assert api.propose(run, "PENDING", **seen) == "ABORT"
 
-    now = {EXPECTED_STATE_HEADER: api.state(run)["id"]}
+    now = {_headers.EXPECTED_STATE: api.state(run)["id"]}
     assert api.propose(run, "PENDING", **now) == "ACCEPT"
 
 
@@ -57,7 +57,7 @@ def test_a_request_whose_client_disconnected_changes_nothing(
         "Host: localhost",
         "Content-Type: application/json",
         f"Content-Length: {len(body)}",
-        f"{EXPECTED_STATE_HEADER}: {api.state(run)['id']}",
+        f"{_headers.EXPECTED_STATE}: {api.state(run)['id']}",
     ]
     own_server.freeze()
     try:

@@ -96,6 +96,60 @@ async def test_a_running_run_whose_job_is_gone_crashes(
     assert (state["type"], state["message"]) == ("CRASHED", sweep.GONE)
 
 
+@pytest.mark.parametrize("is_gone", [True, False])
+async def test_a_run_whose_pod_is_gone_between_two_tries_of_its_flow_is_taken_up_again(
+    pool: Pool, client: PrefectClient, kubernetes: KubernetesApi, is_gone: bool
+) -> None:
+    run = await with_job(pool)
+    pool.api.propose(run, "RUNNING")
+    pool.api.patch(f"/flow_runs/{run}", empirical_policy={"retries": 1, "retry_delay": 3600})
+    assert pool.api.propose(run, "FAILED") == "REJECT"
+    due = pool.api.state(run)["state_details"]["scheduled_time"]
+    [job] = kubernetes.jobs
+    if is_gone:
+        kubernetes.finish(job, "Failed")
+
+    await sweep_of(pool, client).sweep()
+
+    state = pool.api.state(run)
+    assert (state["message"] == sweep.NOT_RETRIED) is is_gone
+    assert state["state_details"]["scheduled_time"] == due
+    found = await client.get_scheduled_flow_runs_for_work_pool(pool.name)
+    assert [each.flow_run.id for each in found] == ([run] if is_gone else [])
+
+
+async def test_every_run_is_looked_at_also_beside_what_cannot_be_settled(
+    pool: Pool,
+    client: PrefectClient,
+    kubernetes: KubernetesApi,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """There are more runs than the server returns at once, and one cannot be read."""
+    runs = [pool.new_run() for _ in range(5)]
+    for run in runs:
+        pool.api.propose(run, "PENDING")
+    other = await with_job(pool)
+    [job] = kubernetes.jobs
+    kubernetes.jobs[job]["metadata"]["labels"]["prefect.io/flow-run-id"] = "by-hand"
+    monkeypatch.setattr(sweep, "PAGE", 2)
+    unreadable = runs[2]
+    read = client.read_flow_run_states
+
+    async def read_flow_run_states(run: UUID) -> Any:
+        if run == unreadable:
+            raise OSError("broken")
+        return await read(run)
+
+    monkeypatch.setattr(client, "read_flow_run_states", read_flow_run_states)
+
+    await sweep_of(pool, client).sweep()
+
+    settled = {run for run in [*runs, other] if pool.api.state(run)["type"] == "SCHEDULED"}
+    assert settled == {*runs, other} - {unreadable}
+    assert "which has no Job: OSError: broken" in caplog.text
+
+
 @pytest.mark.parametrize("condition", ["Complete", "Failed"])
 async def test_a_run_whose_job_ended_before_its_flow_started_waits_again(
     pool: Pool, client: PrefectClient, kubernetes: KubernetesApi, condition: str

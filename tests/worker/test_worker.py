@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -18,7 +19,7 @@ import tenacity
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_hamilton.worker import attempts, taking_up, wake
-from prefect_hamilton.worker.worker import Worker
+from prefect_hamilton.worker.worker import OUT_OF_TIME, Worker
 from tests import services
 from tests.server.tcp_proxy import TcpProxy, proxy
 from tests.worker.conftest import Pool
@@ -114,6 +115,30 @@ async def test_the_final_state_is_restored_on_a_plain_prefect_server(
 
     assert len(kubernetes.jobs) == 1
     assert pool.api.state(run)["type"] == "COMPLETED"
+
+
+@pytest.mark.parametrize("known_by", ["condition", "time", ""])
+async def test_a_flow_whose_pod_was_ended_by_its_deadline_is_not_executed_again(
+    pool: Pool, kubernetes: KubernetesApi, known_by: str
+) -> None:
+    """The pod, which is ended like any other, has rescheduled its run."""
+    run = pool.new_run()
+    async with working(pool) as worker:
+        await take_up(worker, run)
+        [job] = kubernetes.jobs.values()
+        job["spec"]["activeDeadlineSeconds"] = 3600
+        age = timedelta(seconds=3601 if known_by == "time" else 60)
+        job["status"] = {"startTime": (datetime.now(UTC) - age).isoformat()}
+        if known_by == "condition":
+            kubernetes.finish(job["metadata"]["name"], "FailureTarget", "DeadlineExceeded")
+        pool.api.propose(run, "RUNNING")
+        pool.api.propose(run, "SCHEDULED", name="AwaitingRetry")
+        await take_up(worker, run)
+
+    state = pool.api.state(run)
+    if known_by:
+        assert (state["type"], state["message"]) == ("CRASHED", OUT_OF_TIME.format(3600))
+    assert len(kubernetes.jobs) == (1 if known_by else 2)
 
 
 async def test_a_worker_that_was_stopped_makes_no_job_for_a_later_attempt(

@@ -9,6 +9,7 @@ from prefect.server.orchestration.core_policy import (
     CoreFlowPolicy,
     PreventDuplicateTransitions,
     PreventPendingTransitions,
+    RetryFailedFlows,
 )
 from prefect.server.orchestration.rules import (
     ALL_ORCHESTRATION_STATES,
@@ -17,7 +18,7 @@ from prefect.server.orchestration.rules import (
 )
 from prefect.server.schemas.states import State, StateType
 
-from prefect_hamilton.states import EXPECTED_STATE_HEADER
+from prefect_hamilton import _headers
 
 EXPECTED_STATE = "expected-state"
 
@@ -65,6 +66,32 @@ class PreventPendingAfterEnd(FlowRunOrchestrationRule):
             )
 
 
+class RescheduleForAnotherPod(FlowRunOrchestrationRule):
+    """Lets workers take up a run that was rescheduled, and returns the execution to its retries.
+
+    Prefect's server gives workers no run whose flow is retried by the process that runs it, and
+    forgets this only when the run ends. It counts each execution as one of the flow's tries. What
+    Prefect itself makes of a failure never passes this rule, since Failed was proposed.
+    """
+
+    FROM_STATES = {StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING}  # noqa: RUF012
+    TO_STATES = {StateType.SCHEDULED}  # noqa: RUF012
+
+    async def after_transition(  # type: ignore[override]
+        self,
+        initial_state: State | None,
+        validated_state: State | None,
+        context: FlowOrchestrationContext,
+    ) -> None:
+        """Change the policy of the run in the transaction of the new state."""
+        policy = context.run.empirical_policy.model_copy()
+        if policy.retry_type == "in_process":
+            policy.retry_type = "reschedule"
+        if initial_state is not None and initial_state.is_running() and policy.retries is not None:
+            policy.retries += 1
+        context.run.empirical_policy = policy
+
+
 class FlowPolicy(CoreFlowPolicy):
     """Prefect's rules and those above, each beside the most similar one."""
 
@@ -74,6 +101,7 @@ class FlowPolicy(CoreFlowPolicy):
         after = {
             PreventDuplicateTransitions: RequireExpectedState,
             PreventPendingTransitions: PreventPendingAfterEnd,
+            RetryFailedFlows: RescheduleForAnotherPod,
         }
         rules: list[Any] = []
         for rule in CoreFlowPolicy.priority():
@@ -87,7 +115,7 @@ async def flow_policy() -> type[FlowPolicy]:
 
 
 async def orchestration_parameters(
-    request: Request, expected: Annotated[UUID | None, Header(alias=EXPECTED_STATE_HEADER)] = None
+    request: Request, expected: Annotated[UUID | None, Header(alias=_headers.EXPECTED_STATE)] = None
 ) -> dict[str, Any]:
     """Take the place of Prefect's `provide_flow_orchestration_parameters`."""
     if expected is None:

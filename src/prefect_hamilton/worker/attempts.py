@@ -22,6 +22,12 @@ def latest(states: Sequence[State[Any]]) -> UUID | None:
     return None if began is None else states[began].id
 
 
+def before(states: Sequence[State[Any]], attempt: UUID) -> UUID | None:
+    """Return the attempt before this one; None if this is the first."""
+    began = _position(states, attempt)
+    return None if began is None else latest(states[:began])
+
+
 def is_waited_for(states: Sequence[State[Any]], attempt: UUID) -> bool:
     """Whether the run waits for a Job of the attempt."""
     began = _position(states, attempt)

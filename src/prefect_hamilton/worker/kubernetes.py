@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,19 @@ def is_finished(job: V1Job) -> bool:
         condition.type in ("Complete", "Failed") and condition.status == "True"
         for condition in conditions
     )
+
+
+def is_out_of_time(job: V1Job) -> bool:
+    """Whether the pods of the Job are, or will be, ended because its deadline has passed."""
+    conditions: list[Any] = (job.status and job.status.conditions) or []
+    if any(condition.reason == "DeadlineExceeded" for condition in conditions):
+        return True
+    # Kubernetes deletes the pods before it writes the condition.
+    began: datetime | None = job.status.start_time if job.status else None
+    seconds: int | None = job.spec.active_deadline_seconds
+    if began is None or seconds is None or is_finished(job):
+        return False
+    return began + timedelta(seconds=seconds) <= datetime.now(UTC)
 
 
 def end_of(job: V1Job) -> datetime | None:

@@ -1,4 +1,4 @@
-"""Find flow runs that are Pending or Running but have no Job.
+"""Find flow runs that are Pending or Running, or between two tries of their flow, without a Job.
 
 A worker that was killed after it set Pending and before it created the Job leaves such a run, and
 so does a Job that was deleted while no worker was running. Several workers may find the same run:
@@ -20,7 +20,9 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterState,
+    FlowRunFilterStateName,
     FlowRunFilterStateType,
+    Operator,
     WorkPoolFilter,
     WorkPoolFilterName,
 )
@@ -36,11 +38,13 @@ LOCATION_LABEL = "prefect-hamilton.jobs"
 """Label of a flow run: cluster and namespace of its Jobs."""
 
 INTERVAL_SECONDS = 60
+PAGE = 200
 GRACE_SECONDS = 120
 """How long a run may be without a Job, because a worker may be slow to create it."""
 
 NO_JOB = "No Job was created for it within {} seconds."
 ABANDONED = "The worker's pod that took it up ended before it created a Job."
+NOT_RETRIED = "Its Job ended or was deleted while its flow waited for a retry."
 GONE = "Its Job has ended or no longer exists, and the end of the flow was not reported."
 
 
@@ -104,15 +108,24 @@ class Sweep:
             run.state.id: self._missing_since.get(run.state.id, now) for run in runs if run.state
         }
         for run in runs:
-            state = run.state
-            if state is None:
+            if (state := run.state) is None:
                 continue
-            if now - self._missing_since[state.id] >= self._grace_seconds:
-                await self._settle(run, state, await self._verdict(run, state, jobs, client))
-            elif state.is_pending():
-                states = await self._client.read_flow_run_states(run.id)
-                if await self._is_abandoned(run, states, client, namespaces):
-                    await self._settle(run, state, rescheduled(ABANDONED, due_before(states)))
+            is_due = now - self._missing_since[state.id] >= self._grace_seconds
+            try:
+                if is_due:
+                    await self._settle(run, state, await self._verdict(run, state, jobs, client))
+                elif state.is_pending():
+                    states = await self._client.read_flow_run_states(run.id)
+                    if await self._is_abandoned(run, states, client, namespaces):
+                        await self._settle(run, state, rescheduled(ABANDONED, due_before(states)))
+            except Exception as error:
+                # The others are looked at all the same.
+                self._logger.warning(
+                    "Could not settle flow run '%s', which has no Job: %s: %s",
+                    run.name,
+                    type(error).__name__,
+                    error,
+                )
 
     async def _is_abandoned(
         self, run: FlowRun, states: Sequence[State[Any]], client: ApiClient, namespaces: set[str]
@@ -143,19 +156,25 @@ class Sweep:
 
     async def _runs_without(self, jobs: Iterable[V1Job]) -> list[FlowRun]:
         """Return the pool's runs that wait or run and have no Job that has not finished."""
-        busy = {
-            UUID(job.metadata.labels[kubernetes.FLOW_RUN_LABEL])
-            for job in jobs
-            if not kubernetes.is_finished(job)
-        }
+        busy = {run for job in jobs if not kubernetes.is_finished(job) and (run := _run_of(job))}
         kinds = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING])
-        return await self._client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(
-                state=FlowRunFilterState(type=kinds),
-                id=FlowRunFilterId(not_any_=sorted(busy)) if busy else None,
+        wanted = FlowRunFilter(
+            state=FlowRunFilterState(
+                type=kinds,
+                name=FlowRunFilterStateName(any_=["AwaitingRetry"]),
+                operator=Operator.or_,  # type: ignore[call-arg]  # of its mixin
             ),
-            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[self._pool])),
+            id=FlowRunFilterId(not_any_=sorted(busy)) if busy else None,
         )
+        of_pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[self._pool]))
+        found: list[FlowRun] = []
+        while True:
+            page = await self._client.read_flow_runs(
+                flow_run_filter=wanted, work_pool_filter=of_pool, limit=PAGE, offset=len(found)
+            )
+            found += page
+            if len(page) < PAGE:
+                return [run for run in found if not _waits_for_a_worker(run)]
 
     async def _settle(self, run: FlowRun, state: State[Any], verdict: State[Any]) -> None:
         answer = await propose(self._client, run.id, verdict, state.id)
@@ -171,8 +190,10 @@ class Sweep:
         self, run: FlowRun, state: State[Any], jobs: Iterable[V1Job], client: ApiClient
     ) -> State[Any]:
         """Return the next state of a run: it is rescheduled if the flow has not started."""
-        if not state.is_pending():
+        if state.is_running():
             return Crashed(message=GONE)
+        if state.is_scheduled():
+            return rescheduled(NOT_RETRIED, state.state_details.scheduled_time)
         states = await self._client.read_flow_run_states(run.id)
         attempt = str(attempts.latest(states))
         job = _job_of(attempt, jobs)
@@ -180,6 +201,19 @@ class Sweep:
             return rescheduled(NO_JOB.format(round(self._grace_seconds)), due_before(states))
         where = (job.metadata.name, job.metadata.namespace)
         return unstarted.verdict(states, job, await unstarted.pods_of_job(client, *where))
+
+
+def _run_of(job: V1Job) -> UUID | None:
+    try:
+        return UUID(job.metadata.labels[kubernetes.FLOW_RUN_LABEL])
+    except ValueError:
+        return None  # Somebody else's Job.
+
+
+def _waits_for_a_worker(run: FlowRun) -> bool:
+    """Whether it is scheduled, and not to be retried by the process that ran it."""
+    is_scheduled = run.state is not None and run.state.is_scheduled()
+    return is_scheduled and run.empirical_policy.retry_type != "in_process"
 
 
 def _job_of(attempt: str, jobs: Iterable[V1Job]) -> V1Job | None:

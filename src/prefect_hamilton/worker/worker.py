@@ -30,13 +30,15 @@ from prefect_hamilton.worker.sweep import LOCATION_LABEL, Sweep
 from prefect_hamilton.worker.taking_up import ANSWER_SECONDS, TakingUp
 from prefect_hamilton.worker.wake import Listening
 
+OUT_OF_TIME = "Its pod was ended after {} seconds, which is its active_deadline_seconds."
+
 
 class NotWaitedForError(Exception):
     """The flow run does not wait for the attempt's Job."""
 
 
 class RefusedError(Exception):
-    """The pod of the flow run would break a rule of the operator; the text is a sentence."""
+    """The flow run gets no pod by a rule of the operator; the text is a sentence."""
 
 
 class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
@@ -141,9 +143,15 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
     ) -> KubernetesWorkerResult:
         """Create the Job of the attempt, unless the state of the run has changed."""
         attempt = self._attempts.get(flow_run.id)
-        if attempt is not None and not await self._is_waited_for(flow_run, attempt):
-            return _not_waited_for(task_status)
-        if reason := pod_security.refusal(configuration.job_manifest["spec"]["template"]["spec"]):
+        reason = pod_security.refusal(configuration.job_manifest["spec"]["template"]["spec"])
+        if attempt is not None:
+            states = await self._states_if_waited_for(flow_run, attempt)
+            if states is None:
+                return _not_waited_for(task_status)
+            reason = reason or await self._deadline_of(
+                flow_run, attempts.before(states, attempt), configuration
+            )
+        if reason is not None:
             self.get_flow_run_logger(flow_run).error(reason)
             if task_status is not None:
                 task_status.started(RefusedError(reason))
@@ -189,7 +197,7 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
                     break
                 except WithdrawnError as error:
                     # The end of the standby pod may have been taken for that of the run.
-                    if not await self._is_waited_for(flow_run, attempt):
+                    if await self._states_if_waited_for(flow_run, attempt) is None:
                         raise NotWaitedForError from error
         logger = self.get_flow_run_logger(flow_run)
         if job is None:
@@ -203,11 +211,16 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
         """Whether a flow run waits for the Job of the attempt."""
         return attempts.is_waited_for(await self.client.read_flow_run_states(flow_run_id), attempt)
 
-    async def _is_waited_for(self, flow_run: FlowRun, attempt: UUID) -> bool:
-        """Whether to create the Job; restores the final state that a delayed Pending replaced."""
-        states = await self.client.read_flow_run_states(flow_run.id)
+    async def _states_if_waited_for(
+        self, flow_run: FlowRun, attempt: UUID
+    ) -> list[State[Any]] | None:
+        """Return the run's states if the Job is to be created.
+
+        Restores the final state that a delayed Pending replaced.
+        """
+        states: list[State[Any]] = await self.client.read_flow_run_states(flow_run.id)
         if attempts.is_waited_for(states, attempt):
-            return True
+            return states
         self.get_flow_run_logger(flow_run).warning(
             "No Job is created for flow run '%s': it no longer waits for this worker.",
             flow_run.id,
@@ -215,7 +228,27 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
         earned = attempts.ended_before(states, attempt)
         if earned is not None and states[-1].is_pending():
             await restore(self.client, flow_run.id, earned)
-        return False
+        return None
+
+    async def _deadline_of(
+        self,
+        flow_run: FlowRun,
+        attempt: UUID | None,
+        configuration: KubernetesWorkerJobConfiguration,
+    ) -> str | None:
+        """Return why a run must not be executed again: its pod was ended by the Job's deadline.
+
+        A pod that is ended reschedules its run, and does not know the reason.
+        """
+        if attempt is None:
+            return None
+        selector = f"{kubernetes.FLOW_RUN_LABEL}={flow_run.id},{attempts.ATTEMPT_LABEL}={attempt}"
+        async with self._get_configured_kubernetes_client(configuration) as client:
+            jobs = await kubernetes.jobs_of_flow_runs(client, [configuration.namespace], selector)
+        for job in jobs:
+            if kubernetes.is_out_of_time(job):
+                return OUT_OF_TIME.format(job.spec.active_deadline_seconds)
+        return None
 
     async def _note_location(
         self, flow_run: FlowRun, configuration: KubernetesWorkerJobConfiguration

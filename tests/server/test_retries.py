@@ -1,0 +1,91 @@
+"""A flow with retries whose pod is ended runs again in another pod, and keeps its retries."""
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from prefect_hamilton import _headers
+from tests.server.runs import Api
+
+pytestmark = pytest.mark.services
+
+
+class Waiting:
+    """A work pool with a flow run whose flow has one retry, and which runs."""
+
+    def __init__(self, api: Api) -> None:
+        self.api = api
+        self.pool = api.post("/work_pools/", name=f"pool-{uuid4()}", type="kubernetes")["name"]
+        flow = api.post("/flows/", name="retries")
+        deployment = api.post(
+            "/deployments/", name=self.pool, flow_id=flow["id"], work_pool_name=self.pool
+        )
+        path = f"/deployments/{deployment['id']}/create_flow_run"
+        self.run = UUID(api.post(path, state={"type": "SCHEDULED"})["id"])
+        for state in ("PENDING", "RUNNING"):
+            assert api.propose(self.run, state) == "ACCEPT"
+        # As Prefect's engine does when the flow begins.
+        api.patch(f"/flow_runs/{self.run}", empirical_policy={"retries": 1, "retry_delay": 0})
+
+    def fail(self) -> str:
+        """Report a failure of the flow; returns the name of the state that follows."""
+        self.api.propose(self.run, "FAILED")
+        return self.api.state(self.run)["name"]
+
+    def reschedule(self) -> None:
+        """Do what a pod does at SIGTERM."""
+        assert self.api.propose(self.run, "SCHEDULED", name="AwaitingRetry") == "ACCEPT"
+
+    def policy(self) -> Any:
+        return self.api.get(f"/flow_runs/{self.run}")["empirical_policy"]
+
+    def taken_up(self) -> bool:
+        """Whether a worker is given the run."""
+        found = self.api.post(f"/work_pools/{self.pool}/get_scheduled_flow_runs")
+        return [each["flow_run"]["id"] for each in found] == [str(self.run)]
+
+
+@pytest.fixture
+def waiting(api: Api) -> Waiting:
+    return Waiting(api)
+
+
+@pytest.mark.parametrize("is_in_delay", [False, True])
+def test_a_run_that_its_flow_retried_is_taken_up_by_another_pod(
+    waiting: Waiting, is_in_delay: bool
+) -> None:
+    assert waiting.fail() == "AwaitingRetry"
+    assert not waiting.taken_up()  # the pod goes on
+    if not is_in_delay:
+        assert waiting.api.propose(waiting.run, "RUNNING") == "ACCEPT"
+
+    waiting.reschedule()
+
+    assert waiting.taken_up()
+
+
+def test_an_execution_that_was_ended_uses_up_no_retry(waiting: Waiting) -> None:
+    waiting.reschedule()
+    for state in ("PENDING", "RUNNING"):
+        assert waiting.api.propose(waiting.run, state) == "ACCEPT"
+
+    assert waiting.fail() == "AwaitingRetry"
+    assert waiting.api.propose(waiting.run, "RUNNING") == "ACCEPT"
+    assert waiting.fail() == "Failed"
+
+
+def test_a_flow_without_retries_has_none_after_it_was_ended(waiting: Waiting) -> None:
+    waiting.api.patch(f"/flow_runs/{waiting.run}", empirical_policy={"retries": 0})
+    waiting.reschedule()
+    for state in ("PENDING", "RUNNING"):
+        assert waiting.api.propose(waiting.run, state) == "ACCEPT"
+    assert waiting.fail() == "Failed"
+
+
+def test_a_refused_proposal_changes_nothing(waiting: Waiting) -> None:
+    assert waiting.fail() == "AwaitingRetry"
+    before = waiting.policy()
+    refused = {_headers.EXPECTED_STATE: str(uuid4())}
+    assert waiting.api.propose(waiting.run, "SCHEDULED", **refused) == "ABORT"
+    assert waiting.policy() == before
