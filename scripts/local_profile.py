@@ -152,6 +152,10 @@ class Profile(BaseModel, frozen=True):
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
             # A deployment whose schedules were taken out of prefect.yaml loses them.
             "PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY": "true",
+            # A server that starts again knows which flow runs hold slots of limits.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+                "prefect.server.concurrency.lease_storage.filesystem"
+            ),
             # Neither server nor client sends usage statistics.
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",

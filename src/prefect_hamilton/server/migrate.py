@@ -3,8 +3,8 @@
 It waits for PostgreSQL to answer, and for another pod that migrates. With a wrong password or a
 missing database, it ends at once with an explanation.
 
-It also registers Prefect's block types, because several servers that do so at the same time on an
-empty database conflict.
+It also creates the table of `lease_storage`. It registers Prefect's block types, because several
+servers that do so at the same time on an empty database conflict.
 
 Some of Prefect's migrations create indexes outside of a transaction, so that one that is killed
 cannot always be run again. The first migration of an empty database is marked while it runs; when
@@ -39,6 +39,7 @@ from tenacity import (
 )
 
 from prefect_hamilton.logs import lines
+from prefect_hamilton.server.lease_storage import LEASES
 
 # Any number that no other program locks in this database.
 LOCK = 0x70726566656374
@@ -98,6 +99,7 @@ async def migrate(lock_seconds: float) -> None:
         async with locked(engine, where, lock_seconds) as connection:
             await mark_first(connection, where)
             await run_sync_in_worker_thread(alembic_upgrade)
+            await connection.run_sync(LEASES.create, checkfirst=True)
             await register_block_types(where)
             await connection.execute(DropTable(FIRST, if_exists=True))
     except NotReadyError as error:

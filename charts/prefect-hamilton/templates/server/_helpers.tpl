@@ -74,11 +74,16 @@ PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD: {{ mul .flowRunsDays 86400 }
 {{- /* Only the server ends a cancelled run whose pod has not started, after this time. A pod that has
 started ends its run within 30 seconds. */}}
 PREFECT_SERVER_SERVICES_CANCELLATION_CLEANUP_CANCELLING_TIMEOUT_SECONDS: 60
+{{- /* A pod that waits longer for a node would lose its slot of a limit of its deployment. */}}
+PREFECT_SERVER_CONCURRENCY_INITIAL_DEPLOYMENT_LEASE_DURATION: 3600
+{{- /* In memory, where Prefect keeps them, leases would end with the server. */}}
+PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE: {{ ternary
+  "prefect.server.concurrency.lease_storage.filesystem" "prefect_hamilton.server.lease_storage"
+  .Values.server.sqlite.enabled }}
 {{- if include "prefect-hamilton.valkey.isUsed" . }}
 PREFECT_MESSAGING_BROKER: prefect_redis.messaging
 PREFECT_MESSAGING_CACHE: prefect_redis.messaging
 PREFECT_SERVER_EVENTS_CAUSAL_ORDERING: prefect_redis.ordering
-PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE: prefect_redis.lease_storage
 PREFECT_SERVER_WORKER_CHANNEL_CLEANUP_QUEUE_STORAGE: prefect_redis.cleanup_queue
 {{- range list "PREFECT_REDIS_MESSAGING_URL" "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL" "PREFECT_SERVER_DOCKET_URL" }}
 {{ . }}:

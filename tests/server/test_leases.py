@@ -1,0 +1,188 @@
+"""Leases of concurrency limits outlive the server: runs keep their slots, and give them back."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from uuid import UUID, uuid4
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.server.concurrency.lease_storage import ConcurrencyLimitLeaseMetadata
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed, Pending, Running
+from prefect.types._concurrency import ConcurrencyLeaseHolder
+
+from prefect_hamilton.server import lease_storage
+from prefect_hamilton.server.lease_storage import LEASES, ConcurrencyLeaseStorage
+from tests import services
+from tests.chart.charts import env, pod_template, render
+from tests.server.test_migrate import MIGRATE, Database
+
+pytestmark = pytest.mark.services
+
+NAME = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture(scope="module")
+def database(postgres: str) -> Database:
+    database = Database(postgres, "leases")
+    code, output = database.run(*MIGRATE)
+    assert code == 0, output
+    return database
+
+
+@pytest.fixture
+def url(database: Database) -> str:
+    return database.url.replace("postgresql:", "postgresql+asyncpg:")
+
+
+Starts = Callable[[], AbstractContextManager[services.Service]]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def start(request: pytest.FixtureRequest, tmp_path: Path) -> Starts:
+    """Start the server with the setting of the chart; again with what it has kept."""
+    values = {"server": {"sqlite": {"enabled": True}}, "hamiltonUi": {"enabled": False}}
+    if request.param == "postgresql":
+        values = {}
+        database = request.getfixturevalue("url")
+    else:
+        database = f"sqlite+aiosqlite:///{tmp_path}/prefect.db"
+    template = pod_template(render(values).get("Deployment", "server"))
+    assert template is not None
+    (server,) = template["spec"]["containers"]
+    settings = {NAME: env(server)[NAME], "PREFECT_API_DATABASE_CONNECTION_URL": database}
+    return partial(
+        services.prefect_server,
+        tmp_path,
+        program=services.OWN_SERVER,
+        port=services.free_port(),
+        **settings,
+    )
+
+
+def client_of(server: services.Service) -> SyncPrefectClient:
+    with temporary_settings({PREFECT_API_URL: f"{server.url}/api"}):
+        return get_client(sync_client=True)
+
+
+def deployment_with_a_limit(client: SyncPrefectClient) -> UUID:
+    flow = client.create_flow_from_name("limited")
+    deployment = client.request(
+        "POST",
+        "/deployments/",
+        json={"name": str(uuid4()), "flow_id": str(flow), "concurrency_limit": 1},
+    )
+    return UUID(deployment.json()["id"])
+
+
+def active_slots(client: SyncPrefectClient, deployment: UUID) -> int:
+    found = client.read_deployment(deployment).global_concurrency_limit
+    assert found is not None
+    return found.active_slots
+
+
+def test_runs_keep_their_slot_when_the_server_is_restarted(start: Starts) -> None:
+    """One runs, one has only been taken up; each is alone in its deployment."""
+    with start() as server, client_of(server) as client:
+        deployments = [deployment_with_a_limit(client) for _ in range(2)]
+        runs = [client.create_flow_run_from_deployment(each).id for each in deployments]
+        for run in runs:
+            client.set_flow_run_state(run, Pending())
+        client.set_flow_run_state(runs[0], Running())
+        state = client.read_flow_run(runs[0]).state
+        assert state is not None
+        lease = state.state_details.deployment_concurrency_lease_id
+        assert lease is not None
+
+    with start() as server, client_of(server) as client:
+        client.renew_concurrency_lease(lease, 300)
+        assert client.set_flow_run_state(runs[1], Running()).status == SetStateStatus.ACCEPT
+        assert [active_slots(client, each) for each in deployments] == [1, 1]
+        for run in runs:
+            client.set_flow_run_state(run, Completed())
+        assert [active_slots(client, each) for each in deployments] == [0, 0]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this be the database of the server that this process is."""
+    interface = SimpleNamespace(database_config=SimpleNamespace(connection_url=url))
+    monkeypatch.setattr(lease_storage, "provide_database_interface", lambda: interface)
+
+
+@pytest.fixture
+async def storage(url: str, monkeypatch: pytest.MonkeyPatch) -> ConcurrencyLeaseStorage:
+    """The storage of a server that has run for a while, without leases."""
+    monkeypatch.setattr(lease_storage, "_quiet_until", datetime.now(UTC) - HOUR)
+    use(url, monkeypatch)
+    async with lease_storage.connected() as connection:
+        await connection.execute(LEASES.delete())
+    return ConcurrencyLeaseStorage()
+
+
+@pytest.mark.anyio
+async def test_a_lease_is_found_until_it_is_revoked(storage: ConcurrencyLeaseStorage) -> None:
+    limit, other = uuid4(), uuid4()
+    holder = ConcurrencyLeaseHolder(type="flow_run", id=uuid4())
+    metadata = ConcurrencyLimitLeaseMetadata(slots=2, holder=holder)
+    lease = await storage.create_lease([limit, other], HOUR, metadata)
+    without = await storage.create_lease([other], HOUR)
+
+    assert await storage.read_lease(lease.id) == lease
+    assert await storage.read_lease(without.id) == without
+    assert await storage.list_holders_for_limit(limit) == [(lease.id, holder)]
+    assert set(await storage.read_active_lease_ids()) == {lease.id, without.id}
+    assert len(await storage.read_active_lease_ids(limit=1, offset=1)) == 1
+    assert await storage.read_expired_lease_ids() == []
+
+    await storage.revoke_lease(lease.id)
+
+    assert await storage.read_lease(lease.id) is None
+    assert await storage.renew_lease(lease.id, HOUR) is False
+    assert await storage.list_holders_for_limit(limit) == []
+    assert await storage.read_active_lease_ids() == [without.id]
+
+
+@pytest.mark.anyio
+async def test_a_lease_that_is_not_renewed_expires(storage: ConcurrencyLeaseStorage) -> None:
+    kept, left = [
+        await storage.create_lease([uuid4()], -HOUR, ConcurrencyLimitLeaseMetadata(slots=1))
+        for _ in range(2)
+    ]
+    assert set(await storage.read_expired_lease_ids()) == {kept.id, left.id}
+    assert len(await storage.read_expired_lease_ids(limit=1)) == 1
+
+    assert await storage.renew_lease(kept.id, HOUR)
+
+    assert await storage.read_expired_lease_ids() == [left.id]
+    assert await storage.read_active_lease_ids() == [kept.id]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("after", ["start", "outage"])
+async def test_no_lease_is_taken_back_before_its_holder_could_renew_it(
+    storage: ConcurrencyLeaseStorage, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    lease = await storage.create_lease([uuid4()], -HOUR)
+    if after == "start":
+        monkeypatch.setattr(lease_storage, "_quiet_until", lease_storage.later())
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            use("postgresql+asyncpg://postgres@127.0.0.1:9/nothing", patch)
+            with pytest.raises(OSError):
+                await storage.read_lease(lease.id)
+    assert await storage.read_expired_lease_ids() == []
+
+    now = lease_storage.later() + timedelta(seconds=1)
+    monkeypatch.setattr(lease_storage, "now", lambda: now)
+    assert await storage.read_expired_lease_ids() == [lease.id]
