@@ -105,6 +105,12 @@ CASES: dict[str, tuple[Object, dict[str, str], str, set[str]]] = {
         "1m",
         {"PrefectJobFailed"},
     ),
+    "a flow run in a standby pod has failed": (
+        ALERTS,
+        job("worker-kubernetes-standby-0-1a2b3c4d", failed_pods="1x500", failed=True),
+        "1h",
+        set(),
+    ),
     "a Job succeeded with its second pod": (
         ALERTS,
         job("bootstrap-1a2b3c4d", failed_pods="1x500", failed=False),

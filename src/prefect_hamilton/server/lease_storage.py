@@ -72,6 +72,7 @@ async def connected() -> AsyncIterator[AsyncConnection]:
         connection_url=provide_database_interface().database_config.connection_url,
         timeout=STATEMENT_SECONDS,
         sqlalchemy_pool_size=CONNECTIONS,
+        sqlalchemy_max_overflow=1,
     )
     try:
         async with (await configuration.engine()).begin() as connection:
