@@ -8,6 +8,7 @@ import pytest
 
 from prefect_hamilton.worker import kubernetes, sweep
 from prefect_hamilton.worker.takers import Taker
+from prefect_hamilton.worker.worker import OUT_OF_TIME
 from tests.clusters import NAMESPACE, RELEASE, Cluster, eventually
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -94,6 +95,14 @@ def test_a_killed_flow_pod_is_rescheduled(cluster: Cluster, running: str) -> Non
     runs_again()
     cluster.let_go(running)
     assert cluster.wait_for_state(running, "Completed")["run_count"] == 2
+
+
+def test_a_run_whose_pod_reaches_its_deadline_is_not_executed_again(cluster: Cluster) -> None:
+    variables = {"active_deadline_seconds": 15}
+    run = cluster.start(cluster.probe("waits"), job_variables=variables)
+    run = cluster.wait_for_state(run, "Crashed")
+    assert run["state"]["message"] == OUT_OF_TIME.format(15)
+    assert run["run_count"] == 1
 
 
 def test_a_run_whose_pod_vanishes_does_not_stay_running(cluster: Cluster, running: str) -> None:

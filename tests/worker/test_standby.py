@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import anyio
@@ -18,6 +19,7 @@ from prefect_hamilton.worker import attempts, claim, pod_security, reserve, stan
 from prefect_hamilton.worker.worker import Worker
 from tests.chart.charts import render
 from tests.chart.test_flow_pods import template
+from tests.server.tcp_proxy import proxy
 from tests.worker.conftest import Pool, Served
 from tests.worker.kubernetes_api import KubernetesApi
 from tests.worker.test_sweep import sweep_of
@@ -99,6 +101,21 @@ async def test_a_pool_has_its_standbys_which_belong_to_no_flow_run(
         assert not [variable for variable in variables if variable.startswith("PREFECT__")]
         assert variables[pod_standby.PRELOAD] == "pandas,hamilton"
         assert int(variables[pod_standby.SECONDS]) > standby.Settings().max_age_seconds
+
+
+async def test_a_worker_that_starts_while_the_api_is_away_keeps_standbys_later(
+    pool: Pool, kubernetes: KubernetesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
+    with proxy(urlsplit(pool.server.url).port or 0) as path:
+        path.refuse()
+        async with working(pool, f"http://127.0.0.1:{path.port}", name=NAME) as worker:
+            assert worker._reserve is None
+            path.listen()
+            await worker.sync_with_backend()
+            await keep(worker)
+
+    assert len(of_kind(kubernetes, standby.IDLE)) == 2
 
 
 async def test_standbys_are_counted_by_state(

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import anyio
+import httpx
 import pytest
 import tenacity
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -238,6 +239,30 @@ async def test_a_worker_gives_up_an_api_that_does_not_respond(
         slow_path.refuse()
 
     assert kubernetes.jobs == {}
+
+
+@pytest.mark.parametrize("where", ["read_deployment", "read_flow_run_states"])
+async def test_an_api_that_fails_during_a_submission_does_not_end_the_worker(
+    pool: Pool, kubernetes: KubernetesApi, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    failed: list[UUID] = []
+
+    async def fail(*_: Any) -> Any:
+        failed.append(run)
+        raise httpx.ReadTimeout("The API does not answer.")
+
+    async with working(pool, limit=1) as worker:
+        run = pool.new_run()
+        with monkeypatch.context() as patch:
+            patch.setattr(worker.client, where, fail)
+            await take_up(worker, run)
+        assert failed
+        if where == "read_flow_run_states":  # the sweep finds it
+            pool.api.propose(run, "SCHEDULED", name="AwaitingRetry")
+        await take_up(worker, run)
+
+    assert len(kubernetes.jobs) == 1
+    assert pool.api.state(run)["type"] == "PENDING"
 
 
 async def test_the_program_starts_a_worker_of_type_kubernetes(

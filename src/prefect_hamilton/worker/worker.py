@@ -53,13 +53,17 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
         self._metrics = Metrics(self._work_pool_name)
 
     async def setup(self) -> None:
-        """Prepare the worker: it listens to events, sweeps once a minute, keeps standby pods."""
+        """Prepare the worker: it listens to events and sweeps once a minute."""
         await super().setup()
         self._exit_stack.enter_context(self._metrics.served())
         sweep = Sweep(self.client, self._work_pool_name, self._logger)
         self._run_beside(sweep.run_forever)
+
+    async def _initialize_after_sync(self) -> None:
+        """Begin to keep standby pods. Prefect calls this also when the API is back."""
+        await super()._initialize_after_sync()
         settings = standby.settings()
-        if settings.count:
+        if settings.count and self._reserve is None and self._work_pool is not None:
             self._reserve = Reserve(
                 settings,
                 standby.group(self.work_pool.id, self.name),
@@ -90,9 +94,22 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
         return found
 
     async def _submit_run(self, flow_run: FlowRun) -> None:
+        """Submit a run. An error must not end the worker: a poll or the sweep finds the run."""
         try:
             await super()._submit_run(flow_run)
+        except Exception as error:
+            self._logger.warning(
+                "Flow run '%s' was not submitted: %s: %s",
+                flow_run.id,
+                type(error).__name__,
+                error,
+                exc_info=not isinstance(error, httpx.HTTPError),
+            )
+            self._submitting_flow_run_ids.discard(flow_run.id)
+            if self._cancelling_observer is not None:
+                self._cancelling_observer.remove_in_flight_flow_run_id(flow_run.id)
         finally:
+            self._release_limit_slot(flow_run.id)
             self._attempts.pop(flow_run.id, None)
 
     def _pending(self) -> State[Any]:
@@ -122,18 +139,18 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
         Prefect calls this while it handles the error that kept it from making the Job.
         """
         self._metrics.count_failed()
-        attempt = self._attempts.get(flow_run.id)
-        if attempt is None or not _is_outage(sys.exception()):
-            await super()._propose_crashed_state(flow_run, message, client)
-            return
+        attempt, is_outage = self._attempts.get(flow_run.id), _is_outage(sys.exception())
         try:
+            if attempt is None or not is_outage:
+                await super()._propose_crashed_state(flow_run, message, client)
+                return
             states = await self.client.read_flow_run_states(flow_run.id)
             if attempts.is_waited_for(states, attempt):
                 waits: State[Any] = rescheduled(f"Waits for another try. {message}")
                 await propose(self.client, flow_run.id, waits, states[-1].id)
         except httpx.HTTPError:
             # The sweep finds the run when the API is back.
-            self._logger.warning("Flow run could not be rescheduled.", exc_info=True)
+            self._logger.warning("The state of a flow run could not be set.", exc_info=True)
 
     async def run(
         self,
