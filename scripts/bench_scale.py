@@ -6,7 +6,7 @@ that kwok starts, this process executes a flow of one task with Prefect's engine
 """
 
 import asyncio
-import logging
+import os
 import statistics
 import tempfile
 import time
@@ -87,8 +87,8 @@ def main(
     API requests are among them if the server serves metrics: `server.metrics: true`.
     """
     # The lines of the runs are sent to the server, and not printed.
+    os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
     setup_logging()
-    logging.getLogger("prefect").handlers.clear()
     with (
         tempfile.TemporaryDirectory() as home,
         temporary_settings(cluster_settings(kind_name, Path(home))),
@@ -202,7 +202,7 @@ async def _reported(prefect: PrefectClient, since: datetime) -> dict[str, dateti
     page: EventPage | None = await prefect.read_events(ended, limit=EVENTS_PAGE)
     found: dict[str, datetime] = {}
     while page:
-        found |= {event.resource.id.rpartition(".")[2]: event.occurred for event in page.events}
+        found |= {event.resource.id.rpartition(".")[2]: event.received for event in page.events}
         page = await page.get_next_page(prefect)
     return found
 

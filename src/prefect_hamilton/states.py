@@ -8,22 +8,31 @@ Prefect server does not know the header and decides by its own rules.
 
 import os
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas import OrchestrationResult
 from prefect.client.schemas.objects import State
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import AwaitingRetry, to_state_create
+from prefect.types import DateTime
 
 from prefect_hamilton import _headers
+
+CLAIM = "flow-pod-"
+"""Prefix of the flow run's input that says who has an attempt at it."""
+
+GIVEN_UP = "given-up"
+"""Claimant of an attempt that a worker reschedules: a pod that starts later must not execute it."""
+
+CONFLICT = 409
 
 NO_ANSWER = os.EX_UNAVAILABLE
 """Exit code of a pod that ended before its flow started because the Prefect API did not answer."""
 
 
-def rescheduled(message: str | None = None, due: datetime | None = None) -> State[Any]:
+def rescheduled(message: str | None = None, due: DateTime | None = None) -> State[Any]:
     """Return a state AwaitingRetry that is due at once, by the clock of the server.
 
     The clock of this node may differ. `due` is when the run was due before: with it, the run keeps
@@ -43,7 +52,7 @@ def beginning(states: Sequence[State[Any]]) -> int | None:
     return next(taken_up, None)
 
 
-def due_before(states: Sequence[State[Any]]) -> datetime | None:
+def due_before(states: Sequence[State[Any]]) -> DateTime | None:
     """Return when the run was due that a worker took up last; None if no state says it."""
     scheduled = (state for state in reversed(states[: beginning(states)]) if state.is_scheduled())
     return next((state.state_details.scheduled_time for state in scheduled), None)
@@ -69,6 +78,24 @@ async def propose(
         **options,
     )
     return OrchestrationResult[Any].model_validate(response.json())
+
+
+async def claim_attempt(
+    client: PrefectClient, flow_run_id: UUID, attempt: UUID, claimant: str
+) -> str:
+    """Return who has an attempt at the run: its pod, or `GIVEN_UP` if a worker did.
+
+    The server keeps one input per name and flow run: that of the first claimant.
+    """
+    key = f"{CLAIM}{attempt}"
+    try:
+        await client.create_flow_run_input(flow_run_id, key=key, value=claimant)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != CONFLICT:
+            raise
+        # It may be the claimant's own, of a request whose answer was lost.
+        return str(await client.read_flow_run_input(flow_run_id, key=key))
+    return claimant
 
 
 async def restore(client: PrefectClient, flow_run_id: UUID, earned: State[Any]) -> None:

@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import AwaitingRetry, Crashed
 
 from prefect_hamilton.flow_pod import attempt
-from prefect_hamilton.states import NO_ANSWER
+from prefect_hamilton.states import CLAIM, GIVEN_UP, NO_ANSWER
 from tests.faults_proxy import Action, FaultProxy, answer, hang, hold, lose_answer, pass_on, reset
 from tests.images.pods import FLOWS, PACKAGE, Pods, Step, engine_pid, go_to, is_running
 from tests.services import Service
@@ -394,6 +394,20 @@ def test_a_second_pod_of_an_attempt_does_not_run_the_flow(pods: Pods) -> None:
         assert "The flow is not started: another pod has taken it up" in output
         assert pods.state(run).type == StateType.RUNNING
         assert pods.run_count(run) == 1
+
+
+def test_a_pod_of_an_attempt_that_its_worker_gave_up_does_not_run_the_flow(
+    pods: Pods, client: SyncPrefectClient
+) -> None:
+    run = pods.taken_up()
+    began = pods.state(run)
+    client.create_flow_run_input(run.id, key=f"{CLAIM}{began.id}", value=GIVEN_UP)
+
+    code, output = pods.execute(run)
+
+    assert code == NO_ANSWER, output
+    assert "The flow is not started: its worker schedules it again" in output
+    assert pods.state(run).id == began.id
 
 
 def test_only_one_of_two_simultaneous_pods_runs_the_flow(pods: Pods) -> None:

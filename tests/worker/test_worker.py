@@ -13,12 +13,14 @@ from unittest.mock import Mock
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import aiohttp
 import anyio
 import httpx
 import pytest
 import tenacity
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from prefect_hamilton.states import CLAIM
 from prefect_hamilton.worker import attempts, taking_up, wake
 from prefect_hamilton.worker.worker import OUT_OF_TIME, Worker
 from tests import services
@@ -211,6 +213,24 @@ async def test_a_run_waits_while_kubernetes_is_away(
         run = await outlast_an_outage(worker, pool, kubernetes)
 
     assert len(kubernetes.jobs) == 1
+    assert pool.api.state(run)["type"] == "PENDING"
+
+
+async def test_a_run_that_its_pod_has_taken_up_is_not_rescheduled(
+    pool: Pool, kubernetes: KubernetesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubernetes created the Job, and answered none of the worker's requests."""
+    run = pool.new_run()
+
+    async def create_job(worker: Worker, *_: Any) -> None:
+        key = f"{CLAIM}{worker._attempts[run]}"
+        await worker.client.create_flow_run_input(run, key=key, value="pod")
+        raise aiohttp.ServerDisconnectedError
+
+    monkeypatch.setattr(Worker, "_create_job", create_job)
+    async with working(pool) as worker:
+        await take_up(worker, run)
+
     assert pool.api.state(run)["type"] == "PENDING"
 
 

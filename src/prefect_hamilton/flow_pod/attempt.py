@@ -14,14 +14,8 @@ from uuid import UUID, uuid4
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
-from prefect.exceptions import PrefectHTTPStatusError
 
-from prefect_hamilton.states import beginning, restore
-
-CLAIM = "flow-pod-"
-"""Prefix of the flow run's input that says which pod has taken it up."""
-
-CONFLICT = 409
+from prefect_hamilton.states import GIVEN_UP, NO_ANSWER, beginning, claim_attempt, restore
 
 
 class NotWaitedForError(Exception):
@@ -46,7 +40,11 @@ async def take_up(client: PrefectClient, flow_run_id: UUID, *, is_only_pod: bool
         return
     if states[-1].is_scheduled():
         raise NotWaitedForError("it was scheduled again and waits for a worker", exit_code=0)
-    if not await claim(client, flow_run_id, states[began]):
+    pod = f"{socket.gethostname()}-{os.getpid()}-{uuid4()}"
+    owner = await claim_attempt(client, flow_run_id, states[began].id, pod)
+    if owner == GIVEN_UP:
+        raise NotWaitedForError("its worker schedules it again", exit_code=NO_ANSWER)
+    if owner != pod:
         # Not 0: a Job that succeeded would hide the end of the one that runs the flow.
         raise NotWaitedForError("another pod has taken it up", exit_code=1)
 
@@ -63,19 +61,3 @@ def earned_state(states: Sequence[State[Any]]) -> State[Any] | None:
             continue
         return state if state.is_final() else None
     return None
-
-
-async def claim(client: PrefectClient, flow_run_id: UUID, began: State[Any]) -> bool:
-    """Whether this pod is the first to take up the attempt that began with the state.
-
-    The server keeps one input per name and flow run: the first one.
-    """
-    key, pod = f"{CLAIM}{began.id}", f"{socket.gethostname()}-{os.getpid()}-{uuid4()}"
-    try:
-        await client.create_flow_run_input(flow_run_id, key=key, value=pod)
-    except PrefectHTTPStatusError as error:
-        if error.response.status_code != CONFLICT:
-            raise
-        # It may be this pod's own, of a request whose answer was lost.
-        return await client.read_flow_run_input(flow_run_id, key=key) == pod
-    return True

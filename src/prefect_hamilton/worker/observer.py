@@ -132,6 +132,19 @@ async def _judged_states(
 
 
 async def _has_other_job(run_id: str, namespace: str, uid: str, logger: logging.Logger) -> bool:
-    """Whether another Job of the run goes on: its pod may have taken the attempt up."""
-    jobs = await observer._get_k8s_jobs(run_id, namespace, logger)
+    """Whether another Job of the run goes on: its pod may have taken the attempt up.
+
+    Also if Kubernetes cannot say: the sweep decides later.
+    """
+    client = await observer._get_kubernetes_client()
+    selector = f"{kubernetes.FLOW_RUN_LABEL}={run_id}"
+    try:
+        async for attempt in kubernetes.until_clear():
+            with attempt:
+                jobs = await kubernetes.jobs_of_flow_runs(client, [namespace], selector)
+    except Exception as error:
+        logger.warning("The Jobs of flow run %s are not known: %s", run_id, error)
+        return True
+    finally:
+        await client.close()
     return any(job.metadata.uid != uid and not kubernetes.is_finished(job) for job in jobs)

@@ -31,7 +31,14 @@ from prefect.states import Crashed
 from prefect_kubernetes.observer import _get_kubernetes_client
 from prefect_kubernetes.settings import KubernetesSettings
 
-from prefect_hamilton.states import beginning, due_before, propose, rescheduled
+from prefect_hamilton.states import (
+    GIVEN_UP,
+    beginning,
+    claim_attempt,
+    due_before,
+    propose,
+    rescheduled,
+)
 from prefect_hamilton.worker import attempts, claim, env_secret, kubernetes, takers, unstarted
 
 LOCATION_LABEL = "prefect-hamilton.jobs"
@@ -130,7 +137,10 @@ class Sweep:
     async def _is_abandoned(
         self, run: FlowRun, states: Sequence[State[Any]], client: ApiClient, namespaces: set[str]
     ) -> bool:
-        """Whether who took the run up has ended before it created the attempt's Job."""
+        """Whether who took the run up has ended before it created the attempt's Job.
+
+        The attempt is then given up: a pod that starts after all does not execute the run.
+        """
         began = beginning(states)
         if began is None or not await takers.is_gone(client, states[began]):
             return False
@@ -140,7 +150,9 @@ class Sweep:
         now = await self._client.read_flow_run(run.id)
         is_same = now.state is not None and run.state is not None and now.state.id == run.state.id
         is_seen = _is_seen(now, kubernetes.cluster_of(client), namespaces)
-        return is_same and is_seen and _job_of(str(states[began].id), jobs) is None
+        if not (is_same and is_seen and _job_of(str(states[began].id), jobs) is None):
+            return False
+        return await claim_attempt(self._client, run.id, states[began].id, GIVEN_UP) == GIVEN_UP
 
     async def _deleted(self, client: ApiClient, job: V1Job) -> bool:
         """Delete a Job whose worker was killed before it created the Job's Secret.

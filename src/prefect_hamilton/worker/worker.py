@@ -20,7 +20,7 @@ from prefect_kubernetes.worker import (
     KubernetesWorkerResult,
 )
 
-from prefect_hamilton.states import propose, rescheduled, restore
+from prefect_hamilton.states import GIVEN_UP, claim_attempt, propose, rescheduled, restore
 from prefect_hamilton.worker import attempts, env_secret, kubernetes, pod_security, standby, takers
 from prefect_hamilton.worker.claim import WithdrawnError
 from prefect_hamilton.worker.job import JobConfiguration
@@ -146,6 +146,9 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
                 return
             states = await self.client.read_flow_run_states(flow_run.id)
             if attempts.is_waited_for(states, attempt):
+                # The Job may have been created although no answer came, and its pod have started.
+                if await claim_attempt(self.client, flow_run.id, attempt, GIVEN_UP) != GIVEN_UP:
+                    return
                 waits: State[Any] = rescheduled(f"Waits for another try. {message}")
                 await propose(self.client, flow_run.id, waits, states[-1].id)
         except httpx.HTTPError:
