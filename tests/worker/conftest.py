@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_kubernetes.worker import KubernetesWorker
 from prometheus_client.parser import text_string_to_metric_families
 
-from prefect_hamilton.worker import metrics
+from prefect_hamilton.worker import metrics, worker
 from tests import services
 from tests.server.runs import Api
 from tests.worker import kubernetes_api
@@ -96,6 +96,12 @@ def kubernetes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kube
         monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
         monkeypatch.setenv("PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_ENABLED", "false")
         yield api
+
+
+@pytest.fixture(autouse=True)
+def _ended_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no worker wait for the pod of a former attempt: these pods do not end by themselves."""
+    monkeypatch.setattr(worker, "END_SECONDS", 0)
 
 
 class Served:

@@ -22,6 +22,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_hamilton.states import CLAIM
 from prefect_hamilton.worker import attempts, taking_up, wake
+from prefect_hamilton.worker import kubernetes as worker_kubernetes
+from prefect_hamilton.worker import worker as worker_module
 from prefect_hamilton.worker.worker import OUT_OF_TIME, Worker
 from tests import services
 from tests.server.tcp_proxy import TcpProxy, proxy
@@ -142,6 +144,35 @@ async def test_a_flow_whose_pod_was_ended_by_its_deadline_is_not_executed_again(
     if known_by:
         assert (state["type"], state["message"]) == ("CRASHED", OUT_OF_TIME.format(3600))
     assert len(kubernetes.jobs) == (1 if known_by else 2)
+
+
+@pytest.mark.parametrize("changed", ["", "CANCELLED"])
+async def test_a_run_begins_again_when_its_former_pod_has_ended(
+    pool: Pool, kubernetes: KubernetesApi, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    monkeypatch.setattr(worker_module, "END_SECONDS", 60)
+    jobs_of_flow_runs, asked = worker_kubernetes.jobs_of_flow_runs, []
+
+    async def jobs(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return await jobs_of_flow_runs(*arguments)
+
+    monkeypatch.setattr(worker_kubernetes, "jobs_of_flow_runs", jobs)
+    run = pool.new_run()
+    async with working(pool) as worker:
+        await take_up(worker, run)
+        [former] = kubernetes.jobs
+        pool.api.propose(run, "RUNNING")
+        pool.api.propose(run, "SCHEDULED", name="AwaitingRetry")
+        await worker.get_and_submit_flow_runs()
+        await until(lambda: len(asked) > 1)
+        assert list(kubernetes.jobs) == [former]
+        if changed:
+            pool.api.propose(run, changed)
+        kubernetes.finish(former, "Complete")
+        await until(lambda: run not in worker._submitting_flow_run_ids)
+
+    assert len(kubernetes.jobs) == (1 if changed else 2)
 
 
 async def test_a_worker_that_was_stopped_makes_no_job_for_a_later_attempt(

@@ -19,6 +19,7 @@ from prefect_kubernetes.worker import (
     KubernetesWorkerJobConfiguration,
     KubernetesWorkerResult,
 )
+from tenacity import AsyncRetrying, retry_if_not_result, stop_after_delay, wait_fixed
 
 from prefect_hamilton.states import GIVEN_UP, claim_attempt, propose, rescheduled, restore
 from prefect_hamilton.worker import attempts, env_secret, kubernetes, pod_security, standby, takers
@@ -31,6 +32,9 @@ from prefect_hamilton.worker.taking_up import ANSWER_SECONDS, TakingUp
 from prefect_hamilton.worker.wake import Listening
 
 OUT_OF_TIME = "Its pod was ended after {} seconds, which is its active_deadline_seconds."
+
+END_SECONDS = 60
+"""How long the pod of a former attempt may take to end; one on a lost node does not end."""
 
 
 class NotWaitedForError(Exception):
@@ -168,9 +172,11 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
             states = await self._states_if_waited_for(flow_run, attempt)
             if states is None:
                 return _not_waited_for(task_status)
-            reason = reason or await self._deadline_of(
-                flow_run, attempts.before(states, attempt), configuration
-            )
+            former = attempts.before(states, attempt)
+            if reason is None and former is not None:
+                reason = await self._await_end(flow_run, former, configuration)
+                if reason is None and not await self._is_waiting(flow_run.id, attempt):
+                    return _not_waited_for(task_status)
         if reason is not None:
             self.get_flow_run_logger(flow_run).error(reason)
             if task_status is not None:
@@ -250,21 +256,28 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
             await restore(self.client, flow_run.id, earned)
         return None
 
-    async def _deadline_of(
-        self,
-        flow_run: FlowRun,
-        attempt: UUID | None,
-        configuration: KubernetesWorkerJobConfiguration,
+    async def _await_end(
+        self, flow_run: FlowRun, attempt: UUID, configuration: KubernetesWorkerJobConfiguration
     ) -> str | None:
-        """Return why a run must not be executed again: its pod was ended by the Job's deadline.
+        """Wait until the pod of a former attempt has ended: two would execute the flow otherwise.
 
-        A pod that is ended reschedules its run, and does not know the reason.
+        A pod that is ended reschedules its run first, and does not know the reason. If it was the
+        deadline of its Job, this returns it: the run must not be executed again.
         """
-        if attempt is None:
-            return None
         selector = f"{kubernetes.FLOW_RUN_LABEL}={flow_run.id},{attempts.ATTEMPT_LABEL}={attempt}"
         async with self._get_configured_kubernetes_client(configuration) as client:
-            jobs = await kubernetes.jobs_of_flow_runs(client, [configuration.namespace], selector)
+
+            async def jobs_of_attempt() -> list[V1Job]:
+                return await kubernetes.jobs_of_flow_runs(
+                    client, [configuration.namespace], selector
+                )
+
+            jobs: list[V1Job] = await AsyncRetrying(
+                retry=retry_if_not_result(lambda jobs: all(map(kubernetes.is_finished, jobs))),
+                stop=stop_after_delay(END_SECONDS),
+                wait=wait_fixed(0.5),
+                retry_error_callback=lambda last: last.outcome and last.outcome.result(),
+            )(jobs_of_attempt)
         for job in jobs:
             if kubernetes.is_out_of_time(job):
                 return OUT_OF_TIME.format(job.spec.active_deadline_seconds)
