@@ -265,6 +265,7 @@ def test_a_wrong_value_is_reported_in_one_line(path: str, value: Any, wrong: str
         ("server.host", "prefect..org", "a host name in lowercase without scheme"),
         ("server.url", "prefect.example.org", "an http or https URL"),
         ("flows.repository", "example.org/flows", "the URL of a Git repository"),
+        ("flows.ref", "", "a branch, a tag or a whole commit SHA"),
         ("server.image.tag", "a:b", "the tag of an image"),
         ("server.image.digest", "3f1", "sha256: and 64 lowercase hexadecimal digits"),
         ("server.image.repository", "Prefect/Server", "the name of an image in lowercase"),

@@ -197,6 +197,8 @@ BucketUrl = Annotated[
     ),
 ]
 
+GitRef = Annotated[str, Text(r"^\S+$", "a branch, a tag or a whole commit SHA, such as main")]
+
 RepositoryName = Annotated[
     str,
     StringConstraints(max_length=20),
@@ -243,9 +245,7 @@ class FlowRepository(Values):
     url: Annotated[GitUrl, StringConstraints(min_length=1)] = Field(
         description="Git URL of the repository."
     )
-    ref: Annotated[str, StringConstraints(min_length=1)] = Field(
-        default="main", description="Branch, tag or whole commit SHA."
-    )
+    ref: GitRef = Field(default="main", description="Branch, tag or whole commit SHA.")
     path: RepositoryPath = Field(
         default=".",
         description="Folder of the repository that contains prefect.yaml and prefect-state.yaml.",
@@ -288,7 +288,7 @@ class Flows(FlowSettings):
         " registered. If empty, nothing is registered, unless `gitServer` is "
         "enabled.",
     )
-    ref: Annotated[str, StringConstraints(min_length=1)] = Field(
+    ref: GitRef = Field(
         default="main", description="Branch, tag or whole commit SHA of the flows repository."
     )
     submodules: bool = Field(

@@ -142,5 +142,6 @@ class Pool(WorkerSettings):
         description="NetworkPolicy of the flow pods of this pool.",
     )
     flows: Annotated[FlowSettings, Partial()] = Field(
-        default_factory=FlowSettings, description="Settings of the flow pods of this pool."
+        default_factory=FlowSettings,
+        description="Settings of the flow pods of this pool: any of those of `flows` about pods.",
     )
