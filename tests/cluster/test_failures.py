@@ -70,11 +70,22 @@ def test_a_run_that_a_killed_worker_had_taken_up_waits_again_at_once(cluster: Cl
 
 
 def test_a_run_outlives_the_server(cluster: Cluster, running: str) -> None:
+    limited = cluster.probe("waits", name="limited", concurrency_limit=1)
+    holder = cluster.start(limited)
+    cluster.wait_for_state(holder, "Running")
     cluster.kubectl("scale", f"deploy/{RELEASE}-server", "--replicas=0")
     cluster.let_go(running)
     cluster.kubectl("scale", f"deploy/{RELEASE}-server", "--replicas=1")
     wait_for_rollout(cluster, f"deploy/{RELEASE}-server")
     assert cluster.wait_for_state(running, "Completed")["run_count"] == 1
+    # The server knows the lease of the slot that the other one holds.
+    details = cluster.flow_run(holder)["state"]["state_details"]
+    lease = details["deployment_concurrency_lease_id"]
+    renewal = f"/v2/concurrency_limits/leases/{lease}/renew"
+    assert cluster.api.post(renewal, json={"lease_duration": 300}).status_code == 204
+    cluster.let_go(holder)
+    cluster.wait_for_state(holder, "Completed")
+    assert cluster.deployment(limited)["global_concurrency_limit"]["active_slots"] == 0
 
 
 def test_a_run_outlives_a_restart_of_postgresql(cluster: Cluster, running: str) -> None:
