@@ -151,7 +151,8 @@ def test_links_lead_to_prefect() -> None:
     ids=["unknown", "known"],
 )
 def test_the_release_knows_where_its_prefect_is(server: dict[str, str], expected: str) -> None:
-    release = render({"dashboards": {"enabled": True}, "server": server})
+    enabled = {"enabled": True}
+    release = render({"dashboards": enabled, "metrics": enabled, "server": server})
     for name in DASHBOARDS:
         (content,) = release.get("ConfigMap", f"-hamilton-{name}")["data"].values()
         variables = {each["name"]: each for each in json.loads(content)["templating"]["list"]}

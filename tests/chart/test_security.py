@@ -163,7 +163,7 @@ def test_the_alerts_of_the_docs_have_their_secrets_and_their_way_out() -> None:
     assert env(container)["ALERTS_TEAM_URL"] == {"secretKeyRef": {"name": "slack", "key": "url"}}
     assert len(others) == 4
     for each in others:
-        render(first | each)
+        render({**first, **each, "alerts": first["alerts"] | each.get("alerts", {})})
 
 
 def test_a_channel_opens_its_port_for_the_pod_that_sends_and_no_other() -> None:
