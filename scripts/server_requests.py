@@ -13,7 +13,7 @@ ALL = float("inf")
 
 @dataclass(frozen=True)
 class Requests:
-    """Number of requests that took at most so many seconds; `ALL` has those of any duration."""
+    """Number of requests by the seconds within which they were answered; `ALL` has all of them."""
 
     within: Counter[float]
 
