@@ -244,14 +244,16 @@ def _comment(text: str, depth: int) -> list[str]:
 def values_table() -> str:
     """Return the README's table of all values."""
     rows = ["| Value | Default | What it does |", "|---|---|---|"]
-    for path, default, text in documented():
-        rows.append(f"| `{path}` | {f'`{default}`' if default else ''} | {text} |")
-        rows += _rows_of_entry(path)
+    rows += [
+        f"| `{path}` | {f'`{default}`' if default else ''} | {text} |"
+        for value in documented()
+        for path, default, text in (value, *_of_entry(value[0]))
+    ]
     return "\n".join(rows) + "\n"
 
 
-def _rows_of_entry(path: str) -> Iterator[str]:
-    """Yield a row for each value that only an entry of this mapping has."""
+def _of_entry(path: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the same for each value that only an entry of this mapping has."""
     if (name_and_entry := ENTRIES.get(path)) is None:
         return
     name, entry = name_and_entry
@@ -266,20 +268,19 @@ def _rows_of_entry(path: str) -> Iterator[str]:
         else:
             leaves = [(inner, field, default)]
         for leaf, leaf_field, value in leaves:
-            shown = "" if isinstance(value, BaseModel) else _as_json(value)
-            text = " ".join((leaf_field.description or "").split())
-            yield f"| `{leaf}` | {f'`{shown}`' if shown else ''} | {text} |"
-            yield from _rows_of_entry(leaf)
+            yield _described(leaf, leaf_field, None if isinstance(value, BaseModel) else value)
+            yield from _of_entry(leaf)
 
 
 def documented() -> Iterator[tuple[str, str, str]]:
     """Yield path, default as JSON and description of every value."""
     for path, field, default in _leaves(ChartValues, ChartValues()):
-        yield path, _as_json(default), " ".join((field.description or "").split())
+        yield _described(path, field, default)
 
 
-def _as_json(default: Any) -> str:
-    return json.dumps(_plain(default)) if default not in (None, "", {}, []) else ""
+def _described(path: str, field: FieldInfo, default: Any) -> tuple[str, str, str]:
+    value = json.dumps(_plain(default)) if default not in (None, "", {}, []) else ""
+    return path, value, " ".join((field.description or "").split())
 
 
 def examples() -> list[tuple[str, Any]]:
