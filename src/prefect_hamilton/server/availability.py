@@ -17,10 +17,11 @@ from prefect.server.api.server import (
     is_client_retryable_exception,
 )
 from prefect.server.database import PrefectDBInterface, provide_database_interface
-from prefect.server.database.configurations import AsyncPostgresConfiguration
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
+
+from prefect_hamilton.server import engines
 
 logger = get_logger("server.availability")
 
@@ -95,10 +96,9 @@ async def _probe_engine(database: PrefectDBInterface) -> AsyncEngine:
     """Return an engine with a separate connection, which requests do not wait for."""
     if database.dialect.name != "postgresql":
         return await database.engine()
-    # Engines are kept by URL and time limit: the limit makes this a separate one.
-    return await AsyncPostgresConfiguration(
-        connection_url=database.database_config.connection_url,
-        timeout=PROBE_SECONDS,
+    return await engines.separate(
+        database.database_config.connection_url,
+        PROBE_SECONDS,
         connection_timeout=PROBE_SECONDS,
         sqlalchemy_pool_size=1,
-    ).engine()
+    )

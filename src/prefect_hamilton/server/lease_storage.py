@@ -19,11 +19,12 @@ from prefect.server.concurrency.lease_storage import (
 )
 from prefect.server.concurrency.lease_storage import ConcurrencyLimitLeaseMetadata
 from prefect.server.database import provide_database_interface
-from prefect.server.database.configurations import AsyncPostgresConfiguration
 from prefect.server.utilities.leasing import ResourceLease
 from prefect.types._concurrency import ConcurrencyLeaseHolder
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection
+
+from prefect_hamilton.server import engines
 
 Lease = ResourceLease[ConcurrencyLimitLeaseMetadata]
 
@@ -38,7 +39,7 @@ LEASES = sa.Table(
 )
 
 STATEMENT_SECONDS = 11
-"""Engines are kept by URL and this time limit: it makes the one of the leases a separate one.
+"""How long a statement may take; the leases have a separate engine by it.
 
 A request that creates a lease has a connection already. If it waited for another one of the same
 pool, requests could wait for each other.
@@ -68,16 +69,16 @@ _quiet_until = later()
 async def connected() -> AsyncIterator[AsyncConnection]:
     """Connect to the database, in a transaction."""
     global _quiet_until
-    configuration = AsyncPostgresConfiguration(
-        connection_url=provide_database_interface().database_config.connection_url,
-        timeout=STATEMENT_SECONDS,
+    engine = await engines.separate(
+        provide_database_interface().database_config.connection_url,
+        STATEMENT_SECONDS,
         sqlalchemy_pool_size=CONNECTIONS,
         sqlalchemy_max_overflow=1,
     )
     try:
-        async with (await configuration.engine()).begin() as connection:
+        async with engine.begin() as connection:
             yield connection
-    except (TimeoutError, OSError, sa.exc.SQLAlchemyError):
+    except (OSError, sa.exc.SQLAlchemyError):  # a timeout is an OSError
         _quiet_until = later()
         raise
 

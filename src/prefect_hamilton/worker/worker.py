@@ -143,9 +143,9 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
         Prefect calls this while it handles the error that kept it from making the Job.
         """
         self._metrics.count_failed()
-        attempt, is_outage = self._attempts.get(flow_run.id), _is_outage(sys.exception())
+        attempt = self._attempts.get(flow_run.id)
         try:
-            if attempt is None or not is_outage:
+            if attempt is None or not _is_outage(sys.exception()):
                 await super()._propose_crashed_state(flow_run, message, client)
                 return
             states = await self.client.read_flow_run_states(flow_run.id)
