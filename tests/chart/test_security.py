@@ -280,7 +280,12 @@ def test_the_notes_name_namespaces_that_need_secrets() -> None:
         (
             "flows.repository=http://git.example.org/flows.git,"
             "flows.gitCredential.existingSecret=git",
-            "an http:// address, to which Prefect sends no token",
+            "flows.repository is an http:// address, to which Prefect sends no token",
+        ),
+        (
+            "flows.repositories.a.url=http://git.example.org/flows.git,"
+            "flows.repositories.a.gitCredential.existingSecret=git",
+            "flows.repositories.a.url is an http:// address, to which Prefect sends no token",
         ),
         ("server.service.type=LoadBalancer", "open to the network"),
         ("gitServer.enabled=true", "is for development"),
@@ -293,7 +298,7 @@ def test_the_notes_warn_of_risks(setting: str, warning: str) -> None:
 def test_the_notes_of_a_safe_release_have_no_warnings() -> None:
     own = ("postgres.enabled=false", "postgres.host=db", "postgres.existingSecret=db")
     text = notes(*own, "server.url=http://localhost:4200")
-    assert "Mind" not in text
+    assert "Warnings" not in text
 
 
 def test_rbac_can_be_managed_externally() -> None:

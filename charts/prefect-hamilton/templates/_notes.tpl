@@ -49,9 +49,16 @@ kubectl -n {{ .root.Release.Namespace }} get secret {{ .secret }} -o go-template
   "%s.service.type is LoadBalancer: the UI is open to the network over plain HTTP." $name) }}
 {{- end }}
 {{- end }}
-{{- if and .Values.flows.gitCredential.existingSecret (hasPrefix "http://" (.Values.flows.repository | default "")) }}
-{{- $warnings = append $warnings
-  "flows.repository is an http:// address, to which Prefect sends no token: use https." }}
+{{- $short := dict "url" (.Values.flows.repository | default "") "gitCredential" .Values.flows.gitCredential }}
+{{- $repositories := dict "flows.repository" $short }}
+{{- range $name, $repository := .Values.flows.repositories }}
+{{- $_ := set $repositories (printf "flows.repositories.%s.url" $name) $repository }}
+{{- end }}
+{{- range $value, $repository := $repositories }}
+{{- if and (hasPrefix "http://" $repository.url) ($repository.gitCredential | default dict).existingSecret }}
+{{- $warnings = append $warnings (printf
+  "%s is an http:// address, to which Prefect sends no token: use https." $value) }}
+{{- end }}
 {{- end }}
 {{- toYaml $warnings }}
 {{- end }}

@@ -176,7 +176,7 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
 {{- $mistakes = append $mistakes (cat
   "flows.gitCredential is for flows.repository: set the gitCredential of each of flows.repositories.") }}
 {{- end }}
-{{- $pools := include "prefect-hamilton.workPools" . | fromYaml }}
+{{- $poolsNamed := dict }}
 {{- range $name, $preset := $v.alerts.presets }}
 {{- if $preset.enabled }}
 {{- $where := printf "alerts.presets.%s" $name }}
@@ -186,12 +186,7 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
   "%s.channels: there is no channel %s: add it to alerts.channels." $where $channel) }}
 {{- end }}
 {{- end }}
-{{- range $pool := $preset.pools }}
-{{- if and $pools (not (hasKey $pools $pool)) }}
-{{- $mistakes = append $mistakes (printf
-  "%s.pools: the release has no work pool %s: add it to workers." $where $pool) }}
-{{- end }}
-{{- end }}
+{{- $_ := set $poolsNamed $where $preset.pools }}
 {{- end }}
 {{- end }}
 {{- $sshKeys := dict }}
@@ -200,12 +195,7 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
 {{- $type := $credential.type | default "token" }}
 {{- $isHttp := hasPrefix "http" $r.url }}
 {{- $where := printf "flows.repositories.%s" $name }}
-{{- range $pool := $r.pools }}
-{{- if and $pools (not (hasKey $pools $pool)) }}
-{{- $mistakes = append $mistakes (printf
-  "%s.pools: the release has no work pool %s: add it to workers." $where $pool) }}
-{{- end }}
-{{- end }}
+{{- $_ := set $poolsNamed $where $r.pools }}
 {{- if and $isHttp (contains "@" $r.url) }}
 {{- $mistakes = append $mistakes (printf (cat
   "%s.url contains a credential, which would be stored with each deployment: store it in a Secret and"
@@ -228,6 +218,15 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
   "pools, or use tokens.") $other.name $name .) }}
 {{- end }}
 {{- $_ := set $sshKeys . (dict "name" $name "secret" $credential.existingSecret) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- $pools := include "prefect-hamilton.workPools" . | fromYaml }}
+{{- range $where, $named := $poolsNamed }}
+{{- range $pool := $named }}
+{{- if and $pools (not (hasKey $pools $pool)) }}
+{{- $mistakes = append $mistakes (printf
+  "%s.pools: the release has no work pool %s: add it to workers." $where $pool) }}
 {{- end }}
 {{- end }}
 {{- end }}
