@@ -31,6 +31,12 @@ CONFLICT = 409
 NO_ANSWER = os.EX_UNAVAILABLE
 """Exit code of a pod that ended before its flow started because the Prefect API did not answer."""
 
+NOT_RESCHEDULED = os.EX_TEMPFAIL
+"""Exit code of a pod that was ended by SIGTERM while the Prefect API did not answer.
+
+The Job of a flow pod has a rule for it, so that it says this after its pod is gone.
+"""
+
 
 def rescheduled(message: str | None = None, due: DateTime | None = None) -> State[Any]:
     """Return a state AwaitingRetry that is due at once, by the clock of the server.

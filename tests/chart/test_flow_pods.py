@@ -19,6 +19,7 @@ from prefect_hamilton.bootstrap.desired_state import (
     load,
     resolve,
 )
+from prefect_hamilton.states import NOT_RESCHEDULED
 from prefect_hamilton.worker.job import JobConfiguration
 from tests.chart.charts import Object, Release, check, env, render
 from tests.chart.conftest import PROFILES, profile_values
@@ -77,6 +78,9 @@ def test_the_values_are_the_defaults(default: Release) -> None:
     pod = job["spec"]["template"]["spec"]
     container = pod["containers"][0]
     assert job["spec"]["backoffLimit"] == 0
+    (rule,) = job["spec"]["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert rule["onExitCodes"]["values"] == [NOT_RESCHEDULED]
     assert job["spec"]["activeDeadlineSeconds"] == 86400
     assert job["spec"]["ttlSecondsAfterFinished"] == 600
     assert job["metadata"]["namespace"] == "flows"

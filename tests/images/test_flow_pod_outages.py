@@ -20,7 +20,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import AwaitingRetry, Crashed
 
 from prefect_hamilton.flow_pod import attempt
-from prefect_hamilton.states import CLAIM, GIVEN_UP, NO_ANSWER
+from prefect_hamilton.states import CLAIM, GIVEN_UP, NO_ANSWER, NOT_RESCHEDULED
 from tests.faults_proxy import Action, FaultProxy, answer, hang, hold, lose_answer, pass_on, reset
 from tests.images.pods import FLOWS, PACKAGE, Pods, Step, engine_pid, go_to, is_running
 from tests.services import Service
@@ -262,7 +262,7 @@ def test_sigterm_ends_a_pod_that_repeats_requests(pods: Pods, proxy: FaultProxy)
         pod.send_signal(signal.SIGTERM)
         output, _ = pod.communicate(timeout=120)
 
-    assert pod.returncode == 1, output
+    assert pod.returncode == NOT_RESCHEDULED, output
     assert "SIGTERM received before the flow could start" in output
     assert "the flow run is not rescheduled" in output
 
@@ -279,7 +279,7 @@ def test_sigterm_ends_a_pod_whose_flow_cannot_report(
         pod.send_signal(signal.SIGTERM)
         output, _ = pod.communicate(timeout=120)
 
-    assert pod.returncode == 1, output
+    assert pod.returncode == NOT_RESCHEDULED, output
     assert not is_running(pid)
     assert pods.state(run).type == StateType.RUNNING
 

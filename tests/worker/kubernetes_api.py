@@ -99,8 +99,12 @@ class KubernetesApi:
             )
 
     def pods_of_jobs(self) -> list[dict[str, Any]]:
-        """The pods without those of Jobs that were deleted."""
-        return [pod for pod in self.pods if _job_of(pod) in self.jobs]
+        """The pods without those of Jobs that were deleted, but those that are still ending."""
+        return [
+            pod
+            for pod in self.pods
+            if _job_of(pod) in self.jobs or "deletionTimestamp" in pod["metadata"]
+        ]
 
     def all_pods(self) -> list[dict[str, Any]]:
         """Pods of workers, and those of Jobs."""
@@ -155,14 +159,23 @@ class KubernetesApi:
         self.pods = [pod for pod in self.pods if _job_of(pod) != name]
         return 200, {"kind": "Status", "status": "Success"}
 
-    def finish(self, name: str, condition: str, reason: str = "BackoffLimitExceeded") -> None:
+    def finish(
+        self, name: str, condition: str, reason: str = "BackoffLimitExceeded", message: str = ""
+    ) -> None:
         """End a Job: Complete or Failed."""
         now = datetime.now(UTC).isoformat()
-        end = {"type": condition, "status": "True", "reason": reason, "lastTransitionTime": now}
+        end = {"type": condition, "status": "True", "lastTransitionTime": now}
+        end |= {"reason": reason, "message": message}
         self.jobs[name]["status"] = {
             "succeeded" if condition == "Complete" else "failed": 1,
             "conditions": [end],
         }
+
+    def fail_by_rule(self, name: str, exit_code: int) -> None:
+        """Fail a Job by its policy for the exit code of the container."""
+        container = f"Container prefect-job for pod default/{name}-pod failed"
+        message = f"{container} with exit code {exit_code} matching FailJob rule at index 0"
+        self.finish(name, "Failed", "PodFailurePolicy", message)
 
     def add_pod(self, job: str, exit_code: int, reason: str = "Error") -> Any:
         """Add a pod of a Job whose container has ended; returns it, to be changed."""

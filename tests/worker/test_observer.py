@@ -13,9 +13,9 @@ from prefect.logging.configuration import PROCESS_LOGGING_CONFIG
 from prefect_kubernetes import _logging
 from prefect_kubernetes import observer as prefect_observer
 
-from prefect_hamilton.states import NO_ANSWER
+from prefect_hamilton.states import NO_ANSWER, NOT_RESCHEDULED
 from prefect_hamilton.worker import observer
-from prefect_hamilton.worker.unstarted import NOT_STARTED
+from prefect_hamilton.worker.verdicts import NOT_STARTED, UNREPORTED
 from tests.worker.conftest import Pool
 from tests.worker.kubernetes_api import KubernetesApi
 from tests.worker.test_worker import take_up, working
@@ -95,6 +95,22 @@ async def test_the_job_of_the_latest_attempt_decides(
     assert (judged["type"], judged["message"]) == ("CRASHED", message)
 
 
+@pytest.mark.parametrize("exit_code", [NOT_RESCHEDULED, NOT_RESCHEDULED + 1])
+async def test_a_run_whose_pod_was_ended_while_the_api_was_away_waits_again(
+    pool: Pool, kubernetes: KubernetesApi, observing: None, exit_code: int
+) -> None:
+    run, name = await with_job(pool, kubernetes)
+    pool.api.propose(run, "RUNNING")
+    kubernetes.fail_by_rule(name, exit_code)
+
+    await see(kubernetes.jobs[name])
+
+    state = pool.api.state(run)
+    is_own = exit_code == NOT_RESCHEDULED
+    assert state["name"] == ("AwaitingRetry" if is_own else "Crashed")
+    assert state["message"] == (UNREPORTED if is_own else observer.FAILED)
+
+
 def deleted(kubernetes: KubernetesApi, job: str) -> None:
     pod = kubernetes.add_pod(job, 137)
     pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
@@ -120,6 +136,11 @@ def unanswered(kubernetes: KubernetesApi, job: str) -> None:
     kubernetes.add_pod(job, NO_ANSWER)
 
 
+def unable_to_reschedule(kubernetes: KubernetesApi, job: str) -> None:
+    """It was ended while the Prefect API was away."""
+    kubernetes.add_pod(job, NOT_RESCHEDULED)
+
+
 def gone(kubernetes: KubernetesApi, job: str) -> None:
     """Deleted by force."""
 
@@ -130,6 +151,7 @@ TAKEN = {
     drained: "EvictionByEvictionAPI, Eviction API: evicting",
     lost_with_its_node: "container 'prefect-job' ended with exit code 255 (Unknown)",
     unanswered: "the Prefect API did not answer the pod",
+    unable_to_reschedule: "the Prefect API did not answer the pod",
     gone: "the pod no longer exists",
 }
 

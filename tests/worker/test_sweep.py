@@ -15,11 +15,12 @@ import pytest
 from kubernetes_asyncio.client import V1Job
 from prefect.client.orchestration import PrefectClient, get_client
 
+from prefect_hamilton.states import NOT_RESCHEDULED
 from prefect_hamilton.worker import kubernetes as worker_kubernetes
 from prefect_hamilton.worker import sweep, takers
 from prefect_hamilton.worker.standby import OWNER_NAME
 from prefect_hamilton.worker.sweep import Sweep
-from prefect_hamilton.worker.unstarted import NOT_STARTED
+from prefect_hamilton.worker.verdicts import NOT_STARTED, UNREPORTED
 from tests.worker.conftest import Pool
 from tests.worker.kubernetes_api import KubernetesApi
 from tests.worker.test_worker import end, take_up, working
@@ -94,6 +95,20 @@ async def test_a_running_run_whose_job_is_gone_crashes(
 
     state = pool.api.state(run)
     assert (state["type"], state["message"]) == ("CRASHED", sweep.GONE)
+
+
+async def test_a_running_run_whose_pod_was_ended_while_the_api_was_away_waits_again(
+    pool: Pool, client: PrefectClient, kubernetes: KubernetesApi
+) -> None:
+    run = await with_job(pool)
+    pool.api.propose(run, "RUNNING")
+    [job] = kubernetes.jobs
+    kubernetes.fail_by_rule(job, NOT_RESCHEDULED)
+
+    await sweep_of(pool, client).sweep()
+
+    state = pool.api.state(run)
+    assert (state["name"], state["message"]) == ("AwaitingRetry", UNREPORTED)
 
 
 @pytest.mark.parametrize("is_gone", [True, False])

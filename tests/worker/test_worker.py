@@ -24,7 +24,7 @@ from prefect_hamilton.states import CLAIM
 from prefect_hamilton.worker import attempts, taking_up, wake
 from prefect_hamilton.worker import kubernetes as worker_kubernetes
 from prefect_hamilton.worker import worker as worker_module
-from prefect_hamilton.worker.worker import OUT_OF_TIME, Worker
+from prefect_hamilton.worker.worker import OUT_OF_TIME, WAITS, Worker
 from tests import services
 from tests.server.tcp_proxy import TcpProxy, proxy
 from tests.worker.conftest import Pool
@@ -146,6 +146,37 @@ async def test_a_flow_whose_pod_was_ended_by_its_deadline_is_not_executed_again(
     assert len(kubernetes.jobs) == (1 if known_by else 2)
 
 
+async def test_a_run_waits_for_the_pod_of_a_job_that_was_deleted(
+    pool: Pool, kubernetes: KubernetesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubernetes deletes the Job at once; its pod has rescheduled the run and is ending."""
+    monkeypatch.setattr(worker_module, "END_SECONDS", 60)
+    pods_of_flow_run, seen = worker_kubernetes.pods_of_flow_run, []
+
+    async def pods(*arguments: Any) -> Any:
+        seen.append(found := await pods_of_flow_run(*arguments))
+        return found
+
+    monkeypatch.setattr(worker_kubernetes, "pods_of_flow_run", pods)
+    run = pool.new_run()
+    async with working(pool) as worker:
+        await take_up(worker, run)
+        [former] = kubernetes.jobs
+        kubernetes.start_pods()
+        pod = kubernetes.pod(former)
+        pool.api.propose(run, "RUNNING")
+        del kubernetes.jobs[former]
+        pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        pool.api.propose(run, "SCHEDULED", name="AwaitingRetry")
+        await worker.get_and_submit_flow_runs()
+        await until(lambda: len(seen) > 1)
+        assert not kubernetes.jobs
+        kubernetes.end_pod(former)
+        await until(lambda: run not in worker._submitting_flow_run_ids)
+
+    assert len(kubernetes.jobs) == 1
+
+
 @pytest.mark.parametrize("changed", ["", "CANCELLED"])
 async def test_a_run_begins_again_when_its_former_pod_has_ended(
     pool: Pool, kubernetes: KubernetesApi, monkeypatch: pytest.MonkeyPatch, changed: str
@@ -245,6 +276,32 @@ async def test_a_run_waits_while_kubernetes_is_away(
 
     assert len(kubernetes.jobs) == 1
     assert pool.api.state(run)["type"] == "PENDING"
+
+
+@pytest.mark.parametrize(("before", "seconds"), [(0, 1), (4, 16), (9, 60)])
+async def test_each_outage_in_a_row_doubles_the_wait(
+    pool: Pool, kubernetes: KubernetesApi, before: int, seconds: int
+) -> None:
+    """Otherwise, a worker that hears of its own rescheduling tries without end."""
+    run = pool.new_run()
+    waits = {
+        "type": "SCHEDULED",
+        "name": "AwaitingRetry",
+        "message": f"{WAITS} Kubernetes is away.",
+    }
+    for _ in range(before):
+        pool.api.propose(run, "PENDING")
+        pool.api.post(f"/flow_runs/{run}/set_state", state=waits)
+    kubernetes.is_away = True
+    async with working(pool) as worker:
+        await worker.get_and_submit_flow_runs()
+        await until(lambda: len(pool.api.states(run)) == 2 * before + 4)
+
+    state = pool.api.state(run)
+    due = datetime.fromisoformat(state["state_details"]["scheduled_time"])
+    wait = (due - datetime.fromisoformat(state["timestamp"])).total_seconds()
+    # Less the time that the proposal took.
+    assert seconds - 9 < wait <= seconds
 
 
 async def test_a_run_that_its_pod_has_taken_up_is_not_rescheduled(

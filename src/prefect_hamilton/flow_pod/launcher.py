@@ -43,7 +43,7 @@ from prefect_hamilton.flow_pod._prefect import (
     create_isolated_termination_scope,
     write_private_model,
 )
-from prefect_hamilton.states import NO_ANSWER, propose, rescheduled
+from prefect_hamilton.states import NO_ANSWER, NOT_RESCHEDULED, propose, rescheduled
 
 logger = get_logger("flow_pod")
 
@@ -234,11 +234,13 @@ class Termination:
     async def exit_code(self, client: PrefectClient, flow_run_id: UUID, *, decided: bool) -> int:
         """Return the code of a pod that was ended by the signal.
 
-        A code other than 0 lets Kubernetes retry the pod if the Job allows it, and the worker mark
-        the run as crashed if it was not rescheduled.
+        1 lets Kubernetes retry the pod if the Job allows it; from `NOT_RESCHEDULED` the worker
+        learns what remains to be done.
         """
-        if self.intent == "relinquish" or not decided:
+        if self.intent == "relinquish":
             return 1
+        if not decided:
+            return NOT_RESCHEDULED
         await stay_rescheduled(client, flow_run_id)
         return 0
 

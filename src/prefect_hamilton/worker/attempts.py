@@ -47,6 +47,19 @@ def ended_before(states: Sequence[State[Any]], attempt: UUID) -> State[Any] | No
     return states[began - 1]
 
 
+def waits_in_a_row(states: Sequence[State[Any]], why: str) -> int:
+    """Count how often a run has been rescheduled since its flow last ran or the run was created.
+
+    `why` is how the message of these states begins.
+    """
+    count = 0
+    for state in reversed(states):
+        if not (state.is_pending() or state.is_scheduled()):
+            break
+        count += state.is_scheduled() and (state.message or "").startswith(why)
+    return count
+
+
 def _position(states: Sequence[State[Any]], attempt: UUID) -> int | None:
     return next((i for i, state in enumerate(states) if state.id == attempt), None)
 

@@ -277,7 +277,7 @@ async def withdraw(client: ApiClient, job: V1Job) -> None:
     with anyio.fail_after(END_SECONDS):
         while True:
             pods = await CoreV1Api(client).list_namespaced_pod(namespace, label_selector=selector)
-            if all(pod.status.phase in ("Succeeded", "Failed") for pod in pods.items):
+            if all(map(kubernetes.has_ended, pods.items)):
                 return
             await anyio.sleep(0.2)
 

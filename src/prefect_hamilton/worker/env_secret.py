@@ -27,7 +27,7 @@ from kubernetes_asyncio.client.exceptions import ApiException
 from prefect.exceptions import InfrastructureError
 
 from prefect_hamilton.worker import claim, kubernetes
-from prefect_hamilton.worker.unstarted import pods_of_job
+from prefect_hamilton.worker.verdicts import pods_of_job
 
 FAILURES = (ApiException, aiohttp.ClientError, TimeoutError)
 

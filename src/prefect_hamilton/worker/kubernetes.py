@@ -1,15 +1,18 @@
-"""Requests to Kubernetes: the cluster's name, and the Jobs of flow runs."""
+"""Requests to Kubernetes: the cluster's name, and the Jobs and pods of flow runs."""
 
 import hashlib
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import aiohttp
-from kubernetes_asyncio.client import ApiClient, BatchV1Api, CoreV1Api, V1Job
+from kubernetes_asyncio.client import ApiClient, BatchV1Api, CoreV1Api, V1Job, V1Pod
 from kubernetes_asyncio.client.exceptions import ApiException
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_fixed
+
+from prefect_hamilton.states import NOT_RESCHEDULED
 
 NOT_FOUND = 404
 CONFLICT = 409
@@ -60,6 +63,18 @@ async def job_named(client: ApiClient, name: str, namespace: str) -> V1Job | Non
     return job
 
 
+async def pods_of_flow_run(client: ApiClient, namespace: str, flow_run_id: UUID) -> list[V1Pod]:
+    """List the pods of a flow run, also those whose Job was deleted."""
+    selector = f"{FLOW_RUN_LABEL}={flow_run_id}"
+    found = await CoreV1Api(client).list_namespaced_pod(namespace, label_selector=selector)
+    return list(found.items)
+
+
+def has_ended(pod: V1Pod) -> bool:
+    """Whether no container of the pod is running or will."""
+    return pod.status.phase in ("Failed", "Succeeded")
+
+
 async def is_pod_gone(client: ApiClient, name: str, namespace: str) -> bool:
     """Whether the pod has ended or no longer exists; False if Kubernetes does not tell."""
     selector = f"metadata.name={name}"
@@ -67,7 +82,7 @@ async def is_pod_gone(client: ApiClient, name: str, namespace: str) -> bool:
         found = await CoreV1Api(client).list_namespaced_pod(namespace, field_selector=selector)
     except (ApiException, aiohttp.ClientError, TimeoutError):
         return False
-    return all(pod.status.phase in ("Failed", "Succeeded") for pod in found.items)
+    return all(map(has_ended, found.items))
 
 
 def is_finished(job: V1Job) -> bool:
@@ -90,6 +105,16 @@ def is_out_of_time(job: V1Job) -> bool:
     if began is None or seconds is None or is_finished(job):
         return False
     return began + timedelta(seconds=seconds) <= datetime.now(UTC)
+
+
+def is_to_be_rescheduled(job: V1Job | None) -> bool:
+    """Whether the pod of the Job was ended and could not reschedule its flow run."""
+    conditions: list[Any] = (job and job.status and job.status.conditions) or []
+    words = f" exit code {NOT_RESCHEDULED} "
+    return any(
+        condition.reason == "PodFailurePolicy" and words in (condition.message or "")
+        for condition in conditions
+    )
 
 
 def end_of(job: V1Job) -> datetime | None:

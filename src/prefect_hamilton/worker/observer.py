@@ -12,12 +12,11 @@ import kopf
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Crashed
 from prefect_kubernetes import _logging, observer
 
 from prefect_hamilton.logs import JsonFormatter
 from prefect_hamilton.states import propose
-from prefect_hamilton.worker import attempts, kubernetes, unstarted
+from prefect_hamilton.worker import attempts, kubernetes, verdicts
 
 DELETED = "Its Job was deleted."
 FAILED = "Its pod failed, and the end of the flow was not reported."
@@ -85,28 +84,29 @@ async def judge_job(
     states = await _judged_states(client, run_id, UUID(attempt))
     if not states or await _has_other_job(str(run_id), namespace, uid, logger):
         return
-    if not states[-1].is_pending():
-        await propose(client, run_id, Crashed(message=message), states[-1].id)
-        return
-    # Read before the verdict: with the Job, Kubernetes deletes the pod and its log.
-    lines = await observer._fetch_crashed_pod_logs(
-        flow_run_id=str(run_id), job_name=name, namespace=namespace, logger=logger
-    )
-    verdict = await _verdict(states, name, namespace)
+    lines = []
+    if states[-1].is_pending():
+        # Read before the verdict: with the Job, Kubernetes deletes the pod and its log.
+        lines = await observer._fetch_crashed_pod_logs(
+            flow_run_id=str(run_id), job_name=name, namespace=namespace, logger=logger
+        )
+    verdict = await _verdict(states, name, namespace, message)
     answer = await propose(client, run_id, verdict, states[-1].id)
     if lines and answer.state and answer.state.is_crashed():
         observer._send_crashed_pod_logs(flow_run_id=str(run_id), entries=lines)
 
 
-async def _verdict(states: list[State[Any]], name: str, namespace: str) -> State[Any]:
-    """Return the next state of a run that is Pending and whose Job has ended or was deleted."""
+async def _verdict(states: list[State[Any]], name: str, namespace: str, message: str) -> State[Any]:
+    """Return the next state of a run whose Job has ended or was deleted, as the message says."""
     client = await observer._get_kubernetes_client()
     try:
         job = await kubernetes.job_named(client, name, namespace)
-        pods = await unstarted.pods_of_job(client, name, namespace)
+        if not states[-1].is_pending():
+            return verdicts.of_started(job, message)
+        pods = await verdicts.pods_of_job(client, name, namespace)
     finally:
         await client.close()
-    return unstarted.verdict(states, job, pods)
+    return verdicts.of_unstarted(states, job, pods)
 
 
 def _end(event: kopf.RawEvent, spec: kopf.Spec, status: kopf.Status) -> str | None:

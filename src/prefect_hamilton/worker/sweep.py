@@ -27,7 +27,6 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.states import Crashed
 from prefect_kubernetes.observer import _get_kubernetes_client
 from prefect_kubernetes.settings import KubernetesSettings
 
@@ -39,7 +38,7 @@ from prefect_hamilton.states import (
     propose,
     rescheduled,
 )
-from prefect_hamilton.worker import attempts, claim, env_secret, kubernetes, takers, unstarted
+from prefect_hamilton.worker import attempts, claim, env_secret, kubernetes, takers, verdicts
 
 LOCATION_LABEL = "prefect-hamilton.jobs"
 """Label of a flow run: cluster and namespace of its Jobs."""
@@ -202,17 +201,16 @@ class Sweep:
         self, run: FlowRun, state: State[Any], jobs: Iterable[V1Job], client: ApiClient
     ) -> State[Any]:
         """Return the next state of a run: it is rescheduled if the flow has not started."""
-        if state.is_running():
-            return Crashed(message=GONE)
         if state.is_scheduled():
             return rescheduled(NOT_RETRIED, state.state_details.scheduled_time)
         states = await self._client.read_flow_run_states(run.id)
-        attempt = str(attempts.latest(states))
-        job = _job_of(attempt, jobs)
+        job = _job_of(str(attempts.latest(states)), jobs)
+        if state.is_running():
+            return verdicts.of_started(job, GONE)
         if job is None:
             return rescheduled(NO_JOB.format(round(self._grace_seconds)), due_before(states))
         where = (job.metadata.name, job.metadata.namespace)
-        return unstarted.verdict(states, job, await unstarted.pods_of_job(client, *where))
+        return verdicts.of_unstarted(states, job, await verdicts.pods_of_job(client, *where))
 
 
 def _run_of(job: V1Job) -> UUID | None:

@@ -1,18 +1,21 @@
 """The worker of type `kubernetes` that the image runs instead of Prefect's."""
 
 import sys
-from typing import Any
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 from uuid import UUID
 
 import anyio.abc
 import httpx
-from kubernetes_asyncio.client import ApiClient, BatchV1Api, V1Job
+from kubernetes_asyncio.client import ApiClient, BatchV1Api, V1Job, V1Pod
 from kubernetes_asyncio.client.exceptions import ApiException
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.exceptions import InfrastructureError
 from prefect.states import Submitting
+from prefect.types import DateTime
 from prefect.workers.base import _is_transient_api_error
 from prefect_kubernetes.worker import (
     KubernetesWorker,
@@ -30,6 +33,14 @@ from prefect_hamilton.worker.reserve import Reserve, unfit
 from prefect_hamilton.worker.sweep import LOCATION_LABEL, Sweep
 from prefect_hamilton.worker.taking_up import ANSWER_SECONDS, TakingUp
 from prefect_hamilton.worker.wake import Listening
+
+JobsAndPods = tuple[list[V1Job], list[V1Pod]]
+
+WAITS = "Waits for another try."
+"""How the message begins of each state that follows an outage. The states are counted by it."""
+
+WAIT_SECONDS = 60
+"""How long a run waits at most after an outage. The time doubles from 1 s."""
 
 OUT_OF_TIME = "Its pod was ended after {} seconds, which is its active_deadline_seconds."
 
@@ -53,6 +64,8 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._attempts: dict[UUID, UUID] = {}
+        self._server_ahead = timedelta()
+        """By how much the clock of the server is ahead of this one."""
         self._reserve: Reserve | None = None
         self._metrics = Metrics(self._work_pool_name)
 
@@ -124,6 +137,7 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
     def _is_taken_up(self, flow_run: FlowRun, state: State[Any]) -> None:
         """Note the attempt."""
         self._attempts[flow_run.id] = state.id
+        self._server_ahead = state.timestamp - datetime.now(UTC)
 
     async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
         attempt = self._attempts.get(flow_run.id)
@@ -153,11 +167,17 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
                 # The Job may have been created although no answer came, and its pod have started.
                 if await claim_attempt(self.client, flow_run.id, attempt, GIVEN_UP) != GIVEN_UP:
                     return
-                waits: State[Any] = rescheduled(f"Waits for another try. {message}")
+                waits: State[Any] = rescheduled(f"{WAITS} {message}", self._after_outage(states))
                 await propose(self.client, flow_run.id, waits, states[-1].id)
         except httpx.HTTPError:
             # The sweep finds the run when the API is back.
             self._logger.warning("The state of a flow run could not be set.", exc_info=True)
+
+    def _after_outage(self, states: Sequence[State[Any]]) -> DateTime:
+        """Return when a run is due again that an outage kept from its Job."""
+        outages = attempts.waits_in_a_row(states, WAITS)
+        wait = timedelta(seconds=min(2**outages, WAIT_SECONDS))
+        return cast(DateTime, datetime.now(UTC) + self._server_ahead + wait)
 
     async def run(
         self,
@@ -262,23 +282,24 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
         """Wait until the pod of a former attempt has ended: two would execute the flow otherwise.
 
         A pod that is ended reschedules its run first, and does not know the reason. If it was the
-        deadline of its Job, this returns it: the run must not be executed again.
+        deadline of its Job, this returns it: the run must not be executed again. The pod of a Job
+        that was deleted may still be running.
         """
+        namespace = configuration.namespace
         selector = f"{kubernetes.FLOW_RUN_LABEL}={flow_run.id},{attempts.ATTEMPT_LABEL}={attempt}"
         async with self._get_configured_kubernetes_client(configuration) as client:
 
-            async def jobs_of_attempt() -> list[V1Job]:
-                return await kubernetes.jobs_of_flow_runs(
-                    client, [configuration.namespace], selector
-                )
+            async def jobs_and_pods() -> JobsAndPods:
+                jobs = await kubernetes.jobs_of_flow_runs(client, [namespace], selector)
+                return jobs, await kubernetes.pods_of_flow_run(client, namespace, flow_run.id)
 
-            jobs: list[V1Job] = await AsyncRetrying(
-                retry=retry_if_not_result(lambda jobs: all(map(kubernetes.is_finished, jobs))),
+            found: JobsAndPods = await AsyncRetrying(
+                retry=retry_if_not_result(_have_ended),
                 stop=stop_after_delay(END_SECONDS),
                 wait=wait_fixed(0.5),
                 retry_error_callback=lambda last: last.outcome and last.outcome.result(),
-            )(jobs_of_attempt)
-        for job in jobs:
+            )(jobs_and_pods)
+        for job in found[0]:
             if kubernetes.is_out_of_time(job):
                 return OUT_OF_TIME.format(job.spec.active_deadline_seconds)
         return None
@@ -325,6 +346,11 @@ def _not_waited_for(task_status: anyio.abc.TaskStatus[Any] | None) -> Kubernetes
     if task_status is not None:
         task_status.started(NotWaitedForError())
     return KubernetesWorkerResult(identifier="", status_code=0)
+
+
+def _have_ended(jobs_and_pods: JobsAndPods) -> bool:
+    jobs, pods = jobs_and_pods
+    return all(map(kubernetes.is_finished, jobs)) and all(map(kubernetes.has_ended, pods))
 
 
 def _is_outage(error: BaseException | None) -> bool:

@@ -125,6 +125,11 @@ job_configuration:
     spec:
       # Prefect reschedules a flow run whose pod was terminated, so Kubernetes must not retry it.
       backoffLimit: 0
+      # A pod that was ended while the Prefect API was unavailable says so by this code.
+      podFailurePolicy:
+        rules:
+          - action: FailJob
+            onExitCodes: {containerName: prefect-job, operator: In, values: [75]}
       activeDeadlineSeconds: "{{ "{{ active_deadline_seconds }}" }}"
       ttlSecondsAfterFinished: "{{ "{{ finished_job_ttl }}" }}"
       template:

@@ -1,8 +1,10 @@
-"""Decide about a flow run whose pod ended before its flow started.
+"""Decide about a flow run whose pod ended and did not report it.
 
-Nothing of the flow has run, so the run is rescheduled if the pod was deleted, evicted or lost with
-its node, or if the Prefect API did not answer it. A container that failed by itself would fail
-again.
+Before its flow started, nothing of it has run, so the run is rescheduled if the pod was deleted,
+evicted or lost with its node, or if the Prefect API did not answer it. A container that failed by
+itself would fail again.
+
+A flow that has started is executed again only if its pod has said that it was ended.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,10 +14,13 @@ from kubernetes_asyncio.client import ApiClient, CoreV1Api, V1ContainerStatus, V
 from prefect.client.schemas.objects import State
 from prefect.states import Crashed
 
-from prefect_hamilton.states import NO_ANSWER, rescheduled
+from prefect_hamilton.states import NO_ANSWER, NOT_RESCHEDULED, rescheduled
+from prefect_hamilton.worker import attempts, kubernetes
 
 NOT_STARTED = "Its pod ended before the flow started"
 """How the message of each such state begins. The states are counted by it."""
+
+UNREPORTED = "Its pod was ended while the Prefect API did not answer."
 
 MAX_TRIES = 3
 
@@ -30,7 +35,19 @@ async def pods_of_job(client: ApiClient, job_name: str, namespace: str) -> list[
     return list(found.items)
 
 
-def verdict(states: Sequence[State[Any]], job: V1Job | None, pods: Iterable[V1Pod]) -> State[Any]:
+def of_started(job: V1Job | None, message: str) -> State[Any]:
+    """Return the next state of a run whose flow has started and whose Job has ended.
+
+    `message` says of one that crashed how it ended; `job` is None when it was deleted.
+    """
+    if kubernetes.is_to_be_rescheduled(job):
+        return rescheduled(UNREPORTED)
+    return Crashed(message=message)
+
+
+def of_unstarted(
+    states: Sequence[State[Any]], job: V1Job | None, pods: Iterable[V1Pod]
+) -> State[Any]:
     """Return the next state of a run that is Pending and whose Job has ended.
 
     `states` are all of the run, the first one first; `job` is None when it was deleted.
@@ -39,20 +56,10 @@ def verdict(states: Sequence[State[Any]], job: V1Job | None, pods: Iterable[V1Po
     if (reason := _own_reason(job, pods)) is not None:
         return Crashed(message=f"{NOT_STARTED}: {reason}.")
     reason = next((each for pod in pods if (each := _taken_by(pod))), "the pod no longer exists")
-    tries = 1 + _tries_before(states)
+    tries = 1 + attempts.waits_in_a_row(states, NOT_STARTED)
     if tries < MAX_TRIES:
         return rescheduled(f"{NOT_STARTED}: {reason}. Try {tries} of {MAX_TRIES}.")
     return Crashed(message=f"{NOT_STARTED}, {tries} times in a row. The last time: {reason}.")
-
-
-def _tries_before(states: Sequence[State[Any]]) -> int:
-    """Count the pods that ended in this way since the flow last ran, or was first scheduled."""
-    count = 0
-    for state in reversed(states):
-        if not (state.is_pending() or state.is_scheduled()):
-            break
-        count += state.is_scheduled() and (state.message or "").startswith(NOT_STARTED)
-    return count
 
 
 def _own_reason(job: V1Job | None, pods: Iterable[V1Pod]) -> str | None:
@@ -69,7 +76,7 @@ def _own_end(container: V1ContainerStatus) -> str | None:
     end = container.state and container.state.terminated
     if not end or not end.exit_code:
         return None
-    if end.reason != "OOMKilled" and end.exit_code in {*KILLED, NO_ANSWER}:
+    if end.reason != "OOMKilled" and end.exit_code in {*KILLED, NO_ANSWER, NOT_RESCHEDULED}:
         return None
     return _words(container)
 
@@ -98,7 +105,7 @@ def _taken_by(pod: V1Pod) -> str | None:
 
 def _words(container: V1ContainerStatus) -> str:
     end = container.state.terminated
-    if end.exit_code == NO_ANSWER:
+    if end.exit_code in (NO_ANSWER, NOT_RESCHEDULED):
         return "the Prefect API did not answer the pod"
     message = f", {end.message.strip().splitlines()[-1].strip('.')}" if end.message else ""
     code = f"container {container.name!r} ended with exit code {end.exit_code}"
