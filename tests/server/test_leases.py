@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from uuid import UUID, uuid4
 
 import pytest
+import sqlalchemy as sa
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.server.concurrency.lease_storage import ConcurrencyLimitLeaseMetadata
@@ -122,11 +123,12 @@ def use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def storage(url: str, monkeypatch: pytest.MonkeyPatch) -> ConcurrencyLeaseStorage:
-    """The storage of a server that has run for a while, without leases."""
+    """The storage of a server that has run for a while, without leases and workers."""
     monkeypatch.setattr(lease_storage, "_quiet_until", datetime.now(UTC) - HOUR)
     use(url, monkeypatch)
     async with lease_storage.connected() as connection:
         await connection.execute(LEASES.delete())
+        await connection.execute(sa.text("DELETE FROM work_pool"))
     return ConcurrencyLeaseStorage()
 
 
@@ -166,6 +168,36 @@ async def test_a_lease_that_is_not_renewed_expires(storage: ConcurrencyLeaseStor
 
     assert await storage.read_expired_lease_ids() == [left.id]
     assert await storage.read_active_lease_ids() == [kept.id]
+
+
+async def hear_worker(seconds_ago: float) -> None:
+    """Let the only worker have sent its last heartbeat then."""
+    heard = datetime.now(UTC) - timedelta(seconds=seconds_ago)
+    async with lease_storage.connected() as connection:
+        await connection.execute(sa.text("DELETE FROM work_pool"))
+        pool = "INSERT INTO work_pool (name, type) VALUES ('pool', 'kubernetes') RETURNING id"
+        of_pool = {"id": await connection.scalar(sa.text(pool)), "heard": heard}
+        worker = """
+            INSERT INTO worker (name, work_pool_id, last_heartbeat_time, status)
+            VALUES ('worker', :id, :heard, 'ONLINE')"""
+        await connection.execute(sa.text(worker), of_pool)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("seconds", "is_kept"), [(30, False), (90, True), (1000, False)])
+async def test_no_lease_is_taken_back_while_workers_do_not_reach_the_api(
+    storage: ConcurrencyLeaseStorage, seconds: float, is_kept: bool
+) -> None:
+    """In the process of the background services, which does not see what becomes of requests."""
+    lease = await storage.create_lease([uuid4()], -HOUR)
+    await hear_worker(seconds)
+    expected = [] if is_kept else [lease.id]
+
+    assert await storage.read_expired_lease_ids() == expected
+
+    # Also when the API is back, until every holder has renewed its lease.
+    await hear_worker(0)
+    assert await storage.read_expired_lease_ids() == expected
 
 
 @pytest.mark.anyio

@@ -38,6 +38,15 @@ LEASES = sa.Table(
     sa.Column("created_at", sa.TIMESTAMP(timezone=True), nullable=False),
 )
 
+WORKERS = sa.table("worker", sa.column("last_heartbeat_time", sa.TIMESTAMP(timezone=True)))
+
+SILENCE = timedelta(seconds=60), timedelta(seconds=900)
+"""For how long no worker has been heard of while the API is unreachable.
+
+Workers send a heartbeat every 30 s, and a lease that was to be renewed expires after 75 s. Flow
+runs that reach no API for 600 s end, and there may be no worker at all.
+"""
+
 STATEMENT_SECONDS = 11
 """How long a statement may take; the leases have a separate engine by it.
 
@@ -132,7 +141,7 @@ class ConcurrencyLeaseStorage(PrefectConcurrencyLeaseStorage):
 
     async def read_expired_lease_ids(self, limit: int = 100) -> list[UUID]:
         """Return leases that have expired, and whose slots the server takes back."""
-        if now() < _quiet_until:
+        if now() < _quiet_until or await _is_api_unreachable():
             return []
         expired = LEASES.c.expiration < now()
         return await _ids(sa.select(LEASES.c.id).where(expired).limit(limit))
@@ -151,6 +160,20 @@ class ConcurrencyLeaseStorage(PrefectConcurrencyLeaseStorage):
             for lease in leases
             if lease.metadata and lease.metadata.holder
         ]
+
+
+async def _is_api_unreachable() -> bool:
+    """Whether no worker has reached the API lately, so that the holders of leases may not either.
+
+    This process may be that of the background services, which goes on without the API.
+    """
+    global _quiet_until
+    async with connected() as connection:
+        heard = await connection.scalar(sa.select(sa.func.max(WORKERS.c.last_heartbeat_time)))
+    if heard is None or not SILENCE[0] < now() - heard < SILENCE[1]:
+        return False
+    _quiet_until = later()
+    return True
 
 
 async def _ids(query: sa.Select[Any]) -> list[UUID]:

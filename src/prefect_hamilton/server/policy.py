@@ -4,7 +4,10 @@ import asyncio
 from typing import Annotated, Any
 from uuid import UUID
 
+import sqlalchemy as sa
 from fastapi import Header, HTTPException, Request
+from prefect.server.database.orm_models import FlowRun, TaskRun
+from prefect.server.models import flow_runs
 from prefect.server.orchestration.core_policy import (
     CoreFlowPolicy,
     PreventDuplicateTransitions,
@@ -16,7 +19,7 @@ from prefect.server.orchestration.rules import (
     FlowOrchestrationContext,
     FlowRunOrchestrationRule,
 )
-from prefect.server.schemas.states import State, StateType
+from prefect.server.schemas.states import TERMINAL_STATES, State, StateType
 
 from prefect_hamilton import _headers
 
@@ -92,12 +95,53 @@ class RescheduleForAnotherPod(FlowRunOrchestrationRule):
         context.run.empirical_policy = policy
 
 
+class EndSubflows(FlowRunOrchestrationRule):
+    """Ends the subflows of a run that has crashed or was cancelled.
+
+    They ran in its process, and nobody else would report their end. A run of a deployment has a
+    process of its own, also if a flow has started it.
+    """
+
+    FROM_STATES = ALL_ORCHESTRATION_STATES
+    TO_STATES = {StateType.CRASHED, StateType.CANCELLED}  # noqa: RUF012
+
+    async def after_transition(  # type: ignore[override]
+        self,
+        initial_state: State | None,
+        validated_state: State | None,
+        context: FlowOrchestrationContext,
+    ) -> None:
+        """Set the same state, in the transaction of that of the parent."""
+        if validated_state is None:
+            return
+        run = context.run
+        left = (
+            sa.select(FlowRun.id)
+            .join(TaskRun, FlowRun.parent_task_run_id == TaskRun.id)
+            .where(
+                TaskRun.flow_run_id == run.id,
+                FlowRun.deployment_id.is_(None),
+                FlowRun.state_type.not_in(TERMINAL_STATES),
+            )
+        )
+        for subflow in (await context.session.scalars(left)).all():
+            await flow_runs.set_flow_run_state(
+                context.session,
+                subflow,
+                State(
+                    type=validated_state.type,
+                    message=f"Its parent '{run.name}' is {validated_state.name}.",
+                ),
+                flow_policy=FlowPolicy,
+            )
+
+
 class FlowPolicy(CoreFlowPolicy):
-    """Prefect's rules and those above, each beside the most similar one."""
+    """Prefect's rules and those above, where it matters beside the most similar one."""
 
     @staticmethod
     def priority() -> list[Any]:
-        """Return the rules in their order of evaluation."""
+        """Return the rules in their order of evaluation; that about other runs is the last."""
         after = {
             PreventDuplicateTransitions: RequireExpectedState,
             PreventPendingTransitions: PreventPendingAfterEnd,
@@ -106,7 +150,7 @@ class FlowPolicy(CoreFlowPolicy):
         rules: list[Any] = []
         for rule in CoreFlowPolicy.priority():
             rules += [rule, after[rule]] if rule in after else [rule]
-        return rules
+        return [*rules, EndSubflows]
 
 
 async def flow_policy() -> type[FlowPolicy]:
