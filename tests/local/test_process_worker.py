@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import psutil
@@ -20,6 +21,7 @@ from scripts import local_profile
 from tests import services
 from tests.profiles import wait_until
 from tests.server.runs import Api
+from tests.server.tcp_proxy import proxy
 
 pytestmark = pytest.mark.services
 
@@ -52,8 +54,9 @@ class Pool:
 
     worker: "subprocess.Popen[bytes]"
 
-    def __init__(self, api: Api, folder: Path) -> None:
-        self.api = api
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.api = api = Api(url)
         self.state = folder
         self.code = folder / "probe.py"
         self.code.write_text(FLOW)
@@ -105,6 +108,10 @@ class Pool:
         wait_until(lambda: self.api.state(run)["type"] in final)
         return str(self.api.state(run)["type"])
 
+    def log(self) -> str:
+        """What worker and flow runs have written."""
+        return (self.state / "log").read_text()
+
     def has_run_exit_handlers(self) -> bool:
         return self._notes.with_name("notes-end").exists()
 
@@ -114,7 +121,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     folder = tmp_path_factory.mktemp("process-worker")
     command = ["-m", "prefect_hamilton.worker", "start", "--type", "process", "--pool", "pool"]
     with services.prefect_server(folder / "server", program=services.OWN_SERVER) as server:
-        found = Pool(Api(server.url), folder)
+        found = Pool(server.url, folder)
         env = {
             late.VARIABLE: "600",
             "PREFECT_API_URL": f"{server.url}/api",
@@ -191,6 +198,17 @@ def test_a_run_of_a_schedule_that_is_too_late_is_skipped(pool: Pool) -> None:
     assert pool.api.state(too_late)["name"] == "Skipped"
     assert "more than 600 s late" in pool.api.state(too_late)["message"]
     assert pool.end(pool.late_run_of_a_schedule(300)) == "COMPLETED"
+
+
+def test_a_run_whose_process_starts_while_the_server_is_away_waits_for_it(pool: Pool) -> None:
+    port = urlsplit(pool.url).port
+    assert port is not None
+    with proxy(port) as between:
+        between.refuse()
+        run = pool.run(env={"PREFECT_API_URL": f"http://127.0.0.1:{between.port}/api"})
+        wait_until(lambda: "The Prefect API does not answer" in pool.log())
+        between.listen()
+        assert pool.end(run) == "COMPLETED"
 
 
 def test_a_cancelled_run_ends(pool: Pool) -> None:

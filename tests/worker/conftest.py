@@ -23,13 +23,16 @@ class Pool:
     """A work pool with one deployment."""
 
     def __init__(
-        self, server: services.Service, base_job_template: dict[str, Any] | None = None
+        self,
+        server: services.Service,
+        base_job_template: dict[str, Any] | None = None,
+        type_: str = "kubernetes",
     ) -> None:
         self.server = server
         self.api = Api(server.url)
         self.name = f"pool-{uuid4()}"
         template = base_job_template or KubernetesWorker.get_default_base_job_template()
-        self.api.post("/work_pools/", name=self.name, type="kubernetes", base_job_template=template)
+        self.api.post("/work_pools/", name=self.name, type=type_, base_job_template=template)
         flow = self.api.post("/flows/", name="flow")
         self._deployment = self.api.post(
             "/deployments/", name=self.name, flow_id=flow["id"], work_pool_name=self.name

@@ -24,7 +24,8 @@ from prefect_hamilton.states import CLAIM
 from prefect_hamilton.worker import attempts, taking_up, wake
 from prefect_hamilton.worker import kubernetes as worker_kubernetes
 from prefect_hamilton.worker import worker as worker_module
-from prefect_hamilton.worker.worker import OUT_OF_TIME, WAITS, Worker
+from prefect_hamilton.worker.taking_up import WAITS
+from prefect_hamilton.worker.worker import OUT_OF_TIME, Worker
 from tests import services
 from tests.server.tcp_proxy import TcpProxy, proxy
 from tests.worker.conftest import Pool

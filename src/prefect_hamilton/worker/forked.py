@@ -15,7 +15,7 @@ from typing import Any
 
 from prefect.logging.configuration import setup_logging
 
-from prefect_hamilton.flow_pod import _prefect, engine
+from prefect_hamilton.flow_pod import _prefect, engine, outages
 
 CHANNEL = ("PREFECT__CONTROL_PORT", "PREFECT__CONTROL_TOKEN")
 
@@ -35,6 +35,7 @@ def main(
     if not config:
         return
     _become(folder, env, shows_output=shows_output)
+    outages.repeat_requests()
     threading.Thread(target=_end_with_worker, name="end-with-worker", daemon=True).start()
     channel = {name: env[name] for name in CHANNEL if name in env}
     # Its name tells a worker that is started again which flow run this is.

@@ -19,7 +19,9 @@ from typing import Any
 import anyio
 from prefect.runner import _starter_engine
 from prefect.workers.process import ProcessWorker
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from prefect_hamilton.flow_pod import outages
 from prefect_hamilton.flow_pod.standby import IMPORTED_LATE
 from prefect_hamilton.worker import forked
 from prefect_hamilton.worker.taking_up import TakingUp
@@ -64,6 +66,16 @@ class Worker(Listening, TakingUp, ProcessWorker):
             context.set_forkserver_preload(list(PRELOADED))
             # Started now, so that the first flow run is not slower.
             await run_process([*COMMAND, ""], env=dict(os.environ), cwd=None)
+
+    @retry(
+        retry=retry_if_exception(outages.is_outage),
+        stop=stop_after_delay(outages.DEFAULT_SECONDS),
+        wait=wait_random_exponential(max=10),
+        reraise=True,
+    )
+    async def _await_answer(self) -> None:
+        """Wait until the API answers. No sweep would find a run whose state was not set."""
+        (await self.client.hello()).raise_for_status()
 
 
 class Forked:

@@ -1,17 +1,33 @@
-"""How a worker takes a flow run up: from the state in which it was found, if it is not too late."""
+"""How a worker takes a flow run up: from the state in which it was found, if it is not too late.
 
-from typing import Any
+If an outage keeps the run from its process or Job, it is rescheduled and not Crashed.
+"""
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+from uuid import UUID
 
 import anyio
 import httpx
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.states import Pending
+from prefect.types import DateTime
+from prefect.workers.base import _is_transient_api_error
 
-from prefect_hamilton.states import propose
-from prefect_hamilton.worker import late
+from prefect_hamilton.states import propose, rescheduled
+from prefect_hamilton.worker import attempts, late
 
 AnyWorker: Any = object
+
+WAITS = "Waits for another try."
+"""How the message begins of each state that follows an outage. The states are counted by it."""
+
+WAIT_SECONDS = 60
+"""How long a run waits at most after an outage. The time doubles from 1 s."""
 
 ANSWER_SECONDS = 15
 """How long the API may take to answer a proposal before the client repeats it."""
@@ -26,13 +42,68 @@ class TakingUp(AnyWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._skip_late_after = late.limit()
+        self._attempts: dict[UUID, UUID] = {}
+        """The attempts at the runs that are being submitted."""
+        self._server_ahead = timedelta()
+        """By how much the clock of the server is ahead of this one."""
 
     def _pending(self) -> State[Any]:
         """Return the state that takes a run up."""
         return Pending()
 
-    def _is_taken_up(self, flow_run: FlowRun, state: State[Any]) -> None:
-        """Note that the run is Pending now, by this state."""
+    async def _submit_run(self, flow_run: FlowRun) -> None:
+        """Submit a run. An error must not end the worker: the run is found again."""
+        try:
+            await super()._submit_run(flow_run)
+        except Exception as error:
+            self._logger.warning(
+                "Flow run '%s' was not submitted: %s: %s",
+                flow_run.id,
+                type(error).__name__,
+                error,
+                exc_info=not isinstance(error, httpx.HTTPError),
+            )
+            self._release_limit_slot(flow_run.id)
+            self._submitting_flow_run_ids.discard(flow_run.id)
+            if self._cancelling_observer is not None:
+                self._cancelling_observer.remove_in_flight_flow_run_id(flow_run.id)
+        finally:
+            self._attempts.pop(flow_run.id, None)
+
+    async def _propose_crashed_state(
+        self, flow_run: FlowRun, message: str, client: PrefectClient | None = None
+    ) -> None:
+        """Crash the run; reschedule it instead if an API was unavailable before it could start.
+
+        Prefect calls this while it handles the error that kept the run from starting. Raises
+        HTTPError if the API does not answer.
+        """
+        attempt = self._attempts.get(flow_run.id)
+        await self._await_answer()
+        if attempt is None or not self._is_outage(sys.exception()):
+            await super()._propose_crashed_state(flow_run, message, client)
+            return
+        states = await self.client.read_flow_run_states(flow_run.id)
+        if attempts.is_waited_for(states, attempt) and await self._give_up(flow_run, attempt):
+            waits: State[Any] = rescheduled(f"{WAITS} {message}", self._after_outage(states))
+            await propose(self.client, flow_run.id, waits, states[-1].id)
+
+    async def _await_answer(self) -> None:
+        """Wait for the API, if nobody else would find the run later."""
+
+    def _is_outage(self, error: BaseException | None) -> bool:
+        """Whether the error means that the Prefect API was unavailable."""
+        return isinstance(error, httpx.HTTPError) and _is_transient_api_error(error)
+
+    async def _give_up(self, flow_run: FlowRun, attempt: UUID) -> bool:
+        """Whether nothing has started for the attempt, and nothing will."""
+        return True
+
+    def _after_outage(self, states: Sequence[State[Any]]) -> DateTime:
+        """Return when a run is due again that an outage kept from its start."""
+        outages = attempts.waits_in_a_row(states, WAITS)
+        wait = timedelta(seconds=min(2**outages, WAIT_SECONDS))
+        return cast(DateTime, datetime.now(UTC) + self._server_ahead + wait)
 
     async def _propose_pending_state(self, flow_run: FlowRun) -> bool:
         """Take the run up, if it is in the state in which it was found and not too late."""
@@ -43,7 +114,8 @@ class TakingUp(AnyWorker):  # type: ignore[misc]
         answer = await self._propose(flow_run, flow_run.state, skipped or self._pending())
         if answer is None or skipped:
             return False
-        self._is_taken_up(flow_run, answer)
+        self._attempts[flow_run.id] = answer.id
+        self._server_ahead = answer.timestamp - datetime.now(UTC)
         return True
 
     async def _propose(

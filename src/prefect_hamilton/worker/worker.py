@@ -1,9 +1,6 @@
 """The worker of type `kubernetes` that the image runs instead of Prefect's."""
 
-import sys
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 import anyio.abc
@@ -15,8 +12,6 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.exceptions import InfrastructureError
 from prefect.states import Submitting
-from prefect.types import DateTime
-from prefect.workers.base import _is_transient_api_error
 from prefect_kubernetes.worker import (
     KubernetesWorker,
     KubernetesWorkerJobConfiguration,
@@ -24,7 +19,7 @@ from prefect_kubernetes.worker import (
 )
 from tenacity import AsyncRetrying, retry_if_not_result, stop_after_delay, wait_fixed
 
-from prefect_hamilton.states import GIVEN_UP, claim_attempt, propose, rescheduled, restore
+from prefect_hamilton.states import GIVEN_UP, claim_attempt, propose, restore
 from prefect_hamilton.worker import attempts, env_secret, kubernetes, pod_security, standby, takers
 from prefect_hamilton.worker.claim import WithdrawnError
 from prefect_hamilton.worker.job import JobConfiguration
@@ -35,12 +30,6 @@ from prefect_hamilton.worker.taking_up import ANSWER_SECONDS, TakingUp
 from prefect_hamilton.worker.wake import Listening
 
 JobsAndPods = tuple[list[V1Job], list[V1Pod]]
-
-WAITS = "Waits for another try."
-"""How the message begins of each state that follows an outage. The states are counted by it."""
-
-WAIT_SECONDS = 60
-"""How long a run waits at most after an outage. The time doubles from 1 s."""
 
 OUT_OF_TIME = "Its pod was ended after {} seconds, which is its active_deadline_seconds."
 
@@ -63,9 +52,6 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._attempts: dict[UUID, UUID] = {}
-        self._server_ahead = timedelta()
-        """By how much the clock of the server is ahead of this one."""
         self._reserve: Reserve | None = None
         self._metrics = Metrics(self._work_pool_name)
 
@@ -111,33 +97,16 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
         return found
 
     async def _submit_run(self, flow_run: FlowRun) -> None:
-        """Submit a run. An error must not end the worker: a poll or the sweep finds the run."""
+        """Submit a run. The limit is that of submissions: the Job goes on by itself."""
         try:
             await super()._submit_run(flow_run)
-        except Exception as error:
-            self._logger.warning(
-                "Flow run '%s' was not submitted: %s: %s",
-                flow_run.id,
-                type(error).__name__,
-                error,
-                exc_info=not isinstance(error, httpx.HTTPError),
-            )
-            self._submitting_flow_run_ids.discard(flow_run.id)
-            if self._cancelling_observer is not None:
-                self._cancelling_observer.remove_in_flight_flow_run_id(flow_run.id)
         finally:
             self._release_limit_slot(flow_run.id)
-            self._attempts.pop(flow_run.id, None)
 
     def _pending(self) -> State[Any]:
         """Return the state that takes a run up; it says which process does, if it is in a pod."""
         this = takers.Taker.this()
         return this.pending() if this else super()._pending()
-
-    def _is_taken_up(self, flow_run: FlowRun, state: State[Any]) -> None:
-        """Note the attempt."""
-        self._attempts[flow_run.id] = state.id
-        self._server_ahead = state.timestamp - datetime.now(UTC)
 
     async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
         attempt = self._attempts.get(flow_run.id)
@@ -152,32 +121,21 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
     async def _propose_crashed_state(
         self, flow_run: FlowRun, message: str, client: PrefectClient | None = None
     ) -> None:
-        """Crash the run; reschedule it instead if an API was unavailable.
-
-        Prefect calls this while it handles the error that kept it from making the Job.
-        """
         self._metrics.count_failed()
-        attempt = self._attempts.get(flow_run.id)
         try:
-            if attempt is None or not _is_outage(sys.exception()):
-                await super()._propose_crashed_state(flow_run, message, client)
-                return
-            states = await self.client.read_flow_run_states(flow_run.id)
-            if attempts.is_waited_for(states, attempt):
-                # The Job may have been created although no answer came, and its pod have started.
-                if await claim_attempt(self.client, flow_run.id, attempt, GIVEN_UP) != GIVEN_UP:
-                    return
-                waits: State[Any] = rescheduled(f"{WAITS} {message}", self._after_outage(states))
-                await propose(self.client, flow_run.id, waits, states[-1].id)
+            await super()._propose_crashed_state(flow_run, message, client)
         except httpx.HTTPError:
             # The sweep finds the run when the API is back.
             self._logger.warning("The state of a flow run could not be set.", exc_info=True)
 
-    def _after_outage(self, states: Sequence[State[Any]]) -> DateTime:
-        """Return when a run is due again that an outage kept from its Job."""
-        outages = attempts.waits_in_a_row(states, WAITS)
-        wait = timedelta(seconds=min(2**outages, WAIT_SECONDS))
-        return cast(DateTime, datetime.now(UTC) + self._server_ahead + wait)
+    def _is_outage(self, error: BaseException | None) -> bool:
+        """Whether the error means that the API of Prefect or Kubernetes was unavailable."""
+        cause = error.__cause__ if isinstance(error, InfrastructureError) else error
+        return super()._is_outage(error) or kubernetes.is_outage(cause)
+
+    async def _give_up(self, flow_run: FlowRun, attempt: UUID) -> bool:
+        """Claim the attempt: its Job may have been created although no answer came."""
+        return await claim_attempt(self.client, flow_run.id, attempt, GIVEN_UP) == GIVEN_UP
 
     async def run(
         self,
@@ -351,11 +309,3 @@ def _not_waited_for(task_status: anyio.abc.TaskStatus[Any] | None) -> Kubernetes
 def _have_ended(jobs_and_pods: JobsAndPods) -> bool:
     jobs, pods = jobs_and_pods
     return all(map(kubernetes.is_finished, jobs)) and all(map(kubernetes.has_ended, pods))
-
-
-def _is_outage(error: BaseException | None) -> bool:
-    """Whether the error means that the API of Prefect or Kubernetes was unavailable."""
-    if isinstance(error, httpx.HTTPError):
-        return _is_transient_api_error(error)
-    cause = error.__cause__ if isinstance(error, InfrastructureError) else error
-    return kubernetes.is_outage(cause)
