@@ -33,6 +33,13 @@ def names(cluster: Cluster, selector: str) -> list[str]:
     )
 
 
+def _note(load: ClusterLoad, pod: str, *, force: bool) -> None:
+    """Note that a fault ends a flow pod."""
+    load.hit.add(pod)
+    if force:
+        load.forced.add(pod)
+
+
 @eventually
 def delete(cluster: Cluster, pod: str, *, force: bool) -> None:
     options = ["--grace-period=0", "--force"] if force else []
@@ -86,7 +93,7 @@ class Draws:
             return
         pod = found[int(place * len(found))]
         if victim == FLOW_POD:
-            self.load.hit.add(pod)
+            _note(self.load, pod, force=force)
         self.load.faults += 1
         self.say(f"delete {pod}{' by force' if force else ''}")
         delete(cluster, pod, force=force)
@@ -156,7 +163,8 @@ def in_node(*command: str) -> Callable[[ClusterLoad], None]:
 
 
 def restart_node(load: ClusterLoad) -> None:
-    load.hit.update(names(load.cluster, FLOW_PODS))
+    for pod in names(load.cluster, FLOW_PODS):
+        _note(load, pod, force=True)
     kind.run("docker", "restart", f"{load.cluster.name}-control-plane")
 
 
@@ -167,8 +175,8 @@ def empty_valkey(load: ClusterLoad) -> None:
         delete(load.cluster, pod, force=True)
 
 
-def a_flow_pod(load: ClusterLoad) -> str:
-    """A flow pod of `takes_long` that runs."""
+def a_flow_pod(load: ClusterLoad, *, force: bool = False) -> str:
+    """A flow pod of `takes_long` that runs, and that a fault ends now."""
     load.create("takes_long").result()
     deployment = load.deployments["takes_long"]
     selector = f"{FLOW_PODS},prefect.io/deployment-id={deployment}"
@@ -176,7 +184,7 @@ def a_flow_pod(load: ClusterLoad) -> str:
         pods = load.cluster.get("pods", "-l", selector)["items"]
         running = [p["metadata"]["name"] for p in pods if p["status"]["phase"] == "Running"]
         if running:
-            load.hit.add(running[0])
+            _note(load, running[0], force=force)
             return str(running[0])
         time.sleep(0.5)
     raise AssertionError("no flow pod runs")
@@ -184,9 +192,32 @@ def a_flow_pod(load: ClusterLoad) -> str:
 
 def delete_flow_pod(*, force: bool) -> Callable[[ClusterLoad], None]:
     def breaks(load: ClusterLoad) -> None:
-        delete(load.cluster, a_flow_pod(load), force=force)
+        delete(load.cluster, a_flow_pod(load, force=force), force=force)
 
     return breaks
+
+
+class Away:
+    """A workload that is scaled to 0, and back to what it had."""
+
+    def __init__(self, workload: str) -> None:
+        self._workload = workload
+        self._replicas = 1
+
+    def breaks(self, load: ClusterLoad) -> None:
+        self._replicas = load.cluster.get(self._workload)["spec"]["replicas"]
+        scale(self._workload, 0)(load)
+
+    def mends(self, load: ClusterLoad) -> None:
+        scale(self._workload, self._replicas)(load)
+
+
+def delete_flow_pod_without_server(load: ClusterLoad) -> None:
+    """As when the node is drained that has the only server."""
+    pod = a_flow_pod(load)
+    AWAY.breaks(load)
+    load.cluster.kubectl("wait", "pod", "-l", component("server"), "--for=delete", "--timeout=60s")
+    delete(load.cluster, pod, force=False)
 
 
 def evict_flow_pod(load: ClusterLoad) -> None:
@@ -203,15 +234,20 @@ def run_out_of_memory(load: ClusterLoad) -> None:
     load.create("eats_memory").result()
 
 
-def partition(verb: str) -> Callable[[ClusterLoad], None]:
+class Partition:
     """The first worker's packets to the API are dropped in the node."""
 
-    def breaks(load: ClusterLoad) -> None:
-        (pod, *_) = load.cluster.get("pods", "-l", component("worker"))["items"]
-        rule = ["FORWARD", "-s", pod["status"]["podIP"], "-p", "tcp", "--dport", "4200"]
-        in_node("iptables", verb, *rule, "-j", "DROP")(load)
+    def __init__(self) -> None:
+        self._rule: list[str] = []
 
-    return breaks
+    def breaks(self, load: ClusterLoad) -> None:
+        (pod, *_) = load.cluster.get("pods", "-l", component("worker"))["items"]
+        address = pod["status"]["podIP"]
+        self._rule = ["FORWARD", "-s", address, "-p", "tcp", "--dport", "4200", "-j", "DROP"]
+        in_node("iptables", "-I", *self._rule)(load)
+
+    def mends(self, load: ClusterLoad) -> None:
+        in_node("iptables", "-D", *self._rule)(load)
 
 
 def rename_table(old: str, new: str) -> Callable[[ClusterLoad], None]:
@@ -293,10 +329,13 @@ SERVER = f"deploy/{RELEASE}-server"
 GIT = f"deploy/{RELEASE}-git-server"
 APISERVER = "/etc/kubernetes/manifests/kube-apiserver.yaml"
 
+CUT_OFF = Partition()
+AWAY = Away(SERVER)
+
 FAULTS = [
     Fault("worker killed", kill("worker")),
     Fault("worker stopped 60 s", signal("worker", "STOP"), 60, signal("worker", "CONT")),
-    Fault("one worker cut off 60 s", partition("-I"), 60, partition("-D")),
+    Fault("one worker cut off 60 s", CUT_OFF.breaks, 60, CUT_OFF.mends),
     Fault("server killed", kill("server")),
     Fault("one API replica killed", kill_one("server"), needs="background-services"),
     Fault("API hangs 45 s", signal("server", "STOP"), 45, signal("server", "CONT")),
@@ -321,6 +360,12 @@ FAULTS = [
     Fault("credential replaced", replace_credential, 0, remove_old_credential),
     Fault("Git server away 60 s", scale(GIT, 0), 60, scale(GIT, 1)),
     Fault("flow pod deleted", delete_flow_pod(force=False)),
+    Fault(
+        "flow pod deleted while the API is away",
+        delete_flow_pod_without_server,
+        40,
+        AWAY.mends,
+    ),
     Fault("flow pod deleted by force", delete_flow_pod(force=True)),
     Fault("flow pod evicted", evict_flow_pod),
     Fault("flow pod out of memory", run_out_of_memory),

@@ -31,6 +31,7 @@ MIX = [
     *("retries", "fails", "waits_for_tag", "waits_for_slot", "leads"),
 ]
 """Kinds of runs; a load has as many of each as this list says, in an order of its own."""
+ACTIVE = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
 OTHERS = ("follows", "each_minute", "eats_memory")
 FLOW_PODS = "app.kubernetes.io/component=flow-run"
 
@@ -126,7 +127,9 @@ class Load(ABC):
     creating: dict[Future[str], str] = field(default_factory=dict)
     """Runs that have been asked for, and their kinds."""
     hit: set[str] = field(default_factory=set)
-    """Names of the flow pods that a fault killed."""
+    """Names of the flow pods that a fault ended."""
+    forced: set[str] = field(default_factory=set)
+    """Those among them that were killed at once."""
     faults: int = 0
     canary: tuple[float, Future[str]] | None = None
     """When the last fault was over, and a run that was asked for then."""
@@ -305,10 +308,11 @@ class Load(ABC):
         for run_id, name in asked.items():
             states = histories.get(run_id, [])
             pairs = [(state["type"], state["name"]) for state in states]
-            verdict = judge(Run(run_id, name, pairs), mine[run_id], self.hit)
+            verdict = judge(Run(run_id, name, pairs), mine[run_id], self.hit, self.forced)
             report.add(verdict)
             if verdict.word != "right" or verdict.rows_lost or verdict.rows_doubled:
                 report.wrong.append(self.tell(run_id, name, verdict.word, states, mine[run_id]))
+        self.count_subflows(report, asked)
         self.count_slots(report, [r for r in known.values() if asked[r["id"]] == "each_minute"])
         self.count_events(report, list(known.values()), asked)
         return report
@@ -316,6 +320,15 @@ class Load(ABC):
     def states(self, run_id: str) -> list[Any]:
         found = self.ask("GET", f"/flow_run_states/?flow_run_id={run_id}")
         return sorted(found, key=lambda state: str(state["timestamp"]))
+
+    def count_subflows(self, report: Report, asked: dict[str, str]) -> None:
+        """No subflow goes on when its parent has ended."""
+        parents = [run_id for run_id, name in asked.items() if name == "has_parts"]
+        subflows = {"parent_flow_run_id": {"any_": parents}, "state": {"type": {"any_": ACTIVE}}}
+        for run in self.ask("POST", "/flow_runs/filter", flow_runs=subflows, limit=200):
+            report.stuck += 1
+            states, rows = self.states(run["id"]), list[dict[str, Any]]()
+            report.wrong.append(self.tell(run["id"], "subflow", "stuck", states, rows))
 
     def count_slots(self, report: Report, scheduled: Iterable[Any]) -> None:
         """Each minute between the first run of the schedule and the last has one."""

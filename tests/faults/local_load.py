@@ -61,6 +61,7 @@ class LocalLoad(Load):
             until = ended.get(row["execution"], time.time())
             if row["event"] == "start" and any(row["arrived"] <= at <= until for at in self.ends):
                 self.hit.add(row["pod"])
+                self.forced.add(row["pod"])
         return rows
 
     def processes(self, command: str) -> list[psutil.Process]:

@@ -11,11 +11,14 @@ COMPLETED = ("COMPLETED", "Completed")
 CRASHED = ("CRASHED", "Crashed")
 
 
-def rows(execution: str, *, attempt: int = 1, outcome: str | None = "ok") -> list[dict[str, Any]]:
+def rows(
+    execution: str, *, attempt: int = 1, outcome: str | None = "ok", at: float = 1.0
+) -> list[dict[str, Any]]:
     """An execution in the pod `pod-<execution>`; without an outcome it has no end."""
     about = {"execution": execution, "attempt": attempt, "pod": f"pod-{execution}"}
-    start = {**about, "event": "start", "arrived": 1.0}
-    return [start] if outcome is None else [start, {**about, "event": "end", "outcome": outcome}]
+    start = {**about, "event": "start", "arrived": at}
+    end = {**about, "event": "end", "outcome": outcome, "arrived": at + 1}
+    return [start] if outcome is None else [start, end]
 
 
 @pytest.mark.parametrize(
@@ -27,7 +30,7 @@ def rows(execution: str, *, attempt: int = 1, outcome: str | None = "ok") -> lis
         (
             "retries",
             [*ONCE, ("SCHEDULED", "AwaitingRetry"), ONCE[2], COMPLETED],
-            [*rows("a", outcome="failed"), *rows("a2", attempt=2)],
+            [*rows("a", outcome="failed"), *rows("a2", attempt=2, at=3.0)],
             "right",
             0,
             0,
@@ -51,6 +54,16 @@ def rows(execution: str, *, attempt: int = 1, outcome: str | None = "ok") -> lis
             0,
         ),
         ("succeeds", [*ONCE, COMPLETED], rows("killed"), "right", 0, 0),
+        # The pod `pod-ended` had time to reschedule its run.
+        ("succeeds", [*ONCE, CRASHED], rows("ended", outcome=None), "wrongly Crashed", 0, 0),
+        (
+            "succeeds",
+            [*ONCE, ("SCHEDULED", "AwaitingRetry"), *ONCE[1:], COMPLETED],
+            [*rows("ended"), *rows("b", attempt=2, at=1.5)],
+            "doubled",
+            0,
+            0,
+        ),
     ],
 )
 def test_a_run_is_classified(
@@ -61,7 +74,8 @@ def test_a_run_is_classified(
     lost: int,
     doubled: int,
 ) -> None:
-    verdict = judge(Run("run", kind, states), written, hit={"pod-killed"})
+    ended = {"pod-killed", "pod-ended"}
+    verdict = judge(Run("run", kind, states), written, hit=ended, forced={"pod-killed"})
     assert (verdict.word, verdict.rows_lost, verdict.rows_doubled) == (word, lost, doubled)
     report = Report("")
     report.add(verdict)

@@ -29,11 +29,16 @@ class Verdict:
     rows_doubled: int = 0
 
 
-def judge(run: Run, rows: Sequence[Mapping[str, Any]], hit: Collection[str] = ()) -> Verdict:
-    """Return the verdict on a run; `hit` are the pods that a fault killed.
+def judge(
+    run: Run,
+    rows: Sequence[Mapping[str, Any]],
+    hit: Collection[str] = (),
+    forced: Collection[str] = (),
+) -> Verdict:
+    """Return the verdict on a run; `hit` are the pods that a fault ended, `forced` those at once.
 
-    An execution in such a pod may begin again in another. Any other one counts: a run has exactly
-    one of them, and, if its flow retries, those that failed before.
+    An execution in such a pod may begin again in another, after it. Any other one counts: a run has
+    exactly one of them, and, if its flow retries, those that failed before.
     """
     earned, outcome = EARNED.get(run.kind, ("COMPLETED", "ok"))
     if not run.states:
@@ -53,7 +58,7 @@ def judge(run: Run, rows: Sequence[Mapping[str, Any]], hit: Collection[str] = ()
     verdict.rows_doubled = max(0, len(counted) - 1) + max(0, len(counted_ends) - 1)
     if state in FINAL and outcome:
         verdict.rows_lost = sum(row["execution"] not in ended for row in counted)
-    if _went_on_after(run, earned) or len(counted_ends) > 1:
+    if _went_on_after(run, earned) or len(counted_ends) > 1 or _overlap(rows):
         verdict.word = "doubled"
     elif state not in FINAL:
         verdict.word = "stuck"
@@ -62,8 +67,9 @@ def judge(run: Run, rows: Sequence[Mapping[str, Any]], hit: Collection[str] = ()
             verdict.word = "lost"
             verdict.rows_lost += 1
     elif state == "CRASHED":
-        # A flow that had begun in a pod that was killed at once may crash with it.
-        began = any(row["pod"] in hit for row in starts)
+        # A flow that had begun in a pod that was killed at once may crash with it. One that was
+        # ended has time to reschedule its run.
+        began = any(row["pod"] in forced for row in starts)
         verdict.word = "Crashed with its pod" if began and not counted else "wrongly Crashed"
     else:
         verdict.word = "otherwise wrong"
@@ -74,6 +80,18 @@ def _went_on_after(run: Run, earned: str) -> bool:
     """Whether the run left the state that its code earned."""
     types = [kind for kind, _ in run.states]
     return earned != "CRASHED" and any(kind not in FINAL for kind in types[_first(types, earned) :])
+
+
+def _overlap(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether an execution wrote a row after a later attempt, in another pod, had begun."""
+    return any(
+        later["event"] == "start"
+        and later["pod"] != row["pod"]
+        and later["attempt"] > row["attempt"]
+        and later["arrived"] < row["arrived"]
+        for row in rows
+        for later in rows
+    )
 
 
 def _first(types: list[str], earned: str) -> int:
