@@ -193,6 +193,7 @@ BREACHES: list[tuple[Object, str]] = [
         for context, words in (
             ({"privileged": True}, "is privileged"),
             ({"capabilities": {"add": ["SYS_ADMIN"]}}, "adds the capability SYS_ADMIN"),
+            ({"capabilities": {"drop": []}}, "does not drop ALL capabilities"),
             ({"allowPrivilegeEscalation": True}, "sets allowPrivilegeEscalation"),
             ({"runAsNonRoot": False}, "sets runAsNonRoot to false"),
         )
@@ -206,6 +207,21 @@ def test_a_pod_template_that_breaks_restricted_is_refused(patch: Object, words: 
         render({"flows": {"podTemplate": patch}})
     assert f"The podTemplate of the flow pods of kubernetes: {words}, which" in str(caught.value)
     assert render({"flows": {"podTemplate": patch, "podSecurity": "privileged"}}).objects
+
+
+def test_containers_of_the_values_need_no_security_context(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(pod_security.LEVEL, "restricted")
+    others = {
+        "initContainers": [{"name": "first", "image": "tools:1"}],
+        "sidecars": [{"name": "beside", "image": "tools:1"}],
+        "podTemplate": {"spec": {"containers": [{"name": "more", "image": "tools:1"}]}},
+    }
+    pod = flow_job(template(render({"flows": others})))["spec"]["template"]["spec"]
+    names = [each["name"] for key in ("initContainers", "containers") for each in pod[key]]
+    assert sorted(names) == ["beside", "first", "more", "prefect-job"]
+    assert list(pod_security.violations(pod)) == []
 
 
 def test_a_misspelt_field_of_a_pod_template_is_refused() -> None:

@@ -69,6 +69,8 @@ class JobConfiguration(KubernetesWorkerJobConfiguration):  # type: ignore[misc]
         job["template"]["metadata"]["labels"] |= selected
         template = merged(job["template"], self._additions(job["template"]["spec"]))
         job["template"] = merged(template, self.pod_template)
+        if pod_security.is_restricted(os.environ):
+            _confine(job["template"]["spec"])
 
     def _additions(self, pod: Object) -> Object:
         """Return the part of a pod template that the job variables describe."""
@@ -93,7 +95,7 @@ class JobConfiguration(KubernetesWorkerJobConfiguration):  # type: ignore[misc]
         sidecars = [each | {"restartPolicy": "Always"} for each in self.sidecars]
         spec = {
             "volumes": [*(volume for volume, _ in mounted), *self.volumes],
-            "initContainers": [_confined(each) for each in (*sidecars, *self.init_containers)],
+            "initContainers": [*sidecars, *self.init_containers],
             "containers": [{"name": container["name"]} | _without_empty(own)],
         }
         return {"spec": _without_empty(spec)}
@@ -144,11 +146,11 @@ def _from_secret(variable: str, reference: str) -> Object:
     return {"name": variable, "valueFrom": {"secretKeyRef": {"name": name, "key": key}}}
 
 
-def _confined(container: Object) -> Object:
-    """Return a container with what `restricted` requires, where it says nothing about it."""
-    if not pod_security.is_restricted(os.environ):
-        return container
-    return container | {"securityContext": _CONFINED | container.get("securityContext", {})}
+def _confine(pod: Object) -> None:
+    """Add to each container what `restricted` requires, where it says nothing about it."""
+    for key in ("initContainers", "containers"):
+        for container in pod.get(key, []):
+            container["securityContext"] = _CONFINED | (container.get("securityContext") or {})
 
 
 def _without_empty(parts: Object) -> Object:

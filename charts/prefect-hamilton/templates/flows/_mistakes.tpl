@@ -77,7 +77,11 @@ worker checks the whole pod again, with the job variables. Takes root and pool.
 {{- if $context.allowPrivilegeEscalation }}
 {{- $found = append $found (printf "%s sets allowPrivilegeEscalation" $name) }}
 {{- end }}
-{{- range ($context.capabilities | default dict).add }}
+{{- $capabilities := $context.capabilities | default dict }}
+{{- if and (hasKey $capabilities "drop") (not (has "ALL" ($capabilities.drop | default list))) }}
+{{- $found = append $found (printf "%s does not drop ALL capabilities" $name) }}
+{{- end }}
+{{- range $capabilities.add }}
 {{- if ne . "NET_BIND_SERVICE" }}
 {{- $found = append $found (printf "%s adds the capability %s" $name .) }}
 {{- end }}
