@@ -378,6 +378,17 @@ REMOTE = {"server": {"enabled": False}, "hamiltonUi": {"enabled": False}}
         ),
         ({"gitServer": {"enabled": True}, "bootstrap": {"enabled": False}}, "bootstrap.enabled"),
         ({"flows": {"repository": "https://token@x/y.git"}}, "contains a credential"),
+        (
+            {
+                "bootstrap": {"enabled": False},
+                "alerts": {"channels": {"a": {"type": "slack", "existingSecret": "slack"}}},
+            },
+            "alerts.channels are registered by the bootstrap",
+        ),
+        (
+            {"bootstrap": {"enabled": False, "schedule": "0 * * * *"}},
+            "bootstrap.schedule is the schedule of the bootstrap",
+        ),
         ({"server": {"service": {"nodePort": 30420}}}, "set server.service.type to NodePort"),
         ({"workers": {"a b": {}}}, "schema"),
         ({"workers": {"a": {"autoscaling": {"enabled": True, "minReplicas": 9}}}}, "maxReplicas"),

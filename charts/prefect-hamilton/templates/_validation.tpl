@@ -168,6 +168,12 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
 {{- if and (include "prefect-hamilton.flows.isRegistered" .) (not $v.bootstrap.enabled) }}
 {{- $mistakes = append $mistakes "flows.repository is registered by the bootstrap: set bootstrap.enabled." }}
 {{- end }}
+{{- if and $v.alerts.channels (not $v.bootstrap.enabled) }}
+{{- $mistakes = append $mistakes "alerts.channels are registered by the bootstrap: set bootstrap.enabled." }}
+{{- end }}
+{{- if and $v.bootstrap.schedule (not $v.bootstrap.enabled) }}
+{{- $mistakes = append $mistakes "bootstrap.schedule is the schedule of the bootstrap: set bootstrap.enabled." }}
+{{- end }}
 {{- if and $v.flows.repositories (include "prefect-hamilton.flows.repository" .) }}
 {{- $mistakes = append $mistakes (cat
   "flows.repositories replaces flows.repository and gitServer.enabled: set only one of them.") }}
@@ -199,7 +205,7 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
 {{- if and $isHttp (contains "@" $r.url) }}
 {{- $mistakes = append $mistakes (printf (cat
   "%s.url contains a credential, which would be stored with each deployment: store it in a Secret and"
-  "set gitCredential.existingSecret.") $where) }}
+  "set gitCredential.existingSecret. Write an @ in the path as %%40.") $where) }}
 {{- end }}
 {{- if and $credential.existingSecret (eq $type "ssh") $isHttp }}
 {{- $mistakes = append $mistakes (printf
@@ -273,7 +279,7 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
 {{- if and (hasPrefix "http" $repository) (contains "@" $repository) }}
 {{- $mistakes = append $mistakes (cat
   "flows.repository contains a credential, which would be stored with each deployment: store it in a"
-  "Secret and set flows.gitCredential.existingSecret.") }}
+  "Secret and set flows.gitCredential.existingSecret. Write an @ in the path as %40.") }}
 {{- end }}
 {{- range $name, $service := dict "server" $v.server.service "hamiltonUi" $v.hamiltonUi.service }}
 {{- if and $service.nodePort (eq $service.type "ClusterIP") }}
