@@ -25,6 +25,7 @@ from tests.server.runs import Api
 pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
 
 UI = "https://prefect.example.org"
+LOGS = "https://logs.example.org/?query=flow_run_id%3A{flow_run_id}"
 
 FLOWS = """
 import os, signal, time
@@ -206,7 +207,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "zombie": {"enabled": True, "seconds": 90},
     "quality": {"interval": 0},
 }
-ALERTS = {"channels": {"team": TEAM}, "presets": PRESETS}
+ALERTS = {"channels": {"team": TEAM}, "presets": PRESETS, "logs_url": LOGS}
 
 TEST = "Test of the alerts"
 
@@ -301,7 +302,7 @@ def test_each_preset_sends_one_message_for_its_cause(site: Site) -> None:
         assert cause in body
         if subject != "waits is late":  # either of two
             assert site.name(run) in body
-            assert body.endswith(f"{UI}/runs/flow-run/{run}")
+            assert body.endswith(link_to(run))
     assert any(body_of_late(site, run) for run in late)
     assert "has been online for 10 seconds" in site.receiver.body(pool)
     assert site.receiver.body(pool).endswith(f"{UI}/work-pools/work-pool/lonely")
@@ -316,9 +317,14 @@ def is_found_silent(site: Site) -> bool:
     return True
 
 
+def link_to(run: UUID) -> str:
+    """What leads from a message to the flow run, and to its log lines."""
+    return f"{UI}/runs/flow-run/{run}\nLog: {LOGS.replace('{flow_run_id}', str(run))}"
+
+
 def body_of_late(site: Site, run: UUID) -> bool:
     body = site.receiver.body("waits is late")
-    return site.name(run) in body and body.endswith(f"{UI}/runs/flow-run/{run}")
+    return site.name(run) in body and body.endswith(link_to(run))
 
 
 def wait_until_late(site: Site, run: UUID) -> None:

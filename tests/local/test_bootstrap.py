@@ -700,6 +700,10 @@ WRONG_ALERTS: dict[str, tuple[Any, str]] = {
         {"presets": {"late": {"seconds": 1}}},
         "alerts.presets.late.seconds: Input should be greater than or equal to 10",
     ),
+    "logs without a flow run": (
+        {"logs_url": "https://logs.example.org"},
+        "alerts.logs_url: String should match pattern",
+    ),
     "deployment": (
         {"presets": {"late": {"deployments": ["flow/name"]}}},
         "alerts.presets.late.deployments.0: String should match pattern",

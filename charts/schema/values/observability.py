@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from charts.schema import kubernetes
+from charts.schema.text import Text
 from charts.schema.values.common import (
     Duration,
     Image,
@@ -26,6 +27,18 @@ class Logs(Values):
         default="text",
         description="`text` for people, or `json` for a log collector: one JSON object per line."
         " Hamilton UI always writes JSON, PostgreSQL and Valkey always write text.",
+    )
+    url: Annotated[
+        str,
+        Text(
+            r"^$|^https?://[^\s{}'\"]+(\{flow_run_id\}[^\s{}'\"]*)+$",
+            "an http or https URL with {flow_run_id}, such as "
+            "https://logs.example.org/?query={flow_run_id}",
+        ),
+    ] = Field(
+        default="",
+        description="Address of the log lines of a flow run in your log system; `{flow_run_id}` "
+        "stands for its ID. The messages of `alerts` link to it.",
     )
 
 

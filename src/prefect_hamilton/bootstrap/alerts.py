@@ -58,6 +58,9 @@ FLOW = "related:flow:prefect.resource.id"
 DEPLOYMENT = "related:deployment:prefect.resource.id"
 
 LINK = "{{ flow_run|ui_url }}"
+RUN_ID = "{flow_run_id}"
+LOGS_URL = r"^$|^https?://[^\s{}'\"]+(\{flow_run_id\}[^\s{}'\"]*)+$"
+"""An address in which the id of a flow run occurs."""
 
 
 class _Closed(BaseModel):
@@ -203,10 +206,14 @@ class Presets(_Closed):
 
 
 class Alerts(_Closed):
-    """Channels by name, and the presets; without channels there are no alerts."""
+    """Channels by name, and the presets; without channels there are no alerts.
+
+    `logs_url` is the address of the log lines of a flow run, with `{flow_run_id}` for its id.
+    """
 
     channels: dict[Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")], Channel] = {}
     presets: Presets = Presets()
+    logs_url: Annotated[str, Field(pattern=LOGS_URL)] = ""
 
     @model_validator(mode="after")
     def _names_its_channels(self) -> Self:
@@ -224,6 +231,11 @@ class Alerts(_Closed):
         for name in Presets.model_fields:
             yield name, getattr(self.presets, name)
 
+    def _link(self) -> str:
+        """Return the template of what leads to a flow run and, if that is known, to its log."""
+        log = self.logs_url.replace(RUN_ID, "{{ flow_run.id }}")
+        return f"{LINK}\nLog: {log}" if log else LINK
+
     @property
     def needs_heartbeats(self) -> bool:
         """Whether flow runs must send heartbeats."""
@@ -238,7 +250,7 @@ class Alerts(_Closed):
         if not self.channels:
             return []
         automations = [
-            self._automation(name, preset.channels, *_messages(preset))
+            self._automation(name, preset.channels, *_messages(preset, self._link()))
             for name, preset in self._presets()
             if preset.enabled
         ]
@@ -281,7 +293,8 @@ Message = tuple[str, dict[str, Any], str, str]
 """Description of an automation, its trigger, and the subject and body of what it sends."""
 
 
-def _messages(preset: Preset) -> Message:
+def _messages(preset: Preset, link: str) -> Message:
+    """Return the message of a preset; `link` leads to the flow run."""
     match preset:
         case Failed():
             return (
@@ -289,7 +302,7 @@ def _messages(preset: Preset) -> Message:
                 _reactive(preset, ["prefect.flow-run.Failed", "prefect.flow-run.Crashed"]),
                 "{{ flow.name }} {{ flow_run.state.name | lower }}",
                 "The flow run {{ flow_run.name }} {{ flow_run.state.name | lower }}: "
-                "{{ flow_run.state.message or 'there is no message' }}\n" + LINK,
+                "{{ flow_run.state.message or 'there is no message' }}\n" + link,
             )
         case Late():
             started = ["prefect.flow-run.AwaitingConcurrencySlot", *PENDING, RUNNING, *ENDED]
@@ -300,7 +313,7 @@ def _messages(preset: Preset) -> Message:
                 "{{ flow.name }} is late",
                 "The flow run {{ flow_run.name }} is late, and for "
                 f"{preset.seconds} seconds no run of its deployment has started. Is a worker "
-                "online, and does the work pool or a limit allow another run?\n" + LINK,
+                "online, and does the work pool or a limit allow another run?\n" + link,
             )
         case Pending():
             begun = [RUNNING, "prefect.flow-run.Scheduled", *ENDED]
@@ -310,7 +323,7 @@ def _messages(preset: Preset) -> Message:
                 _proactive(preset, preset.seconds, PENDING, begun),
                 "{{ flow.name }} does not start",
                 "The flow run {{ flow_run.name }} has been Pending for "
-                f"{preset.seconds} seconds: its process or pod does not start.\n" + LINK,
+                f"{preset.seconds} seconds: its process or pod does not start.\n" + link,
             )
         case Pool():
             trigger = {
@@ -338,14 +351,14 @@ def _messages(preset: Preset) -> Message:
                 _proactive(preset, preset.seconds, [HEARTBEAT], [HEARTBEAT, *ENDED]),
                 "{{ flow.name }} sends no heartbeat",
                 "The flow run {{ flow_run.name }} has sent no heartbeat for "
-                f"{preset.seconds} seconds: its process or pod may be gone.\n" + LINK,
+                f"{preset.seconds} seconds: its process or pod may be gone.\n" + link,
             )
         case Quality():
             return (
                 "Sends a message when data does not have the quality that a flow requires.",
                 _reactive(preset, [QUALITY_EVENT]),
                 "{{ flow.name }}: the quality of data is too low",
-                "The flow run {{ flow_run.name }} reports: {{ event.payload.message }}\n" + LINK,
+                "The flow run {{ flow_run.name }} reports: {{ event.payload.message }}\n" + link,
             )
     raise TypeError(type(preset))
 

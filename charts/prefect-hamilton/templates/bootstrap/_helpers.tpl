@@ -99,6 +99,9 @@ alerts:
     {{- . | trim | nindent 4 }}
   presets:
     {{- toYaml $.Values.alerts.presets | nindent 4 }}
+  {{- with $.Values.logs.url }}
+  logs_url: {{ . | toYaml }}
+  {{- end }}
 {{- end }}
 {{- if .Values.hamiltonUi.enabled }}
 hamilton:
