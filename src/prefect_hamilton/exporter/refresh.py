@@ -1,8 +1,8 @@
 """What no event says, read from the API: a number of requests that does not depend on the runs.
 
 Per refresh: one for the work pools, one for the global concurrency limits, at most four per work
-pool, and two for the times of up to 200 runs each. The deployments, 200 per request, are read at
-the start, every ten minutes, and a minute after one has changed.
+pool, and two for the times of up to 200 runs each. The flows and their deployments, up to 200 per
+request, are read at the start, every ten minutes, and a minute after a deployment has changed.
 """
 
 import time
@@ -21,6 +21,8 @@ from prefect_hamilton.exporter.counting import Counting, state_label
 from prefect_hamilton.exporter.series import Labels
 
 PAGE = 200
+OVERLAP = 20
+"""Objects that two pages share: so many may be deleted between them without hiding another."""
 Key = TypeVar("Key")
 LOOK_BACK = timedelta(days=90)  # of runs that have not ended
 DEPLOYMENTS_SECONDS = 600.0
@@ -210,17 +212,41 @@ class Refresh:
         self._listed, self._listing_seconds = listed_from, time.monotonic() - listed_from
 
     async def _list_deployments(self, began: datetime) -> None:
-        flows: dict[str, str] = {}
         found: set[Labels] = set()
         active: dict[Labels, float] = {}
-        async for each in self._every("deployments/filter"):
-            key = await self._key(each, flows)
-            found.add(key)
-            if schedules := each["schedules"]:
-                is_on = not each["paused"] and any(item["active"] for item in schedules)
-                active[key] = float(is_on)
+        async for flows in self._pages("flows/filter"):
+            names = {flow["id"]: flow["name"] for flow in flows}
+            async for each in self._deployments_of(list(names)):
+                key = (names[each["flow_id"]], each["name"])
+                found.add(key)
+                if schedules := each["schedules"]:
+                    is_on = not each["paused"] and any(item["active"] for item in schedules)
+                    active[key] = float(is_on)
         self.counting.series.replace(families.SCHEDULE_ACTIVE, active)
         self._drop_deployments(found, began)
+
+    async def _deployments_of(self, flows: list[str]) -> AsyncIterator[dict[str, Any]]:
+        """Yield the deployments of the flows with these ids.
+
+        The API sorts deployments by name only. Where those of several flows share a name, a
+        database may sort them differently for each page, and pages miss some. So this asks for
+        fewer flows until one page has all, or for one flow, whose deployments share no name.
+        """
+        waiting = [flows]
+        while waiting:
+            some = waiting.pop()
+            of_some = {"flows": {"id": {"any_": some}}}
+            page = await self._post("deployments/filter", limit=PAGE, **of_some)
+            if len(page) < PAGE:
+                for each in page:
+                    yield each
+            elif len(some) > 1:
+                half = len(some) // 2
+                waiting += [some[:half], some[half:]]
+            else:
+                async for page in self._pages("deployments/filter", **of_some):
+                    for each in page:
+                        yield each
 
     def _drop_deployments(self, found: set[Labels], began: datetime) -> None:
         """Drop the series of all that are gone, but for those that appeared meanwhile."""
@@ -232,23 +258,22 @@ class Refresh:
 
         self.counting.series.drop(is_gone)
 
-    async def _key(
-        self, deployment: Mapping[str, Any], flows: dict[str, str] | None = None
-    ) -> Labels:
+    async def _key(self, deployment: Mapping[str, Any]) -> Labels:
         """Return flow and name of a deployment."""
-        flows = {} if flows is None else flows
-        flow_id = deployment["flow_id"]
-        if flow_id not in flows:
-            flows.update({flow["id"]: flow["name"] async for flow in self._every("flows/filter")})
-        return flows.get(flow_id, ""), deployment["name"]
+        flows: dict[str, str] = {}
+        async for page in self._pages("flows/filter"):
+            flows.update({flow["id"]: flow["name"] for flow in page})
+        return flows.get(deployment["flow_id"], ""), deployment["name"]
 
-    async def _every(self, path: str) -> AsyncIterator[dict[str, Any]]:
-        """Yield the objects of all pages."""
+    async def _pages(self, path: str, **body: Any) -> AsyncIterator[list[dict[str, Any]]]:
+        """Yield all objects in pages; some of them twice.
+
+        Only for what the API sorts by something that no two of the objects share.
+        """
         offset = 0
-        while page := await self._post(path, limit=PAGE, offset=offset):
-            for each in page:
-                yield each
-            offset += PAGE
+        while page := await self._post(path, limit=PAGE, offset=offset, **body):
+            yield page
+            offset += PAGE - OVERLAP
             if len(page) < PAGE:
                 return
 
