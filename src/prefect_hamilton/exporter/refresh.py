@@ -2,13 +2,15 @@
 
 Per refresh: one for the work pools, one for the global concurrency limits, at most four per work
 pool, and two for the times of up to 200 runs each. The flows and their deployments, up to 200 per
-request, are read at the start, every ten minutes, and a minute after a deployment has changed.
+request, are read at the start, every ten minutes, and a minute after a deployment has changed. For
+the last successes of deployments that are new here there are up to ten requests per refresh.
 """
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, TypeVar
 from urllib.parse import quote
 from uuid import UUID
@@ -28,6 +30,8 @@ LOOK_BACK = timedelta(days=90)  # of runs that have not ended
 DEPLOYMENTS_SECONDS = 600.0
 CHANGED_DEPLOYMENTS_SECONDS = 60.0
 PAUSES_PER_LISTING = 20  # a listing that takes 10 seconds is repeated after 200 at the earliest
+SUCCESS_REQUESTS = 10
+"""Requests per refresh for the last successes of deployments, 200 deployments and runs each."""
 NOT_ENDED = [state.value for state in StateType if state not in TERMINAL_STATES]
 DUE = ("Scheduled", "Late")
 """Names of states of a run that waits for a worker. The server may not have called it late yet."""
@@ -45,6 +49,10 @@ class Refresh:
     changed_deployments_seconds: float = CHANGED_DEPLOYMENTS_SECONDS
     _listed: float = float("-inf")
     _listing_seconds: float = 0.0
+    _deployments: dict[str, Labels] = field(default_factory=dict)
+    """Those listed last, by id."""
+    _unread: dict[str, Labels] = field(default_factory=dict)
+    """Those of them whose last success has not been asked for."""
 
     async def all(self) -> None:
         """Read every gauge once. Raises httpx.HTTPError."""
@@ -57,27 +65,7 @@ class Refresh:
         await self._read_limits()
         await self._look_up()
         await self._read_deployments(began)
-
-    async def last_successes(self) -> None:
-        """Read when deployments last succeeded, from the last runs that completed."""
-        runs = await self._post(
-            "flow_runs/filter",
-            flow_runs={
-                "state": {"type": {"any_": ["COMPLETED"]}},
-                "deployment_id": {"is_null_": False},
-            },
-            sort="END_TIME_DESC",
-            limit=PAGE,
-        )
-        ids = {run["deployment_id"] for run in runs}
-        found = await self._post(
-            "deployments/filter", deployments={"id": {"any_": sorted(ids)}}, limit=PAGE
-        )
-        names = {each["id"]: await self._key(each) for each in found}
-        for run in reversed(runs):  # the newest last
-            if key := names.get(run["deployment_id"]):
-                ended = _time(run["end_time"]).timestamp()
-                self.counting.series.set(families.LAST_SUCCESS, key, ended)
+        await self._read_last_successes()
 
     async def _read_runs(self, pools: list[str]) -> None:
         total = await self._states({})
@@ -212,18 +200,23 @@ class Refresh:
         self._listed, self._listing_seconds = listed_from, time.monotonic() - listed_from
 
     async def _list_deployments(self, began: datetime) -> None:
-        found: set[Labels] = set()
+        found: dict[str, Labels] = {}
         active: dict[Labels, float] = {}
         async for flows in self._pages("flows/filter"):
             names = {flow["id"]: flow["name"] for flow in flows}
             async for each in self._deployments_of(list(names)):
-                key = (names[each["flow_id"]], each["name"])
-                found.add(key)
+                key = found[each["id"]] = (names[each["flow_id"]], each["name"])
                 if schedules := each["schedules"]:
                     is_on = not each["paused"] and any(item["active"] for item in schedules)
                     active[key] = float(is_on)
         self.counting.series.replace(families.SCHEDULE_ACTIVE, active)
-        self._drop_deployments(found, began)
+        self._drop_deployments(set(found.values()), began)
+        self._unread = {
+            id_: key
+            for id_, key in found.items()
+            if id_ in self._unread or id_ not in self._deployments
+        }
+        self._deployments = found
 
     async def _deployments_of(self, flows: list[str]) -> AsyncIterator[dict[str, Any]]:
         """Yield the deployments of the flows with these ids.
@@ -258,12 +251,30 @@ class Refresh:
 
         self.counting.series.drop(is_gone)
 
-    async def _key(self, deployment: Mapping[str, Any]) -> Labels:
-        """Return flow and name of a deployment."""
-        flows: dict[str, str] = {}
-        async for page in self._pages("flows/filter"):
-            flows.update({flow["id"]: flow["name"] for flow in page})
-        return flows.get(deployment["flow_id"], ""), deployment["name"]
+    async def _read_last_successes(self) -> None:
+        """Read when deployments succeeded before this process began, of some per refresh."""
+        for _ in range(SUCCESS_REQUESTS):
+            if not self._unread:
+                return
+            some = dict(islice(self._unread.items(), PAGE))
+            runs = await self._post(
+                "flow_runs/filter",
+                flow_runs={
+                    "deployment_id": {"any_": list(some)},
+                    "state": {"type": {"any_": ["COMPLETED"]}},
+                    "end_time": {"is_null_": False},
+                },
+                sort="END_TIME_DESC",
+                limit=PAGE,
+            )
+            for run in runs:  # the newest of each deployment first
+                if key := some.pop(run["deployment_id"], None):
+                    ended = _time(run["end_time"]).timestamp()
+                    self.counting.series.raise_to(families.LAST_SUCCESS, key, ended)
+                    self._unread.pop(run["deployment_id"], None)
+            if len(runs) < PAGE:  # the others have never succeeded
+                for id_ in some:
+                    self._unread.pop(id_, None)
 
     async def _pages(self, path: str, **body: Any) -> AsyncIterator[list[dict[str, Any]]]:
         """Yield all objects in pages; some of them twice.
