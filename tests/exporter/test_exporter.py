@@ -136,6 +136,33 @@ def test_series_of_what_was_deleted_are_dropped(api: Api, exporter: Exporter) ->
     until(lambda: f'"{pool}"' in exporter.text(), False)
 
 
+def test_series_of_what_is_gone_when_deployments_change_are_dropped(
+    api: Api, exporter: Exporter
+) -> None:
+    """No deployment is deleted here: a flow without any, an automation and a work queue are."""
+    flow, kept, pool = name(), name(), api.new_pool()
+    deployment = api.new_deployment(kept, pool, work_queue_name="gone")
+    automation = api.new_automation(kept)
+    api.run(deployment, "Failed")
+    flow_id = api.post("/flows/", name=flow)["id"]
+    run = api.post("/flow_runs/", flow_id=flow_id, state={"type": "SCHEDULED"})["id"]
+    api.set_states(run, "Running", "Completed")
+    of_flow, of_queue = {"flow": flow}, {"work_pool": pool, "work_queue": "gone"}
+    of_automation = {"automation": kept}
+    until(lambda: exporter.sum(TRANSITIONS, **of_flow, state="Completed"), 1.0)
+    until(lambda: exporter.sum(TRANSITIONS, **of_queue, state="Failed"), 1.0)
+    until(lambda: exporter.sum("prefect_automation_actions_total", **of_automation), 1.0)
+    api.delete(f"/flows/{flow_id}")
+    api.delete(f"/automations/{automation}")
+    api.delete(f"/work_pools/{pool}/queues/gone")
+    api.run(api.new_deployment(kept, pool, name="other"))
+    until(lambda: exporter.sum(TRANSITIONS, **of_flow), None)
+    until(lambda: exporter.sum(TRANSITIONS, **of_queue), None)
+    until(lambda: exporter.sum("prefect_automation_actions_total", **of_automation), None)
+    of_pool = {"work_pool": pool, "work_queue": "default", "flow": kept}
+    until(lambda: exporter.sum(TRANSITIONS, **of_pool, state="Completed"), 1.0)
+
+
 def test_rows_of_all_runs_add_up_in_prometheus(
     api: Api, exporter: Exporter, prometheus: services.Service
 ) -> None:

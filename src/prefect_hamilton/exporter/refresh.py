@@ -2,8 +2,9 @@
 
 Per refresh: one for the work pools, one for the global concurrency limits, at most four per work
 pool, and two for the times of up to 200 runs each. The flows and their deployments, up to 200 per
-request, are read at the start, every ten minutes, and a minute after a deployment has changed. For
-the last successes of deployments that are new here there are up to ten requests per refresh.
+request, are read at the start, every ten minutes, and a minute after a deployment has changed; so
+are the automations, and the work queues of each pool. For the last successes of deployments that
+are new here there are up to ten requests per refresh.
 """
 
 import time
@@ -64,7 +65,7 @@ class Refresh:
             self._drop_pools({pool["name"] for pool in pools}, began)
         await self._read_limits()
         await self._look_up()
-        await self._read_deployments(began)
+        await self._list_names({pool["name"] for pool in pools}, began)
         await self._read_last_successes()
 
     async def _read_runs(self, pools: list[str]) -> None:
@@ -186,7 +187,8 @@ class Refresh:
         runs = await self._post("flow_runs/filter", flow_runs={"id": {"any_": names}}, limit=PAGE)
         return [run for run in runs if run["start_time"]]
 
-    async def _read_deployments(self, began: datetime) -> None:
+    async def _list_names(self, pools: set[str], began: datetime) -> None:
+        """Drop the series of all that is gone, if it is time to look for it."""
         waited = time.monotonic() - self._listed
         pause = max(self.changed_deployments_seconds, PAUSES_PER_LISTING * self._listing_seconds)
         if waited < (pause if self.counting.deployments_changed else DEPLOYMENTS_SECONDS):
@@ -194,6 +196,8 @@ class Refresh:
         self.counting.deployments_changed, listed_from = False, time.monotonic()
         try:
             await self._list_deployments(began)
+            await self._list_automations(began)
+            await self._list_queues(pools, began)
         except Exception:
             self.counting.deployments_changed = True  # again at the next refresh
             raise
@@ -201,16 +205,22 @@ class Refresh:
 
     async def _list_deployments(self, began: datetime) -> None:
         found: dict[str, Labels] = {}
+        kept: set[Labels] = {("", "")}
         active: dict[Labels, float] = {}
         async for flows in self._pages("flows/filter"):
             names = {flow["id"]: flow["name"] for flow in flows}
+            kept |= {(name, "") for name in names.values()}
             async for each in self._deployments_of(list(names)):
                 key = found[each["id"]] = (names[each["flow_id"]], each["name"])
                 if schedules := each["schedules"]:
                     is_on = not each["paused"] and any(item["active"] for item in schedules)
                     active[key] = float(is_on)
         self.counting.series.replace(families.SCHEDULE_ACTIVE, active)
-        self._drop_deployments(set(found.values()), began)
+        kept |= set(found.values())
+        kept |= _forget(self.counting.deployments, kept, began)
+        self.counting.series.drop(
+            lambda labels: "flow" in labels and (labels["flow"], labels["deployment"]) not in kept
+        )
         self._unread = {
             id_: key
             for id_, key in found.items()
@@ -241,13 +251,28 @@ class Refresh:
                     for each in page:
                         yield each
 
-    def _drop_deployments(self, found: set[Labels], began: datetime) -> None:
-        """Drop the series of all that are gone, but for those that appeared meanwhile."""
-        kept = found | _forget(self.counting.deployments, found, began)
+    async def _list_automations(self, began: datetime) -> None:
+        if not self.counting.automations:
+            return
+        # Automations may share a name. What is sorted by name has each name in the same places.
+        kept = {each["name"] async for page in self._pages("automations/filter") for each in page}
+        kept |= _forget(self.counting.automations, kept, began)
+        self.counting.series.drop(
+            lambda labels: "automation" in labels and labels["automation"] not in kept
+        )
+
+    async def _list_queues(self, pools: set[str], began: datetime) -> None:
+        """Drop the series of work queues that are gone; those of pools are dropped elsewhere."""
+        asked = {pool for pool, _ in self.counting.queues} & pools
+        kept: set[Labels] = {(pool, "") for pool in asked}
+        for pool in asked:
+            async for page in self._pages(f"work_pools/{quote(pool, safe='')}/queues/filter"):
+                kept |= {(pool, queue["name"]) for queue in page}
+        kept |= _forget(self.counting.queues, kept, began)
 
         def is_gone(labels: dict[str, str]) -> bool:
-            name = labels.get("deployment")
-            return bool(name) and (labels["flow"], name) not in kept
+            pool, queue = labels.get("work_pool"), labels.get("work_queue")
+            return queue is not None and pool in asked and (pool, queue) not in kept
 
         self.counting.series.drop(is_gone)
 
@@ -279,7 +304,7 @@ class Refresh:
     async def _pages(self, path: str, **body: Any) -> AsyncIterator[list[dict[str, Any]]]:
         """Yield all objects in pages; some of them twice.
 
-        Only for what the API sorts by something that no two of the objects share.
+        Only for what the API sorts by something that no two of the objects share, such as a name.
         """
         offset = 0
         while page := await self._post(path, limit=PAGE, offset=offset, **body):
