@@ -85,4 +85,4 @@ def shorten(rule: Any) -> None:
     for group in rule["spec"]["groups"]:
         for each in group["rules"]:
             each["for"] = SHORT_FOR
-            each["expr"] = re.sub(r"\[(10|15|30)m\]", f"[{SHORT_WINDOW}]", each["expr"])
+            each["expr"] = re.sub(r"\[(5|10|15|30)m\]", f"[{SHORT_WINDOW}]", each["expr"])

@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.trace import Status, StatusCode
 from prefect.logging import get_logger
 
+from prefect_hamilton import _waiting, traces
 from prefect_hamilton.masking import mask
 
 RESOURCE_VARIABLE = "PREFECT_HAMILTON_TRACE_RESOURCE"
@@ -25,10 +26,7 @@ Not OTEL_RESOURCE_ATTRIBUTES, which would make a new series of each pod's metric
 """
 
 EXPORT_SECONDS = 2.5
-"""How long one request may take, with its repetitions."""
-
-END_SECONDS = 3.0
-"""How long the end of the process waits for what is left to be sent."""
+"""How long one request may take, with its repetitions: less than the end of the process waits."""
 
 STATE_TYPE = "prefect.state.type"
 """Attribute of the event that Prefect adds to a span for each state of its run."""
@@ -40,12 +38,12 @@ def start() -> None:
     """Set the tracer provider, unless there is one."""
     if isinstance(trace.get_tracer_provider(), TracerProvider):
         return
-    end_spans = _OpenSpans()
+    end_spans, exporter = _OpenSpans(), _Exporter()
     provider = TracerProvider(resource=resource(), shutdown_on_exit=False)
     provider.add_span_processor(end_spans)
-    provider.add_span_processor(BatchSpanProcessor(_Exporter()))
+    provider.add_span_processor(BatchSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
-    end = _End(provider, end_spans)
+    end = _End(provider, end_spans, exporter)
     atexit.register(end)
     _call_on_sigterm(end)
 
@@ -67,13 +65,18 @@ class _Exporter(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = self._exporter.export([_with_status_of_run(span) for span in spans])
-        if result is not SpanExportResult.SUCCESS and not self._has_warned:
+        if result is not SpanExportResult.SUCCESS:
+            self.warn()
+        return result
+
+    def warn(self) -> None:
+        """Say once that spans were not sent."""
+        if not self._has_warned:
             self._has_warned = True
             logger.warning(
                 "Spans did not reach the OTLP endpoint (%s); the run continues without them",
                 self._said,
             )
-        return result
 
     def shutdown(self) -> None:
         self._exporter.shutdown()  # type: ignore[no-untyped-call]
@@ -131,11 +134,14 @@ class _OpenSpans(SpanProcessor):
 
 
 class _End:
-    """Sends what is left and returns after END_SECONDS at the latest; once."""
+    """Sends what is left, once, and returns when this process may wait no longer."""
 
-    def __init__(self, provider: TracerProvider, open_spans: _OpenSpans) -> None:
+    def __init__(
+        self, provider: TracerProvider, open_spans: _OpenSpans, exporter: _Exporter
+    ) -> None:
         self._provider = provider
         self._open_spans = open_spans
+        self._exporter = exporter
         self._process = os.getpid()
         self._asked, self._done = threading.Event(), threading.Event()
         # Started now, because the interpreter starts no thread while it ends.
@@ -146,7 +152,10 @@ class _End:
         if os.getpid() == self._process and not self._asked.is_set():
             self._open_spans.end()
             self._asked.set()
-            self._done.wait(END_SECONDS)
+            # Nothing if the collector has not answered the metrics either.
+            collector = _waiting.collector(traces.ENDPOINT_VARIABLES)
+            if not self._done.wait(_waiting.left(collector)):
+                self._exporter.warn()
 
     def _send(self) -> None:
         self._asked.wait()

@@ -10,6 +10,7 @@ fails the run.
 """
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +21,13 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run, task_run
 from pydantic import BaseModel
 
-from prefect_hamilton import traces
+from prefect_hamilton import _waiting, traces
 from prefect_hamilton.masking import mask
 
 EVENT = "flows.task.measured"
 QUALITY_EVENT = "prefect-hamilton.quality.breached"
 TRACKING_EVENT = "prefect-hamilton.tracking.given-up"
-ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
-EXPORT_TIMEOUT = 3.0  # seconds
+ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 class TaskMetrics(BaseModel):
@@ -114,7 +114,7 @@ class _Collector:
         from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
         from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, Resource
 
-        self._exporter = OTLPMetricExporter(timeout=EXPORT_TIMEOUT)
+        self._exporter = OTLPMetricExporter(timeout=_waiting.SECONDS)
         # Read when a task ends, not by the clock: what a short run does not send then may never go.
         self._reader = InMemoryMetricReader(
             preferred_temporality=dict.fromkeys((Counter, Histogram), AggregationTemporality.DELTA)
@@ -134,18 +134,25 @@ class _Collector:
         }
         self._seconds = meter.create_histogram("flows.task.seconds", unit="s")
         self._given_up = False
+        # Tasks that end at the same time wait together, and not one after the other.
+        self._sending = threading.Lock()
 
     def send(self, metrics: TaskMetrics, flow: str) -> bool:
         """Send the numbers; False, once, when they did not arrive."""
-        if self._given_up:
-            return True
-        attributes = {"flow": flow, "task": metrics.task}
-        for name, counter in self._rows.items():
-            counter.add(getattr(metrics, name), attributes)
-        self._seconds.record(metrics.seconds, attributes)
-        data = self._reader.get_metrics_data()
-        self._given_up = data is not None and self._exporter.export(data).name != "SUCCESS"
-        return not self._given_up
+        with self._sending:
+            if self._given_up:
+                return True
+            attributes = {"flow": flow, "task": metrics.task}
+            for name, counter in self._rows.items():
+                counter.add(getattr(metrics, name), attributes)
+            self._seconds.record(metrics.seconds, attributes)
+            data = self._reader.get_metrics_data()
+            began = time.monotonic()
+            self._given_up = data is not None and self._exporter.export(data).name != "SUCCESS"
+            if self._given_up:
+                waited = time.monotonic() - began
+                _waiting.note(_waiting.collector(ENDPOINT_VARIABLES), waited)
+            return not self._given_up
 
 
 @cache

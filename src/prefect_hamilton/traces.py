@@ -8,8 +8,9 @@ A flow pod calls `start`, and so does the import of `prefect_hamilton.dataflow`.
 before the flow, in a program that does neither. Where the program has a tracer provider already,
 as under `opentelemetry-instrument`, the dataflows are part of its traces.
 
-A collector that is unavailable causes one warning, never fails a run, and delays the end of the
-process by at most `_spans.END_SECONDS`. If traces are off, no module of the SDK is imported.
+A collector that is unavailable causes one warning, never fails a run, and delays the process by at
+most `_waiting.SECONDS`, which include what the metrics of tasks have waited for it. If traces are
+off, no module of the SDK is imported.
 """
 
 import os

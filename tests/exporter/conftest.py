@@ -81,9 +81,12 @@ class Api:
         self.set_states(run, "Pending", "Running", end)
         return run
 
-    def new_automation(self, flow: str) -> None:
-        """Create an automation that acts, without any effect, when a run of the flow fails."""
-        self.post(
+    def new_automation(self, flow: str) -> str:
+        """Create an automation that acts, without any effect, when a run of the flow fails.
+
+        It has the name of the flow. Returns its id.
+        """
+        automation = self.post(
             "/automations/",
             name=flow,
             trigger={
@@ -95,6 +98,7 @@ class Api:
             },
             actions=[{"type": "do-nothing"}],
         )
+        return str(automation["id"])
 
     def emit(self, name: str, flow: str, *, payload: Any = None, **resource: str) -> None:
         """Send an event of a flow's deployment `main`."""

@@ -13,6 +13,7 @@ import pytest
 
 from tests import services
 from tests.exporter.conftest import OPTIONS, Api, Exporter, until
+from tests.server import tcp_proxy
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]
 
@@ -135,6 +136,33 @@ def test_series_of_what_was_deleted_are_dropped(api: Api, exporter: Exporter) ->
     until(lambda: f'"{pool}"' in exporter.text(), False)
 
 
+def test_series_of_what_is_gone_when_deployments_change_are_dropped(
+    api: Api, exporter: Exporter
+) -> None:
+    """No deployment is deleted here: a flow without any, an automation and a work queue are."""
+    flow, kept, pool = name(), name(), api.new_pool()
+    deployment = api.new_deployment(kept, pool, work_queue_name="gone")
+    automation = api.new_automation(kept)
+    api.run(deployment, "Failed")
+    flow_id = api.post("/flows/", name=flow)["id"]
+    run = api.post("/flow_runs/", flow_id=flow_id, state={"type": "SCHEDULED"})["id"]
+    api.set_states(run, "Running", "Completed")
+    of_flow, of_queue = {"flow": flow}, {"work_pool": pool, "work_queue": "gone"}
+    of_automation = {"automation": kept}
+    until(lambda: exporter.sum(TRANSITIONS, **of_flow, state="Completed"), 1.0)
+    until(lambda: exporter.sum(TRANSITIONS, **of_queue, state="Failed"), 1.0)
+    until(lambda: exporter.sum("prefect_automation_actions_total", **of_automation), 1.0)
+    api.delete(f"/flows/{flow_id}")
+    api.delete(f"/automations/{automation}")
+    api.delete(f"/work_pools/{pool}/queues/gone")
+    api.run(api.new_deployment(kept, pool, name="other"))
+    until(lambda: exporter.sum(TRANSITIONS, **of_flow), None)
+    until(lambda: exporter.sum(TRANSITIONS, **of_queue), None)
+    until(lambda: exporter.sum("prefect_automation_actions_total", **of_automation), None)
+    of_pool = {"work_pool": pool, "work_queue": "default", "flow": kept}
+    until(lambda: exporter.sum(TRANSITIONS, **of_pool, state="Completed"), 1.0)
+
+
 def test_rows_of_all_runs_add_up_in_prometheus(
     api: Api, exporter: Exporter, prometheus: services.Service
 ) -> None:
@@ -224,6 +252,28 @@ def test_runs_count_that_ended_while_the_exporter_was_down(api: Api, tmp_path: P
         exporter = Exporter(service)
         until(lambda: exporter.sum(TRANSITIONS, flow=flow, state="Running"), 3.0)
         until(lambda: exporter.sum(TRANSITIONS, flow=flow, state="Completed"), 3.0)
+
+
+def test_events_that_the_stream_brings_last_are_late_and_count_once(
+    api: Api, tmp_path: Path
+) -> None:
+    flow = name()
+    deployment = api.new_deployment(flow, api.new_pool())
+    ended = {"flow": flow, "state": "Completed"}
+    with tcp_proxy.proxy(api.server.port) as between:
+        env = api.env | {"PREFECT_API_URL": f"http://127.0.0.1:{between.port}/api"}
+        with services.exporter(tmp_path, *OPTIONS, **env) as service:
+            exporter = Exporter(service)
+            until(lambda: exporter.sum("prefect_metrics_up"), 1.0)
+            api.run(deployment)
+            until(lambda: bool(exporter.sum("prefect_metrics_events_total", source="stream")), True)
+            between.hold_answers(b"GET /api/events/out")
+            api.run(deployment)
+            until(lambda: exporter.sum(TRANSITIONS, **ended), 2.0)  # from the stored events
+            between.speak()
+            late = float(OPTIONS[-1])  # the age from which on stored events are read
+            until(lambda: (exporter.sum("prefect_metrics_event_delay_seconds") or 0) >= late, True)
+            assert exporter.sum(TRANSITIONS, **ended) == 2
 
 
 def test_it_serves_while_there_is_no_server(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from prefect.client.orchestration import SyncPrefectClient, get_client
 
-from prefect_hamilton import _spans
+from prefect_hamilton import _spans, _waiting, metrics
 from tests.images.pods import Pods
 from tests.services import ROOT, Service
 from tests.web import Answer, WebServer
@@ -229,23 +229,64 @@ def test_a_collector_that_does_not_answer_causes_one_warning(prefect_api: str, s
     assert "Traceback" not in output
 
 
-def test_the_end_of_the_process_waits_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One request may take less than the end waits, which asks for no second one."""
-    assert _spans.EXPORT_SECONDS < _spans.END_SECONDS <= 3
-    assert _spans._Exporter()._exporter._client._timeout == _spans.EXPORT_SECONDS
-    waited: list[float | None] = []
+def test_metrics_and_spans_that_a_collector_does_not_answer_cause_a_warning_each(
+    prefect_api: str, silent: str
+) -> None:
+    output = run(prefect_api, "measured", OTEL_EXPORTER_OTLP_ENDPOINT=silent)
+    assert "\nCOMPLETED " in output
+    assert output.count("Task metrics did not reach") == 1
+    assert output.count("Spans did not reach") == 1
+    assert "Traceback" not in output
+
+
+@pytest.fixture
+def waited(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
+    """Seconds that the end of this process has waited for, without an answer."""
+    monkeypatch.setattr(_waiting, "_waited", {})
+    metrics._collector.cache_clear()
+    return []
+
+
+def end_process(waited: list[float | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """End twice, as SIGTERM and the interpreter do."""
 
     class Never(threading.Event):
         def wait(self, timeout: float | None = None) -> bool:
             waited.append(timeout)
             return False
 
-    open_spans = _spans._OpenSpans()
-    end = _spans._End(_spans.TracerProvider(shutdown_on_exit=False), open_spans)
+    provider = _spans.TracerProvider(shutdown_on_exit=False)
+    end = _spans._End(provider, _spans._OpenSpans(), _spans._Exporter())
     monkeypatch.setattr(end, "_done", Never())
     end()
     end()
-    assert waited == [_spans.END_SECONDS]
+
+
+def test_the_end_of_the_process_waits_for_a_bounded_time(
+    waited: list[float | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One request may take less than the end waits, which asks for no second one."""
+    assert _spans.EXPORT_SECONDS < _waiting.SECONDS <= 3
+    assert _spans._Exporter()._exporter._client._timeout == _spans.EXPORT_SECONDS
+    end_process(waited, monkeypatch)
+    assert waited == [_waiting.SECONDS]
+
+
+@pytest.mark.parametrize("is_one", [True, False], ids=["one", "another for traces"])
+def test_a_process_waits_for_a_silent_collector_once(
+    waited: list[float | None], silent: str, is_one: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the 3 seconds, the metrics of a task have left nothing to the spans."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", silent)
+    if not is_one:
+        other = "http://127.0.0.1:9/v1/traces"
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", other)
+    collector = metrics._collector()
+    assert collector._exporter._client._timeout == _waiting.SECONDS
+    assert not collector.send(metrics.TaskMetrics(task="load"), "measured")
+    end_process(waited, monkeypatch)
+    (seconds,) = waited
+    assert seconds == pytest.approx(0 if is_one else _waiting.SECONDS, abs=0.1)
 
 
 def test_an_invalid_setting_causes_one_warning(prefect_api: str, collector: Collector) -> None:

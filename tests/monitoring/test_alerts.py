@@ -5,6 +5,8 @@ Every `for` and window of a rate is shortened in the cluster, thresholds by the 
 
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -27,7 +29,18 @@ pytestmark = [
 ]
 
 LONG_TRANSACTION = "BEGIN; SELECT pg_sleep(600)"
-END_IT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'BEGIN; SELECT%'"
+MANY_CONNECTIONS = """
+used="SELECT round(0.7 * current_setting('max_connections')::int) - count(datname)"
+for _ in $(seq $(psql -U postgres -tAc "$used FROM pg_stat_activity")); do
+  psql -U postgres -c 'SELECT pg_sleep(600)' &
+done
+wait
+"""
+"""As many as make seven tenths of all, with those that there are."""
+END_THEM = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE query LIKE '%SELECT pg_sleep(600)' AND pid <> pg_backend_pid()
+"""
 
 
 def test_runs_that_wait(cluster: Monitored, runs: Runs) -> None:
@@ -125,6 +138,7 @@ def test_no_postgresql(cluster: Monitored) -> None:
         lambda: cluster.scale("sts/postgres", 1),
         Expected("PostgreSQL scaled to 0", "PrefectPostgresDown"),
         Expected("PostgreSQL scaled to 0", "PrefectComponentUnavailable", server),
+        Expected("PostgreSQL scaled to 0", "PrefectServerErrors"),
     )
     kind.wait_until_ready(cluster.context, timeout=180)
 
@@ -158,16 +172,75 @@ def test_jobs_that_fail(cluster: Monitored) -> None:
     )
 
 
-def test_a_long_transaction(cluster: Monitored) -> None:
-    psql = ("exec", f"sts/{RELEASE}-postgres", "--", "psql", "-U", "postgres", "-c")
-    command = ["kubectl", "--namespace", cluster.namespace, *psql, LONG_TRANSACTION]
+@contextmanager
+def in_postgres(cluster: Monitored, *command: str) -> Iterator[None]:
+    """Run a command in the pod of PostgreSQL until the block ends."""
     cluster.kubectl("rollout", "status", f"sts/{RELEASE}-postgres", "--timeout=180s")
-    with subprocess.Popen(command, env=cluster.environment, stderr=subprocess.DEVNULL) as session:
+    kubectl = ("kubectl", "--namespace", cluster.namespace, "exec", f"sts/{RELEASE}-postgres", "--")
+    with subprocess.Popen(
+        [*kubectl, *command],
+        env=cluster.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as session:
         try:
-            cluster.provoke(
-                lambda: None,
-                lambda: cluster.kubectl(*psql, END_IT),
-                Expected("A transaction stays open", "PrefectPostgresTransactionLong"),
-            )
+            yield
         finally:
             session.terminate()
+
+
+def end_sessions(cluster: Monitored) -> None:
+    """End the sessions of this file."""
+    pod = ("exec", f"sts/{RELEASE}-postgres", "--")
+    cluster.kubectl(*pod, "psql", "-U", "postgres", "-c", END_THEM)
+
+
+def test_a_long_transaction(cluster: Monitored) -> None:
+    with in_postgres(cluster, "psql", "-U", "postgres", "-c", LONG_TRANSACTION):
+        cluster.provoke(
+            lambda: None,
+            lambda: end_sessions(cluster),
+            Expected("A transaction stays open", "PrefectPostgresTransactionLong"),
+        )
+
+
+def test_many_connections(cluster: Monitored) -> None:
+    with in_postgres(cluster, "sh", "-c", MANY_CONNECTIONS):
+        cluster.provoke(
+            lambda: None,
+            lambda: end_sessions(cluster),
+            Expected("Sessions of PostgreSQL stay open", "PrefectPostgresConnectionsHigh"),
+        )
+
+
+def test_no_job_can_be_created(cluster: Monitored) -> None:
+    """A quota refuses the Jobs of runs, which crash."""
+
+    def cause() -> None:
+        cluster.kubectl("create", "quota", "no-jobs", "--hard=count/jobs.batch=0")
+        cluster.start(WALKTHROUGH)
+
+    of_the_pool = (("work_pool", "kubernetes"),)
+    cluster.provoke(
+        cause,
+        lambda: cluster.kubectl("delete", "quota", "no-jobs"),
+        Expected("A quota refuses Jobs", "PrefectSubmissionsFailing", of_the_pool),
+    )
+
+
+def test_no_success(cluster: Monitored) -> None:
+    """The deployment succeeds, then no more, and then again."""
+
+    def succeed() -> None:
+        cluster.wait_for_state(cluster.start(WALKTHROUGH), "Completed")
+
+    succeed()
+    cluster.provoke(
+        lambda: None,
+        succeed,
+        Expected(
+            "A deployment does not succeed for 60 s",
+            "PrefectDeploymentNotSucceeding",
+            (("flow", "ui-walkthrough-retries"),),
+        ),
+    )

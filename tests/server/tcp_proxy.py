@@ -15,6 +15,7 @@ class TcpProxy:
         self.port = free_port()
         self._target = target
         self._held = b""
+        self._opening = b""
         self._passes = threading.Event()
         self._passes.set()
         self._sockets: list[socket.socket] = []
@@ -36,7 +37,12 @@ class TcpProxy:
 
     def hold(self, words: bytes) -> None:
         """Keep back, from now on, a request or answer that has these words."""
-        self._held = words
+        self._held, self._opening = words, b""
+        self._passes.clear()
+
+    def hold_answers(self, words: bytes) -> None:
+        """Keep back, from now on, what is answered on connections that began with these words."""
+        self._held, self._opening = b"", words
         self._passes.clear()
 
     def silence(self) -> None:
@@ -53,13 +59,23 @@ class TcpProxy:
                 client, _ = listener.accept()
                 server = socket.create_connection(("127.0.0.1", self._target))
                 self._sockets += [client, server]
+                opening = bytearray()
                 for source, sink in [(client, server), (server, client)]:
-                    threading.Thread(target=self._pump, args=[source, sink], daemon=True).start()
+                    arguments = [source, sink, opening, sink is client]
+                    threading.Thread(target=self._pump, args=arguments, daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(
+        self, source: socket.socket, sink: socket.socket, opening: bytearray, answers: bool
+    ) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
-                if self._held in data:
+                if not answers and not opening:
+                    opening += data
+                if self._opening:
+                    is_held = answers and self._opening in opening
+                else:
+                    is_held = self._held in data
+                if is_held:
                     self._passes.wait()
                 sink.sendall(data)
         with suppress(OSError):

@@ -93,7 +93,6 @@ async def _work(listening: Listening, refresh: Refresh, series: Series, seconds:
             try:
                 if stream is None:
                     await listening.resume()
-                    await refresh.last_successes()
                     stream = asyncio.create_task(listening.forever())
                 await listening.compare()
                 await refresh.all()

@@ -82,9 +82,13 @@ class Counting:
     ended: dict[UUID, Labels] = field(default_factory=dict)
     """Runs that have ended and whose start was not seen, with their labels."""
     deployments: dict[Labels, datetime] = field(default_factory=dict)
-    """Flow and name of each deployment, and when it was last seen."""
+    """Flow and deployment, or "" without one, of runs, and when they were last seen."""
     pools: dict[str, datetime] = field(default_factory=dict)
     """Name of each work pool, and when it was last seen."""
+    queues: dict[Labels, datetime] = field(default_factory=dict)
+    """Pool and name of each work queue, and when it was last seen."""
+    automations: dict[str, datetime] = field(default_factory=dict)
+    """Name of each automation that has acted, and when it last did."""
     deployments_changed: bool = True
     _runs: OrderedDict[UUID, _Run] = field(default_factory=OrderedDict)
 
@@ -100,7 +104,9 @@ class Counting:
         elif name.startswith(DEPLOYMENT):
             self._note_deployment(event)
         elif name.startswith(ACTION):
-            labels = (event.resource.name or "", name.removeprefix(ACTION))
+            automation = event.resource.name or ""
+            self.automations[automation] = datetime.now(UTC)
+            labels = (automation, name.removeprefix(ACTION))
             self.series.add(families.AUTOMATION_ACTIONS, labels)
         elif diagnosis := event.resource.get("kubernetes.diagnosis"):
             self.series.add(families.POD_DIAGNOSES, (diagnosis,))
@@ -116,9 +122,10 @@ class Counting:
             return
         state = state_label(event.resource.get("prefect.state-name") or "", type_)
         flow, pool = self._flow(event), _related(event, "work-pool")
+        queue = _related(event, "work-queue")
         if pool:
-            self.pools[pool] = datetime.now(UTC)
-        labels = (*flow, pool, _related(event, "work-queue"), state)
+            self.pools[pool] = self.queues[pool, queue] = datetime.now(UTC)
+        labels = (*flow, pool, queue, state)
         self.series.add(families.TRANSITIONS, labels)
         run = UUID(event.resource.id.removeprefix(RUN))
         self._follow(run, type_, event, flow, pool, state)
@@ -177,8 +184,7 @@ class Counting:
 
     def _flow(self, event: Event) -> Labels:
         key = (_related(event, "flow"), _related(event, "deployment"))
-        if key[1]:
-            self.deployments[key] = datetime.now(UTC)
+        self.deployments[key] = datetime.now(UTC)
         return key
 
 

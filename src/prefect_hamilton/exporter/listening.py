@@ -28,6 +28,8 @@ SETTLE_SECONDS = 15.0
 """The server stores events in batches, some seconds after they are in the stream."""
 OVERLAP = timedelta(seconds=60)
 """Every period is compared twice, for events that were stored late."""
+LATEST = timedelta(minutes=10)
+"""How late the stream may bring an event that was read from the stored ones before."""
 REPLAY = timedelta(hours=1)
 """How far back a new process reads at most."""
 PAGE = 50
@@ -68,6 +70,8 @@ class Listening:
     first: datetime = field(default_factory=lambda: datetime.now(UTC))
     """Events that occurred before are not counted."""
     _seen: dict[UUID, datetime] = field(default_factory=dict)
+    _awaited: set[UUID] = field(default_factory=set)
+    """Those of the seen events that were stored and that the stream has not brought."""
     _newest: datetime | None = None
     _scraped: datetime | None = None
     _stored: datetime | None = None
@@ -120,8 +124,13 @@ class Listening:
                     break
                 page = await self._next_page(page["next_page"])
         self._compared = until
-        kept = until - 2 * OVERLAP
-        self._seen = {key: time for key, time in self._seen.items() if time >= kept}
+        kept, awaited = until - 2 * OVERLAP, until - LATEST
+        self._seen = {
+            key: time
+            for key, time in self._seen.items()
+            if time >= (awaited if key in self._awaited else kept)
+        }
+        self._awaited &= self._seen.keys()
 
     def scraped(self) -> None:
         """Note that all events up to now were in a scrape."""
@@ -142,17 +151,25 @@ class Listening:
 
     def _take(self, event: Event, source: str) -> None:
         occurred = event.occurred
-        if event.id in self._seen or occurred < self.first:
+        if occurred < self.first:
+            return
+        series = self.counting.series
+        is_new = event.id not in self._seen
+        if source == "stored":
+            if is_new:
+                self._awaited.add(event.id)
+        elif is_new or event.id in self._awaited:
+            # Not of one that it has brought: a new connection brings the last minute again.
+            self._awaited.discard(event.id)
+            delay = (datetime.now(UTC) - occurred).total_seconds()
+            series.set(families.EVENT_DELAY, (), max(delay, 0.0))
+        if not is_new:
             return
         self._seen[event.id] = occurred
         # A sender's clock may be ahead: what occurs meanwhile must not count as scraped.
         reached = min(occurred, datetime.now(UTC))
         self._newest = max(self._newest or reached, reached)
-        series = self.counting.series
         series.add(families.EVENTS, (source,))
-        if source == "stream":
-            delay = (datetime.now(UTC) - occurred).total_seconds()
-            series.set(families.EVENT_DELAY, (), max(delay, 0.0))
         self.counting.count(event)
 
     async def _stored_events(self, since: datetime, until: datetime, limit: int) -> dict[str, Any]:

@@ -1,14 +1,17 @@
 """What no event says, read from the API: a number of requests that does not depend on the runs.
 
 Per refresh: one for the work pools, one for the global concurrency limits, at most four per work
-pool, and two for the times of up to 200 runs each. The deployments, 200 per request, are read at
-the start, every ten minutes, and a minute after one has changed.
+pool, and two for the times of up to 200 runs each. The flows and their deployments, up to 200 per
+request, are read at the start, every ten minutes, and a minute after a deployment has changed; so
+are the automations, and the work queues of each pool. For the last successes of deployments that
+are new here there are up to ten requests per refresh.
 """
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, TypeVar
 from urllib.parse import quote
 from uuid import UUID
@@ -21,11 +24,15 @@ from prefect_hamilton.exporter.counting import Counting, state_label
 from prefect_hamilton.exporter.series import Labels
 
 PAGE = 200
+OVERLAP = 20
+"""Objects that two pages share: so many may be deleted between them without hiding another."""
 Key = TypeVar("Key")
 LOOK_BACK = timedelta(days=90)  # of runs that have not ended
 DEPLOYMENTS_SECONDS = 600.0
 CHANGED_DEPLOYMENTS_SECONDS = 60.0
 PAUSES_PER_LISTING = 20  # a listing that takes 10 seconds is repeated after 200 at the earliest
+SUCCESS_REQUESTS = 10
+"""Requests per refresh for the last successes of deployments, 200 deployments and runs each."""
 NOT_ENDED = [state.value for state in StateType if state not in TERMINAL_STATES]
 DUE = ("Scheduled", "Late")
 """Names of states of a run that waits for a worker. The server may not have called it late yet."""
@@ -43,6 +50,10 @@ class Refresh:
     changed_deployments_seconds: float = CHANGED_DEPLOYMENTS_SECONDS
     _listed: float = float("-inf")
     _listing_seconds: float = 0.0
+    _deployments: dict[str, Labels] = field(default_factory=dict)
+    """Those listed last, by id."""
+    _unread: dict[str, Labels] = field(default_factory=dict)
+    """Those of them whose last success has not been asked for."""
 
     async def all(self) -> None:
         """Read every gauge once. Raises httpx.HTTPError."""
@@ -54,28 +65,8 @@ class Refresh:
             self._drop_pools({pool["name"] for pool in pools}, began)
         await self._read_limits()
         await self._look_up()
-        await self._read_deployments(began)
-
-    async def last_successes(self) -> None:
-        """Read when deployments last succeeded, from the last runs that completed."""
-        runs = await self._post(
-            "flow_runs/filter",
-            flow_runs={
-                "state": {"type": {"any_": ["COMPLETED"]}},
-                "deployment_id": {"is_null_": False},
-            },
-            sort="END_TIME_DESC",
-            limit=PAGE,
-        )
-        ids = {run["deployment_id"] for run in runs}
-        found = await self._post(
-            "deployments/filter", deployments={"id": {"any_": sorted(ids)}}, limit=PAGE
-        )
-        names = {each["id"]: await self._key(each) for each in found}
-        for run in reversed(runs):  # the newest last
-            if key := names.get(run["deployment_id"]):
-                ended = _time(run["end_time"]).timestamp()
-                self.counting.series.set(families.LAST_SUCCESS, key, ended)
+        await self._list_names({pool["name"] for pool in pools}, began)
+        await self._read_last_successes()
 
     async def _read_runs(self, pools: list[str]) -> None:
         total = await self._states({})
@@ -196,7 +187,8 @@ class Refresh:
         runs = await self._post("flow_runs/filter", flow_runs={"id": {"any_": names}}, limit=PAGE)
         return [run for run in runs if run["start_time"]]
 
-    async def _read_deployments(self, began: datetime) -> None:
+    async def _list_names(self, pools: set[str], began: datetime) -> None:
+        """Drop the series of all that is gone, if it is time to look for it."""
         waited = time.monotonic() - self._listed
         pause = max(self.changed_deployments_seconds, PAUSES_PER_LISTING * self._listing_seconds)
         if waited < (pause if self.counting.deployments_changed else DEPLOYMENTS_SECONDS):
@@ -204,51 +196,120 @@ class Refresh:
         self.counting.deployments_changed, listed_from = False, time.monotonic()
         try:
             await self._list_deployments(began)
+            await self._list_automations(began)
+            await self._list_queues(pools, began)
         except Exception:
             self.counting.deployments_changed = True  # again at the next refresh
             raise
         self._listed, self._listing_seconds = listed_from, time.monotonic() - listed_from
 
     async def _list_deployments(self, began: datetime) -> None:
-        flows: dict[str, str] = {}
-        found: set[Labels] = set()
+        found: dict[str, Labels] = {}
+        kept: set[Labels] = {("", "")}
         active: dict[Labels, float] = {}
-        async for each in self._every("deployments/filter"):
-            key = await self._key(each, flows)
-            found.add(key)
-            if schedules := each["schedules"]:
-                is_on = not each["paused"] and any(item["active"] for item in schedules)
-                active[key] = float(is_on)
+        async for flows in self._pages("flows/filter"):
+            names = {flow["id"]: flow["name"] for flow in flows}
+            kept |= {(name, "") for name in names.values()}
+            async for each in self._deployments_of(list(names)):
+                key = found[each["id"]] = (names[each["flow_id"]], each["name"])
+                if schedules := each["schedules"]:
+                    is_on = not each["paused"] and any(item["active"] for item in schedules)
+                    active[key] = float(is_on)
         self.counting.series.replace(families.SCHEDULE_ACTIVE, active)
-        self._drop_deployments(found, began)
+        kept |= set(found.values())
+        kept |= _forget(self.counting.deployments, kept, began)
+        self.counting.series.drop(
+            lambda labels: "flow" in labels and (labels["flow"], labels["deployment"]) not in kept
+        )
+        self._unread = {
+            id_: key
+            for id_, key in found.items()
+            if id_ in self._unread or id_ not in self._deployments
+        }
+        self._deployments = found
 
-    def _drop_deployments(self, found: set[Labels], began: datetime) -> None:
-        """Drop the series of all that are gone, but for those that appeared meanwhile."""
-        kept = found | _forget(self.counting.deployments, found, began)
+    async def _deployments_of(self, flows: list[str]) -> AsyncIterator[dict[str, Any]]:
+        """Yield the deployments of the flows with these ids.
+
+        The API sorts deployments by name only. Where those of several flows share a name, a
+        database may sort them differently for each page, and pages miss some. So this asks for
+        fewer flows until one page has all, or for one flow, whose deployments share no name.
+        """
+        waiting = [flows]
+        while waiting:
+            some = waiting.pop()
+            of_some = {"flows": {"id": {"any_": some}}}
+            page = await self._post("deployments/filter", limit=PAGE, **of_some)
+            if len(page) < PAGE:
+                for each in page:
+                    yield each
+            elif len(some) > 1:
+                half = len(some) // 2
+                waiting += [some[:half], some[half:]]
+            else:
+                async for page in self._pages("deployments/filter", **of_some):
+                    for each in page:
+                        yield each
+
+    async def _list_automations(self, began: datetime) -> None:
+        if not self.counting.automations:
+            return
+        # Automations may share a name. What is sorted by name has each name in the same places.
+        kept = {each["name"] async for page in self._pages("automations/filter") for each in page}
+        kept |= _forget(self.counting.automations, kept, began)
+        self.counting.series.drop(
+            lambda labels: "automation" in labels and labels["automation"] not in kept
+        )
+
+    async def _list_queues(self, pools: set[str], began: datetime) -> None:
+        """Drop the series of work queues that are gone; those of pools are dropped elsewhere."""
+        asked = {pool for pool, _ in self.counting.queues} & pools
+        kept: set[Labels] = {(pool, "") for pool in asked}
+        for pool in asked:
+            async for page in self._pages(f"work_pools/{quote(pool, safe='')}/queues/filter"):
+                kept |= {(pool, queue["name"]) for queue in page}
+        kept |= _forget(self.counting.queues, kept, began)
 
         def is_gone(labels: dict[str, str]) -> bool:
-            name = labels.get("deployment")
-            return bool(name) and (labels["flow"], name) not in kept
+            pool, queue = labels.get("work_pool"), labels.get("work_queue")
+            return queue is not None and pool in asked and (pool, queue) not in kept
 
         self.counting.series.drop(is_gone)
 
-    async def _key(
-        self, deployment: Mapping[str, Any], flows: dict[str, str] | None = None
-    ) -> Labels:
-        """Return flow and name of a deployment."""
-        flows = {} if flows is None else flows
-        flow_id = deployment["flow_id"]
-        if flow_id not in flows:
-            flows.update({flow["id"]: flow["name"] async for flow in self._every("flows/filter")})
-        return flows.get(flow_id, ""), deployment["name"]
+    async def _read_last_successes(self) -> None:
+        """Read when deployments succeeded before this process began, of some per refresh."""
+        for _ in range(SUCCESS_REQUESTS):
+            if not self._unread:
+                return
+            some = dict(islice(self._unread.items(), PAGE))
+            runs = await self._post(
+                "flow_runs/filter",
+                flow_runs={
+                    "deployment_id": {"any_": list(some)},
+                    "state": {"type": {"any_": ["COMPLETED"]}},
+                    "end_time": {"is_null_": False},
+                },
+                sort="END_TIME_DESC",
+                limit=PAGE,
+            )
+            for run in runs:  # the newest of each deployment first
+                if key := some.pop(run["deployment_id"], None):
+                    ended = _time(run["end_time"]).timestamp()
+                    self.counting.series.raise_to(families.LAST_SUCCESS, key, ended)
+                    self._unread.pop(run["deployment_id"], None)
+            if len(runs) < PAGE:  # the others have never succeeded
+                for id_ in some:
+                    self._unread.pop(id_, None)
 
-    async def _every(self, path: str) -> AsyncIterator[dict[str, Any]]:
-        """Yield the objects of all pages."""
+    async def _pages(self, path: str, **body: Any) -> AsyncIterator[list[dict[str, Any]]]:
+        """Yield all objects in pages; some of them twice.
+
+        Only for what the API sorts by something that no two of the objects share, such as a name.
+        """
         offset = 0
-        while page := await self._post(path, limit=PAGE, offset=offset):
-            for each in page:
-                yield each
-            offset += PAGE
+        while page := await self._post(path, limit=PAGE, offset=offset, **body):
+            yield page
+            offset += PAGE - OVERLAP
             if len(page) < PAGE:
                 return
 
