@@ -19,7 +19,7 @@ def collector(variables: tuple[str, ...]) -> str:
 
 
 def note(collector: str, seconds: float) -> None:
-    """Note that something was not sent after so many seconds."""
+    """Note that this number of seconds was waited in vain."""
     _waited[collector] = _waited.get(collector, 0.0) + seconds
 
 

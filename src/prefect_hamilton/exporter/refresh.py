@@ -25,7 +25,7 @@ from prefect_hamilton.exporter.series import Labels
 
 PAGE = 200
 OVERLAP = 20
-"""Objects that two pages share: so many may be deleted between them without hiding another."""
+"""Objects that two pages share. If no more are deleted between them, none is missed."""
 Key = TypeVar("Key")
 LOOK_BACK = timedelta(days=90)  # of runs that have not ended
 DEPLOYMENTS_SECONDS = 600.0
