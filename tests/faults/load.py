@@ -249,8 +249,9 @@ class Load(ABC):
         """Wait until all have ended, or the time is over, and judge them."""
         ended = time.time()
         while time.time() < ended + SETTLE:
-            known = self.known(ended)
+            # First: a run that is accepted meanwhile is not among the known ones yet.
             accepted = all(future.done() for future in self.creating)
+            known = self.known(ended)
             final = all(run["state_type"] in FINAL for run in known.values())
             if accepted and final and not self.active():
                 break
