@@ -171,6 +171,51 @@ def test_a_manual_change_is_reverted_and_reported_without_secret_values(
     assert len(client._client.post("/automations/filter", json={}).json()) == 1
 
 
+def automations(client: SyncPrefectClient, *names: str) -> list[dict[str, Any]]:
+    named = {"name": {"any_": list(names)}}
+    found = client._client.post("/automations/filter", json={"automations": named}).json()
+    return [dict(each) for each in found]
+
+
+def edit(client: SyncPrefectClient, automation: str, **fields: Any) -> None:
+    """Change an automation as a person does in the UI."""
+    path = f"/automations/{automation}"
+    content = client._client.get(path).json() | fields
+    for name in ("id", "created", "updated"):
+        del content[name]
+    client._client.put(path, json=content).raise_for_status()
+
+
+def test_a_field_that_leaves_an_automation_has_its_default_and_a_pause_stays(
+    client: SyncPrefectClient, bootstrap: Bootstrap
+) -> None:
+    nothing = {"type": "do-nothing"}
+    bare = {"name": "bare", "trigger": EVENT, "actions": [nothing]}
+    full = bare | {"enabled": False, "tags": ["a"], "actions_on_resolve": [nothing]}
+
+    def stored() -> dict[str, Any]:
+        (found,) = automations(client, "bare")
+        return found
+
+    bootstrap("apply", [], {"automations": [full]})
+    assert not stored()["enabled"]
+    plan = bootstrap("plan", [], {"automations": [bare]}, code=2).stdout
+    assert "enabled false → true" in plan
+    assert 'tags ["a"] → []' in plan
+    assert "actions_on_resolve differs" in plan
+    bootstrap("apply", [], {"automations": [bare]})
+    after = stored()
+    assert (after["enabled"], after["tags"], after["actions_on_resolve"]) == (True, [], [])
+
+    # A person pauses it, which stays, and adds an action, which does not.
+    edit(client, after["id"], enabled=False, actions_on_trigger=[nothing])
+    plan = bootstrap("plan", [], {"automations": [bare]}, code=2).stdout
+    assert "~ automation bare: actions_on_trigger differs\n" in plan
+    bootstrap("apply", [], {"automations": [bare]})
+    assert (stored()["enabled"], stored()["actions_on_trigger"]) == (False, [])
+    assert " 1 removed" in bootstrap("apply", []).stdout
+
+
 @pytest.mark.parametrize("slug", [None, "nightly"])
 def test_schedules_that_git_no_longer_has_go(
     client: SyncPrefectClient, bootstrap: Bootstrap, slug: str | None

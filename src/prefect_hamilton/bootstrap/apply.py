@@ -398,11 +398,17 @@ class Reconciler:
             ids[reference] = found
         core = prefect_schemas.automation_core(content, ids)
         existing = await kind.find(automation.name)
-        fields = automation.reconciled() if existing else set(type(core).model_fields)
-        desired = {name: value for name, value in comparable(core).items() if name in fields}
-        desired.pop("name", None)
+        desired = comparable(core)
+        del desired["name"]
+        key = f"{kind.label} {automation.name}"
+        if existing and "enabled" not in automation.model_fields_set:
+            entry = self._created.of_id(key, existing.id)
+            if not (entry and entry.disabled):  # else Git no longer disables it
+                desired["enabled"] = existing.fields["enabled"]
         self._planned.add(("automation", automation.name))
         await self._reconcile(kind, automation.name, desired, source, found=existing)
+        if entry := self._created.get(key):
+            self._created.put(entry.model_copy(update={"disabled": not automation.enabled}))
 
     async def _without_what_is_left_out(self, content: Fields) -> Fields:
         """Return an automation without the actions whose block is left out and not on the server.
@@ -448,8 +454,9 @@ def base_job_template(pool: WorkPool, tracking: Mapping[str, str]) -> dict[str, 
 
 
 def stored_values(block: Block) -> Fields:
-    """Return the block's values as the server keeps them: text may be a number there.
+    """Return all fields of the block as the server keeps them: text may be a number there.
 
+    Fields without a value have the defaults of the type, so that one that leaves the file goes.
     Raises BootstrapError, which does not quote a value: it may be a secret.
     """
     values = resolve(block.values)
@@ -469,7 +476,8 @@ def stored_values(block: Block) -> Fields:
             f"Block {block.name}: the values are not valid for a {block.type} block."
         ) from None
     stored = wanted.model_dump(mode="json", by_alias=True, context={"include_secrets": True})
-    return {name: stored[name] for name in values}
+    properties = prefect_schemas.block_class(block.type).model_json_schema()["properties"]
+    return {name: stored[name] for name in properties}
 
 
 async def _find(client: PrefectClient, kind: str, name: str) -> UUID | None:

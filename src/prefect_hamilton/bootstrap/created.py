@@ -45,7 +45,8 @@ class Entry(BaseModel):
     `prune` is whether it is removed when its source no longer names it, or is no longer there.
     `created` is whether the bootstrap created it: nothing else is ever removed. `ending` is a
     deployment that is removed when its runs have ended. `triggers` are the automations of a
-    deployment's triggers; None if it is not known which they are.
+    deployment's triggers; None if it is not known which they are. `disabled` is an automation that
+    its source has disabled: a person who pauses one leaves no trace here.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class Entry(BaseModel):
     created: bool = True
     ending: bool = False
     triggers: list[UUID] | None = None
+    disabled: bool = False
 
     @property
     def key(self) -> str:
