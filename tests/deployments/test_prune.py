@@ -216,6 +216,52 @@ def test_a_field_that_leaves_an_automation_has_its_default_and_a_pause_stays(
     assert " 1 removed" in bootstrap("apply", []).stdout
 
 
+def test_an_automation_that_a_person_made_under_the_same_name_is_left_as_it_is(
+    client: SyncPrefectClient, bootstrap: Bootstrap
+) -> None:
+    nothing, cancel = {"type": "do-nothing"}, {"type": "cancel-flow-run"}
+    ours = {"name": "shared", "trigger": EVENT, "actions": [nothing]}
+
+    def made(name: str) -> str:
+        trigger = EVENT | {"for_each": [], "within": 0}
+        content = {"name": name, "trigger": trigger, "actions": [cancel], "enabled": False}
+        created = client._client.post("/automations/", json=content).raise_for_status()
+        return str(created.json()["id"])
+
+    def actions() -> dict[str, list[str]]:
+        found = automations(client, "shared", "renamed")
+        return {each["id"]: [action["type"] for action in each["actions"]] for each in found}
+
+    # One that was there before, and one that is made or changed after the bootstrap's own.
+    before = made("shared")
+    assert "beside another one" in bootstrap("plan", [], {"automations": [ours]}, code=2).stdout
+    assert "beside another one" in bootstrap("apply", [], {"automations": [ours]}).stdout
+    after = made("shared")
+    (own,) = actions().keys() - {before, after}
+    assert bootstrap("plan", [], {"automations": [ours]}).stdout.count("\n") == 1
+
+    changed = ours | {"actions": [nothing, nothing]}
+    bootstrap("apply", [], {"automations": [changed]})
+    hers = {before: ["cancel-flow-run"], after: ["cancel-flow-run"]}
+    assert actions() == hers | {own: ["do-nothing", "do-nothing"]}
+
+    # Its own gets its name back, and is the one that goes.
+    edit(client, own, name="renamed")
+    assert 'name "renamed" → "shared"' in bootstrap("apply", [], {"automations": [changed]}).stdout
+    assert " 1 removed" in bootstrap("apply", []).stdout
+    assert actions() == hers
+
+    # One that is as in Git already is taken over, but not deleted.
+    same = ours | {"actions": [cancel], "enabled": False}
+    taken = bootstrap("apply", [], {"automations": [same]}).stdout
+    assert " 0 created, 0 updated" in taken
+    bootstrap("apply", [], {"automations": [same | {"actions": [nothing]}]})
+    assert sorted(actions().values()) == [["cancel-flow-run"], ["do-nothing"]]
+    assert "not created by the bootstrap" in bootstrap("apply", []).stdout
+    for id_ in hers:
+        client._client.delete(f"/automations/{id_}").raise_for_status()
+
+
 @pytest.mark.parametrize("slug", [None, "nightly"])
 def test_schedules_that_git_no_longer_has_go(
     client: SyncPrefectClient, bootstrap: Bootstrap, slug: str | None

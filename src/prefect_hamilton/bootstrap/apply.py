@@ -46,6 +46,7 @@ from prefect_hamilton.bootstrap.objects import (
     Blocks,
     Deployments,
     Fields,
+    Found,
     GlobalLimits,
     Kind,
     TagLimits,
@@ -242,8 +243,12 @@ class Reconciler:
         source: str,
         defaults: Collection[str] = (),
         found: Any = ...,
+        note: str = "",
     ) -> None:
-        """Create the object, or update it where it differs, and report which."""
+        """Create the object, or update it where it differs, and report which.
+
+        `note` is said of it if it is created.
+        """
         key = f"{kind.label} {name}"
         self.named.add(key)
         write = self._options.write
@@ -256,7 +261,7 @@ class Reconciler:
                 if kind.removable:
                     self._created.put(Entry(kind=kind.label, name=name, id=id_, source=source))
                     await self._created.save()  # what is created is recorded even if this ends here
-            self.note(Change("created", kind.label, name))
+            self.note(Change("created", kind.label, name, note))
             return
         if entry := self._created.of_id(key, found.id):
             if entry.ending and write:
@@ -380,7 +385,7 @@ class Reconciler:
         content = await self._without_what_is_left_out(automation.in_prefects_words())
         ids = {}
         for place, reference in prefect_schemas.referred(content):
-            found = await _find(self.client, *reference)
+            found = await self._find(*reference)
             if found is None and reference in self._planned and not self._options.write:
                 found = prefect_schemas.ANY_ID
             if found is None:
@@ -397,18 +402,58 @@ class Reconciler:
                 return
             ids[reference] = found
         core = prefect_schemas.automation_core(content, ids)
-        existing = await kind.find(automation.name)
         desired = comparable(core)
-        del desired["name"]
         key = f"{kind.label} {automation.name}"
-        if existing and "enabled" not in automation.model_fields_set:
+        may_be_paused = "enabled" not in automation.model_fields_set
+        existing, others = await self._existing_automation(kind, desired, may_be_paused)
+        if existing and may_be_paused:
             entry = self._created.of_id(key, existing.id)
             if not (entry and entry.disabled):  # else Git no longer disables it
                 desired["enabled"] = existing.fields["enabled"]
         self._planned.add(("automation", automation.name))
-        await self._reconcile(kind, automation.name, desired, source, found=existing)
+        await self._reconcile(
+            kind, automation.name, desired, source, found=existing, note=beside(others)
+        )
         if entry := self._created.get(key):
             self._created.put(entry.model_copy(update={"disabled": not automation.enabled}))
+
+    async def _existing_automation(
+        self, kind: Automations, desired: Fields, may_be_paused: bool
+    ) -> tuple[Found | None, int]:
+        """Return the automation that is to be as desired, and how many others have its name.
+
+        With the record of a release it is the recorded one. Of those that a person or another
+        release made, one that is as desired is taken over, and the rest is left as it is.
+        """
+        name = desired["name"]
+        key = f"{kind.label} {name}"
+        named = [each for each in await kind.named(name) if not each.more]
+        entry = self._created.get(key)
+        existing = await kind.find_recorded(name, entry.id) if entry else None
+        if existing is None and not self._created.kept:
+            existing = next(iter(named), None)
+        elif existing is None:
+            recorded = {each.id for each in self._created}
+            any_ = {"enabled": True} if may_be_paused else {}
+            for each in named:
+                if each.id not in recorded and each.fields | any_ == desired | any_:
+                    existing = each
+                    new = Entry(kind=kind.label, name=name, id=each.id, created=False)
+                    self._created.put(new)
+                    break
+        return existing, sum(existing is None or each.id != existing.id for each in named)
+
+    async def _find(self, kind: str, name: str) -> UUID | None:
+        """Return the id of what an action refers to; None where there is none."""
+        if kind == "block_document":
+            slug, _, own = name.rpartition("/")
+            found = await Blocks(self.client, slug).find(own)
+        else:
+            refers = REFERRED[kind](self.client)
+            entry = self._created.get(f"{refers.label} {name}")
+            found = await refers.find_recorded(name, entry.id) if entry else None
+            found = found or await refers.find(name)
+        return found.id if found else None
 
     async def _without_what_is_left_out(self, content: Fields) -> Fields:
         """Return an automation without the actions whose block is left out and not on the server.
@@ -416,7 +461,7 @@ class Reconciler:
         If none would be left, return it as it is: it waits for a block.
         """
         blocks = {reference for _, reference in prefect_schemas.referred(content)} & self._left_out
-        absent = {each for each in blocks if await _find(self.client, *each) is None}
+        absent = {each for each in blocks if await self._find(*each) is None}
         kind = "block_document"
         kept = {
             key: [each for each in content[key] if (kind, each.get(kind)) not in absent]
@@ -480,11 +525,8 @@ def stored_values(block: Block) -> Fields:
     return {name: stored[name] for name in properties}
 
 
-async def _find(client: PrefectClient, kind: str, name: str) -> UUID | None:
-    """Return the id of what an action refers to; None where there is none."""
-    if kind == "block_document":
-        slug, _, own = name.rpartition("/")
-        found = await Blocks(client, slug).find(own)
-    else:
-        found = await REFERRED[kind](client).find(name)
-    return found.id if found else None
+def beside(others: int) -> str:
+    """Return what is said of an automation that is created while others have its name."""
+    if not others:
+        return ""
+    return "beside another one of this name, which the bootstrap did not create and leaves as it is"

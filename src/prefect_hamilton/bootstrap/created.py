@@ -1,6 +1,7 @@
 """What the bootstrap of a release created, kept on the Prefect server: only this is removed.
 
-An object is known by its id: one of the same name that a person made has another.
+An object is known by its id: one of the same name that a person made has another. Several
+automations may have one name, and of these only the recorded one is written.
 """
 
 import hashlib
