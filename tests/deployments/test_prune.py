@@ -262,6 +262,20 @@ def test_an_automation_that_a_person_made_under_the_same_name_is_left_as_it_is(
         client._client.delete(f"/automations/{id_}").raise_for_status()
 
 
+def test_the_only_repository_cannot_take_over_what_the_release_itself_names(
+    bootstrap: Bootstrap, client: SyncPrefectClient, tmp_path: Path
+) -> None:
+    release = tmp_path / "release.yaml"
+    release.write_text(yaml.safe_dump({"variables": [{"name": "of_release", "value": 1}]}))
+    theirs = {"variables": [{"name": "of_release", "value": 2}]}
+    failed = bootstrap("apply", [], theirs, "--add", str(release), code=1)
+    assert "bootstrap: variable of_release belongs to the release itself" in failed.stderr
+    variable = client.read_variable_by_name("of_release")
+    assert variable is not None
+    assert variable.value == 1
+    bootstrap("apply", [])
+
+
 @pytest.mark.parametrize("slug", [None, "nightly"])
 def test_schedules_that_git_no_longer_has_go(
     client: SyncPrefectClient, bootstrap: Bootstrap, slug: str | None

@@ -39,6 +39,9 @@ BLOCK = {
     "values": {"value": {"from_env": "GIT_ACCESS_TOKEN_B"}},
 }
 
+EVENT = {"type": "event", "posture": "Reactive", "expect": ["x"], "threshold": 1}
+NOTHING = {"type": "do-nothing"}
+
 Commit = Callable[..., None]
 Bootstrap = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -90,13 +93,18 @@ def commit(git_server: GitServer, tmp_path: Path) -> Commit:
 @pytest.fixture
 def bootstrap(prefect_api: str, git_server: GitServer, tmp_path: Path) -> Bootstrap:
     def run(
-        entries: dict[str, dict[str, Any]], *options: str, command: str = "apply", code: int = 0
+        entries: dict[str, dict[str, Any]],
+        *options: str,
+        command: str = "apply",
+        code: int = 0,
+        release: dict[str, Any] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         file = tmp_path / "repositories.yaml"
         file.write_text(yaml.safe_dump(entries))
         state = tmp_path / "state.yaml"
         pools = [{"name": name, "type": "process"} for name in ("a", "b")]
-        state.write_text(yaml.safe_dump({"work_pools": pools, "blocks": [BLOCK]}))
+        content = {"work_pools": pools, "blocks": [BLOCK]} | (release or {})
+        state.write_text(yaml.safe_dump(content))
         done = forks.run(
             "prefect_hamilton.bootstrap",
             *(command, "--file", state, "--repositories", file),
@@ -105,6 +113,7 @@ def bootstrap(prefect_api: str, git_server: GitServer, tmp_path: Path) -> Bootst
                 prefect_api,
                 GIT_SSL_CAINFO=str(git_server.certificate),
                 GIT_ACCESS_TOKEN_B=TOKEN,
+                SLACK_URL="https://hooks.example.org/x",
             ),
         )
         assert done.returncode == code, done.stdout + done.stderr
@@ -196,6 +205,48 @@ def test_repositories_are_registered_and_removed_one_without_the_other(
     assert not exists(client, "b/one")
     assert client.read_variable_by_name("of_b") is None
     assert exists(client, "a/one")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "key"),
+    [
+        ({"variables": [{"name": "of_release", "value": 2}]}, "variable of_release"),
+        (
+            {"automations": [{"name": "alert-late", "trigger": EVENT, "actions": [NOTHING]}]},
+            "automation alert-late",
+        ),
+    ],
+)
+def test_a_repository_cannot_take_over_what_the_release_itself_names(
+    client: SyncPrefectClient,
+    git_server: GitServer,
+    commit: Commit,
+    bootstrap: Bootstrap,
+    theirs: dict[str, Any],
+    key: str,
+) -> None:
+    slack = {"type": "slack", "secrets": {"url": {"from_env": "SLACK_URL"}}}
+    release = {
+        "variables": [{"name": "of_release", "value": 1}],
+        "alerts": {"channels": {"ops": slack}},
+    }
+    entries = {"c": {"url": f"{git_server.url}/c.git", "pools": ["a"]}}
+    commit("c", "one", pool="a", state=theirs)
+    said = f"bootstrap: repository c: {key} belongs to the release itself, whose state or alerts"
+    for command in ("apply", "plan", "apply"):
+        failed = bootstrap(entries, command=command, code=1, release=release)
+        assert said in failed.stderr
+        assert " updated" not in failed.stdout or " 0 updated" in failed.stdout
+    # The plan of the team, which has no files of the release.
+    alone = ("--repository-only", "--repository", "c")
+    assert said in bootstrap(entries, *alone, command="plan", code=1).stderr
+    variable = client.read_variable_by_name("of_release")
+    assert variable is not None
+    assert variable.value == 1
+    (alert,) = client._client.post(
+        "/automations/filter", json={"automations": {"name": {"any_": ["alert-late"]}}}
+    ).json()
+    assert alert["trigger"]["posture"] == "Proactive"
 
 
 @pytest.mark.parametrize(

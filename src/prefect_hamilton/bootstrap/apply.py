@@ -42,6 +42,7 @@ from prefect_hamilton.bootstrap.desired_state import (
 from prefect_hamilton.bootstrap.environment import FromEnvironment
 from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.bootstrap.objects import (
+    AUTOMATION,
     Automations,
     Blocks,
     Deployments,
@@ -119,6 +120,8 @@ async def apply(
         try:
             if state is not None:
                 await reconciler.bring_about(state)
+                automations = (f"{AUTOMATION} {each.name}" for each in state.automations)
+                registration.reserve({*reconciler.named, *automations})
             try:
                 with tempfile.TemporaryDirectory() as folder:
                     clones = await registration.clones(Path(folder))

@@ -10,7 +10,7 @@ from typing import Annotated, Protocol
 import anyio
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from prefect_hamilton.bootstrap.created import NAMED, Created
+from prefect_hamilton.bootstrap.created import FILES, NAMED, Created
 from prefect_hamilton.bootstrap.desired_state import read_file
 from prefect_hamilton.bootstrap.environment import FromEnvironment
 from prefect_hamilton.bootstrap.errors import BootstrapError
@@ -129,6 +129,10 @@ class Registration:
         self._alone = alone
         self._owners: dict[str, str] = {}
 
+    def reserve(self, keys: Collection[str]) -> None:
+        """Note what the files of the release name: no repository may name the same."""
+        self._owners |= dict.fromkeys(keys, FILES)
+
     async def clones(self, folder: Path) -> list[Repository]:
         """Return the clones, made below the folder; notes which repositories cannot be cloned."""
         found = []
@@ -153,7 +157,7 @@ class Registration:
         deferred = 0
         while waiting:
             clone = waiting.popleft()
-            owners = self._owners | self._recorded(clone, waiting)
+            owners = self._recorded(clone, waiting) | self._owners
             try:
                 if taken := sorted(clone.keys() & owners.keys()):
                     raise NameTakenError(taken)
@@ -172,18 +176,24 @@ class Registration:
             deferred = 0
 
     def _recorded(self, clone: Repository, waiting: Collection[Repository]) -> dict[str, str]:
-        """Return what belongs to repositories that are not registered yet, with their sources."""
-        if not clone.source.startswith(NAMED):
-            return {}
+        """Return what the record has of others, with their sources.
+
+        These are repositories that are not registered yet, and the files of the release if these
+        are not given.
+        """
         absent = {*self.failed, *(each.source for each in waiting)}
         given = {each.source for each in self._repositories}
-        return {
+        others = [entry for entry in self._created if entry.source != clone.source]
+        found = {
             entry.key: entry.source
-            for entry in self._created
-            if entry.source != clone.source
+            for entry in others
+            if clone.source.startswith(NAMED)
             and entry.source.startswith(NAMED)
             and (entry.source in absent or (self._alone and entry.source not in given))
         }
+        if self._alone:
+            found |= {entry.key: FILES for entry in others if entry.source == FILES}
+        return found
 
     def lines(self) -> list[str]:
         """Return a line for each repository that failed."""
@@ -195,4 +205,9 @@ class Registration:
 
 
 def _is_taken(key: str, owner: str) -> str:
+    if owner == FILES:
+        return (
+            f"{key} belongs to the release itself, whose state or alerts define it: rename or "
+            "remove it in the repository."
+        )
     return f"{key} is also defined by {owner}: rename or remove it in one of them."
