@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.testing
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from prefect_hamilton.bootstrap.__main__ import app
 from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.bootstrap.repositories import choose, load_repositories
 from tests import forks
@@ -122,6 +124,25 @@ def bootstrap(prefect_api: str, git_server: GitServer, tmp_path: Path) -> Bootst
     return run
 
 
+@pytest.fixture
+def team(prefect_api: str, git_server: GitServer, tmp_path: Path) -> Bootstrap:
+    """Return the bootstrap as a team's pipeline runs it, with the name of its repository."""
+
+    def run(
+        command: str, repository: str, code: int = 0, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        done = forks.run(
+            "prefect_hamilton.bootstrap",
+            *(command, "--repository-only", "--repository", repository),
+            *("--release", f"ns/{tmp_path.name}"),
+            env=prefect_environment(prefect_api, GIT_SSL_CAINFO=str(git_server.certificate), **env),
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
 def exists(client: SyncPrefectClient, name: str) -> bool:
     try:
         client.read_deployment_by_name(name)
@@ -131,7 +152,11 @@ def exists(client: SyncPrefectClient, name: str) -> bool:
 
 
 def test_repositories_are_registered_and_removed_one_without_the_other(
-    client: SyncPrefectClient, git_server: GitServer, commit: Commit, bootstrap: Bootstrap
+    client: SyncPrefectClient,
+    git_server: GitServer,
+    commit: Commit,
+    bootstrap: Bootstrap,
+    team: Bootstrap,
 ) -> None:
     a = {"url": f"{git_server.url}/a.git", "pools": ["a"], "tags": ["team-a"]}
     token = {"GIT_ACCESS_TOKEN": {"from_env": "GIT_ACCESS_TOKEN_B"}}
@@ -158,9 +183,13 @@ def test_repositories_are_registered_and_removed_one_without_the_other(
     assert cloned["access_token"] == reference
     step = folder["prefect.deployments.steps.set_working_directory"]
     assert step["directory"] == "{{ clone.directory }}/teams/b"
-    # A plan of one repository, as the pipeline of its team runs it.
+    # A plan of one repository, as the pipeline of its team runs it: it has the same settings.
     alone = ("--repository-only", "--repository", "a")
     assert bootstrap({"a": a, "b": b}, *alone, command="plan").stdout.count("\n") == 1
+    assert team("plan", "a").stdout.count("\n") == 1
+    assert team("plan", "b", GIT_ACCESS_TOKEN=TOKEN).stdout.count("\n") == 1
+    gone = team("plan", "c", code=1).stderr
+    assert "--repository c: the record of --release has no such repository, only a, b: " in gone
 
     # A repository that cannot be cloned keeps what it has, and the other is registered.
     commit("a", "one")
@@ -198,6 +227,10 @@ def test_repositories_are_registered_and_removed_one_without_the_other(
     # One that leaves the map: its objects go, unless prune was false.
     commit("a", "one")
     bootstrap({"a": a, "b": b | {"prune": False}})
+    commit("private/b", "more", path="teams/b", pool="b", flow="c")
+    team("apply", "b", GIT_ACCESS_TOKEN=TOKEN)
+    assert exists(client, "b/one")
+    commit("private/b", "one", path="teams/b", state={"variables": [{"name": "of_b", "value": 1}]})
     bootstrap({"a": a})
     assert exists(client, "b/one")
     bootstrap({"a": a, "b": b})
@@ -264,6 +297,20 @@ def test_a_mistake_in_the_file_is_named_with_its_place(
     file.write_text(yaml.safe_dump(content))
     with pytest.raises(BootstrapError, match=f"{file}: {said}"):
         load_repositories(file)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "--repository b needs its settings: name the release whose record has them"),
+        (["--release", "r", "--deployment", "*"], "the record has those of b"),
+    ],
+)
+def test_a_repository_needs_its_settings(options: list[str], said: str) -> None:
+    command = ["plan", "--repository-only", "--repository", "b", *options]
+    done = typer.testing.CliRunner().invoke(app, command, env={"BOOTSTRAP_RELEASE": None})
+    assert done.exit_code == 1
+    assert said in done.output
 
 
 def test_a_checkout_needs_the_name_of_its_repository(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ from prefect_hamilton.bootstrap.objects import (
 from prefect_hamilton.bootstrap.prune import Removal
 from prefect_hamilton.bootstrap.record import NoRecord
 from prefect_hamilton.bootstrap.register_deployments import Flows, Repository, deploy
-from prefect_hamilton.bootstrap.repositories import Registration
+from prefect_hamilton.bootstrap.repositories import Recorded, Registration
 
 DEFAULT_HAMILTON_URL = "http://localhost:8241"
 
@@ -101,7 +101,7 @@ async def apply(
     report: Callable[[Change], None],
     options: Options = Options(),  # frozen
     record: NoRecord | None = None,
-    repositories: Sequence[Flows] = (),
+    repositories: Sequence[Flows | Recorded] = (),
 ) -> Applied:
     """Apply the state to the server at PREFECT_API_URL and the UI at HAMILTON_API_URL.
 
@@ -115,8 +115,11 @@ async def apply(
     record = record or NoRecord()
     async with connect(options.timeout) as client:
         created = await Created.load(client, options.release)
+        known = [
+            each.flows(created) if isinstance(each, Recorded) else each for each in repositories
+        ]
         reconciler = Reconciler(client, record, created, options, report)
-        registration = Registration(repositories, created, alone=state is None)
+        registration = Registration(known, created, alone=state is None)
         try:
             if state is not None:
                 await reconciler.bring_about(state)
@@ -128,8 +131,12 @@ async def apply(
                     await registration.register(clones, reconciler)
             finally:  # also when the Git server does not answer
                 await reconciler.automations(registration)
-            for flows in repositories:
+            for flows in known:
                 created.set_prune(flows.source, flows.prune)
+            if state is not None:  # all of them
+                created.set_repositories(
+                    {each.name: each.recorded for each in known if each.recorded}
+                )
             if options.prune:
                 in_scope = _scope(registration, alone=state is None)
                 removal = Removal(client, created, record, in_scope, write=options.write)

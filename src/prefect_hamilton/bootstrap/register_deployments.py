@@ -116,6 +116,8 @@ class Flows:
     """Variables of `git` and prefect.yaml, besides those of this process."""
     hidden: frozenset[str] = frozenset()
     """Variables of this process with the credentials of other repositories."""
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    """The settings as the record keeps them."""
 
     @property
     def source(self) -> str:
@@ -123,7 +125,7 @@ class Flows:
         return f"{NAMED}{self.name}" if self.name else self.address
 
     @classmethod
-    def from_environment(cls, names: list[str], checkout: Path | None, name: str = "") -> Self:
+    def from_environment(cls, names: list[str], checkout: Path | None) -> Self:
         """Read FLOWS_REPOSITORY, FLOWS_REF (a branch, tag or commit) and FLOWS_SUBMODULES.
 
         Raises BootstrapError when one of them is missing, or the address contains a credential.
@@ -138,9 +140,7 @@ class Flows:
             # git_clone treats any text except the empty one as true.
             raise BootstrapError("FLOWS_SUBMODULES must be true or unset.")
         path = os.environ.get("FLOWS_PATH") or "."
-        return cls(
-            address, ref, tuple(names), checkout, name, path=path, submodules=bool(submodules)
-        )
+        return cls(address, ref, tuple(names), checkout, path=path, submodules=bool(submodules))
 
     def repository(self, folder: Path) -> Repository:
         """Return the checkout, or a new one below an empty folder.
