@@ -65,22 +65,24 @@ def commit(git_server: GitServer, tmp_path: Path) -> Commit:
         path: str = ".",
         flow: str = "",
         state: dict[str, Any] | None = None,
+        more: dict[str, list[str]] | None = None,
     ) -> None:
         folder = tmp_path / name
         bare = git_server.repositories / f"{name}.git"
         below = folder / path
         below.mkdir(parents=True, exist_ok=True)
         (below / "work.py").write_text(FLOW.format(name=flow or name.rpartition("/")[2]))
-        entries = [
-            {
-                "name": each,
-                "entrypoint": "work.py:work",
-                "work_pool": {"name": pool or name.rpartition("/")[2]},
-                "pull": PULL,
-            }
-            for each in deployments
-        ]
-        (below / "prefect.yaml").write_text(yaml.safe_dump({"deployments": entries}))
+        for file, names in {"prefect.yaml": deployments, **(more or {})}.items():
+            entries = [
+                {
+                    "name": each,
+                    "entrypoint": "work.py:work",
+                    "work_pool": {"name": pool or name.rpartition("/")[2]},
+                    "pull": PULL,
+                }
+                for each in names
+            ]
+            (below / file).write_text(yaml.safe_dump({"deployments": entries}))
         (below / "prefect-state.yaml").write_text(yaml.safe_dump(state or {}))
         git("init", "--quiet", "--initial-branch=main", cwd=folder)
         git("add", ".", cwd=folder)
@@ -238,6 +240,23 @@ def test_repositories_are_registered_and_removed_one_without_the_other(
     assert not exists(client, "b/one")
     assert client.read_variable_by_name("of_b") is None
     assert exists(client, "a/one")
+
+
+def test_a_deployment_that_is_defined_twice_is_refused_with_both_places(
+    client: SyncPrefectClient, git_server: GitServer, commit: Commit, bootstrap: Bootstrap
+) -> None:
+    entry = {"url": f"{git_server.url}/d.git", "path": "teams", "pools": ["a"]}
+    commit("d", "one", "two", "one", pool="a", path="teams")
+    refused = bootstrap({"d": entry}, code=1).stderr
+    said = "repository d: prefect.yaml: deployments.0 and prefect.yaml: deployments.2 are the same"
+    assert f"{said} deployment, d/one: rename or remove one of them." in refused
+    assert not exists(client, "d/two")
+    assert not exists(client, "d/two")
+    # In two files.
+    commit("d", "one", pool="a", path="teams", more={"more.yaml": ["one"]})
+    files = {"prefect_files": ["prefect.yaml", "m*.yaml"]}
+    refused = bootstrap({"d": entry | files}, code=1).stderr
+    assert "d: prefect.yaml: deployments.0 and more.yaml: deployments.0 are the same" in refused
 
 
 @pytest.mark.parametrize(

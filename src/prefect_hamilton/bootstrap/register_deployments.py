@@ -232,7 +232,7 @@ def _select(file: Path, patterns: list[str], matched: set[str]) -> list[Selected
     deployments = content.get("deployments") if isinstance(content, dict) else None
     if not isinstance(deployments, list):
         raise BootstrapError(f"{file.name} has no list of deployments: add the key deployments.")
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    found: list[tuple[int, str, dict[str, Any]]] = []
     for number, deployment in enumerate(deployments):
         for key in ("name", "entrypoint"):
             if not isinstance(deployment, dict) or not isinstance(deployment.get(key), str):
@@ -246,7 +246,7 @@ def _select(file: Path, patterns: list[str], matched: set[str]) -> list[Selected
         matching = {pattern for pattern in patterns if _matches(pattern, function, name)}
         matched |= matching
         if matching:
-            found[function, name] = deployment
+            found.append((number, function, deployment))
     all_names = [deployment["name"] for deployment in deployments]
     return [
         Selected(
@@ -255,10 +255,12 @@ def _select(file: Path, patterns: list[str], matched: set[str]) -> list[Selected
                 selector=name if all_names.count(name) == 1 else f"{function}/{name}",
                 name=name,
                 entrypoint=deployment["entrypoint"],
+                place=f"{file.name}: deployments.{number}",
             ),
             _pool(deployment),
         )
-        for (function, name), deployment in found.items()
+        for number, function, deployment in found
+        if (name := deployment["name"])
     ]
 
 
@@ -306,8 +308,8 @@ async def deploy(
 
     `pools` are the types of the work pools that may not be there yet, when nothing is written.
     Raises NameTakenError, and deploys nothing, when a deployment has a key of `taken`. Raises
-    BootstrapError when Prefect does not deploy; what it said until then is printed. What it
-    created before that is recorded all the same.
+    BootstrapError when two deployments have one name, or when Prefect does not deploy; what it said
+    until then is printed. What it created before that is recorded all the same.
     """
     if not any(repository.files.values()):
         return []
@@ -342,6 +344,10 @@ async def deploy(
             check=False,
         )
         exchange = Exchange.model_validate_json(file.read_bytes())
+    for name, places in exchange.repeated.items():
+        raise BootstrapError(
+            f"{' and '.join(places)} are the same deployment, {name}: rename or remove one of them."
+        )
     if exchange.refused:
         raise NameTakenError([f"{DEPLOYMENT} {name}" for name in exchange.refused])
     found = []
