@@ -367,6 +367,23 @@ def test_a_run_in_flight_ends_before_its_deployment_is_deleted(
             "deployments:\n- {name: nightly, entrypoint: a:b, schedulse: []}\n",
             "prefect.yaml: deployment nightly: unknown key schedulse: correct or remove it.",
         ),
+        *(
+            (
+                f"deployments:\n- {{name: nightly, entrypoint: a:b, {content}}}\n",
+                f"prefect.yaml: deployment nightly: unknown key {key}: correct or remove it.",
+            )
+            for content, key in (
+                ("work_pool: {name: p, job_variable: {a: 1}}", "work_pool.job_variable"),
+                ("schedules: [{cron: x}, {interval: 600, activ: false}]", "schedules.1.activ"),
+                ("schedule: {rrule: x, timzone: UTC}", "schedule.timzone"),
+                ("concurrency_limit: {limit: 1, strategy: x}", "concurrency_limit.strategy"),
+                ("triggers: [{expect: [x], paramters: {}}]", "triggers.0.paramters"),
+                (
+                    "triggers: [{type: compound, triggers: [{expect: [x]}, {expects: [x]}]}]",
+                    "triggers.0.triggers.1.expects",
+                ),
+            )
+        ),
         ("deployments:\n- {name: nightly, entrypont: a:b}\n", "deployments.0 has no entrypoint"),
         ("deployments: []\ndeployments: []\n", "the key deployments appears twice"),
         ("deployment: []\n", "prefect.yaml has no list of deployments"),
@@ -380,6 +397,33 @@ def test_a_mistake_in_prefect_yaml_is_reported_and_deletes_nothing(
     file.write_text(text)
     with pytest.raises(BootstrapError, match=re.escape(said)):
         select([file], ["nightly"])
+
+
+def test_every_key_of_prefect_is_allowed(tmp_path: Path) -> None:
+    deployment = {
+        "name": "nightly",
+        "entrypoint": "a:b",
+        "version": "1",
+        "parameters": {"any": {"key": 1}},
+        "pull": [{"any.step": {"any": "key"}}],
+        "work_pool": {"name": "p", "work_queue_name": "q", "job_variables": {"any": {"key": 1}}},
+        "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
+        "schedules": [
+            {"interval": 600, "anchor_date": "2026-01-01", "timezone": "UTC", "slug": "a"},
+            {"cron": "0 0 * * *", "day_or": True, "active": False, "parameters": {"any": 1}},
+            {"rrule": "FREQ=DAILY", "replaces": "a"},
+            {},
+        ],
+        "triggers": [
+            AFTER | {"name": "a", "match": {"any.key": "x"}, "match_related": [{"any": "x"}]},
+            {"type": "sequence", "within": 60, "triggers": [EVENT], "parameters": {"any": 1}},
+            {"enabled": "{{ prefect.variables.any }}", "expect": ["x"]},
+        ],
+        "sla": [{"name": "a", "duration": 60}],
+    }
+    file = tmp_path / "prefect.yaml"
+    file.write_text(yaml.safe_dump({"deployments": [deployment], "definitions": {}}))
+    assert len(select([file], ["*"])[file]) == 1
 
 
 def test_a_pattern_selects_each_deployment_once(tmp_path: Path) -> None:

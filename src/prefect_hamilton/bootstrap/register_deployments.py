@@ -15,7 +15,6 @@ from typing import Any, Self
 
 import anyio
 import typer
-from prefect.cli.deploy._models import DeploymentConfig
 from prefect.runner.storage import GitRepository
 from pydantic import SecretStr
 from tenacity import (
@@ -38,6 +37,7 @@ from prefect_hamilton.bootstrap.objects import (
     VARIABLE,
 )
 from prefect_hamilton.bootstrap.prefect_deploy import Exchange, Known, Wanted
+from prefect_hamilton.bootstrap.prefect_yaml import unknown_keys
 from prefect_hamilton.flow_pod import pull_errors
 
 STATE_FILE = "prefect-state.yaml"
@@ -238,7 +238,8 @@ def _select(file: Path, patterns: list[str], matched: set[str]) -> list[Selected
             if not isinstance(deployment, dict) or not isinstance(deployment.get(key), str):
                 raise BootstrapError(f"{file.name}: deployments.{number} has no {key}: add it.")
         name = deployment["name"]
-        for key in deployment.keys() - DeploymentConfig.model_fields.keys():
+        for place in unknown_keys(deployment):
+            key = ".".join(map(str, place))
             raise BootstrapError(
                 f"{file.name}: deployment {name}: unknown key {key}: correct or remove it."
             )
