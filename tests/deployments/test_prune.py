@@ -276,6 +276,23 @@ def test_the_only_repository_cannot_take_over_what_the_release_itself_names(
     bootstrap("apply", [])
 
 
+@pytest.mark.parametrize("changed", [0, 1])
+def test_a_change_of_one_of_two_triggers_with_one_name_is_written(
+    client: SyncPrefectClient, bootstrap: Bootstrap, changed: int
+) -> None:
+    both = [AFTER | {"name": "same", "expect": [f"event-{number}"]} for number in range(2)]
+    of_both = {"name": "triggered", "triggers": both}
+    bootstrap("apply", [of_both])
+    assert bootstrap("plan", [of_both]).stdout.count("\n") == 1
+    both[changed] = both[changed] | {"expect": ["changed"]}
+    plan = bootstrap("plan", [of_both], code=2).stdout
+    assert "~ trigger work/triggered same" in plan
+    bootstrap("apply", [of_both])
+    expected = [each["trigger"]["expect"] for each in automations(client, "same")]
+    assert sorted(expected) == [["changed"], [f"event-{1 - changed}"]]
+    bootstrap("apply", [])
+
+
 @pytest.mark.parametrize("slug", [None, "nightly"])
 def test_schedules_that_git_no_longer_has_go(
     client: SyncPrefectClient, bootstrap: Bootstrap, slug: str | None

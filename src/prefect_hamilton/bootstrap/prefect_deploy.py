@@ -8,7 +8,7 @@ server are replaced. FILE holds an Exchange, and gets its results.
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from functools import cache, wraps
 from itertools import chain
@@ -201,8 +201,7 @@ class Deploying:
             ids = []
         async with get_client() as client:
             stored = [each for id_ in ids or [] if (each := await self._automation(client, id_))]
-            before = {each.name: comparable(each) for each in stored}
-            after = {each.name: comparable(each) for each in wanted}
+            before, after = _by_name(stored), _by_name(wanted)
             same = before == after and len(stored) == len(ids or []) == len(wanted)
             if not same or ids is None:
                 ids = await self._replace_triggers(client, result.id, wanted)
@@ -307,6 +306,14 @@ def _stored_fields(stored: DeploymentResponse) -> dict[str, Any]:
 
 def _among(wanted: list[Given], stored: Any) -> bool:
     return any(is_same(each, stored) for each in wanted)
+
+
+def _by_name(automations: Iterable[AutomationCore]) -> dict[str, list[Any]]:
+    """Return the automations by their names; several may have one, and are in their order."""
+    found: dict[str, list[Any]] = {}
+    for each in automations:
+        found.setdefault(each.name, []).append(comparable(each))
+    return found
 
 
 def _signed(sign: str, schedules: list[Any]) -> list[str]:
