@@ -431,6 +431,28 @@ REMOTE = {"server": {"enabled": False}, "hamiltonUi": {"enabled": False}}
             "alerts.presets.failed.channels: there is no channel nosuch",
         ),
         (
+            {
+                "alerts": {
+                    "channels": {
+                        "ops": {"type": "webhook", "existingSecret": "a", "keys": ["prod_url"]},
+                        "ops-prod": {"type": "slack", "existingSecret": "b"},
+                    }
+                }
+            },
+            "alerts.channels: ops (prod_url) and ops-prod (url) have the same environment "
+            "variable, ALERTS_OPS_PROD_URL: rename one of the channels or keys.",
+        ),
+        (
+            {
+                "alerts": {
+                    "channels": {
+                        "ops": {"type": "webhook", "existingSecret": "a", "keys": ["a-b", "a_b"]}
+                    }
+                }
+            },
+            "alerts.channels: ops (a-b) and ops (a_b) have the same environment variable, ",
+        ),
+        (
             {"alerts": {"presets": {"pool": {"enabled": True, "pools": ["nosuch"]}}}},
             "alerts.presets.pool.pools: the release has no work pool nosuch",
         ),

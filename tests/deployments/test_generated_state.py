@@ -1,9 +1,13 @@
-"""Any desired state that Prefect's own schemas allow: applied twice, it is written once."""
+"""Any desired state that Prefect's own schemas allow: applied twice, it is written once.
+
+After another state, it leaves what it leaves on an empty server.
+"""
 
 import asyncio
 import json
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -180,6 +184,12 @@ states = st.fixed_dictionaries(
 )
 
 
+# Of one name after the other: most examples update what an earlier one has created.
+examples = settings(
+    deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+
+
 @pytest.mark.parametrize("api", ["sqlite", "postgres"], indirect=True, scope="module")
 def test_a_state_that_is_applied_twice_is_written_once(
     api: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
@@ -193,19 +203,121 @@ def test_a_state_that_is_applied_twice_is_written_once(
         with temporary_settings({PREFECT_API_URL: api}):
             return {change.outcome for change in asyncio.run(done).changes}
 
-    # Of one name after the other: most examples update what an earlier one has created.
-    @settings(
-        max_examples=25,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(examples, max_examples=25)
     @given(state=states)
     def check(state: Object) -> None:
         file.write_text(json.dumps(state))
         outcomes()
         assert outcomes() == {"unchanged"}
         assert outcomes(write=False) == {"unchanged"}
+
+    check()
+
+
+OPTIONAL = {
+    *("description", "concurrency_limit", "env", "queues", "tags", "slot_decay_per_second"),
+    *("enabled", "actions_on_trigger", "actions_on_resolve"),
+}
+
+
+@st.composite
+def successors(draw: st.DrawFn, state: Object) -> Object:
+    """Return the state with some of its objects, and some of their fields, among new objects."""
+
+    def some(fields: Object, optional: set[str]) -> Object:
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in optional or draw(st.booleans())
+        }
+
+    after = draw(states)
+    for section, objects in state.items():
+        kept = {}
+        for each in objects:
+            smaller = some(each, OPTIONAL)
+            if section == "blocks":
+                smaller["values"] = some(each["values"], set(each["values"]))
+                smaller = smaller if _is_block(smaller) else each
+            if draw(st.integers(0, 3)):
+                kept[each.get("name", each.get("tag"))] = smaller
+        new = {each.get("name", each.get("tag")): each for each in after[section]}
+        after[section] = [*(new | kept).values()]
+    return after
+
+
+OF_THE_SERVER = {
+    "id",
+    "created",
+    "updated",
+    "block_schema",
+    "block_type",
+    "priority",
+    "last_polled",
+}
+"""What two objects with the same content may differ in; a new queue has the lowest priority."""
+
+
+def stored(api: str) -> Object:
+    """Return all objects of the server, by kind and name."""
+    types = {"slug": {"any_": list(BLOCK_TYPES)}}
+    paths: dict[str, Object] = {
+        "work_pools": {},
+        "work_queues": {},
+        "variables": {},
+        "block_documents": {"block_types": types, "include_secrets": True},
+        "v2/concurrency_limits": {},
+        "concurrency_limits": {},
+        "automations": {},
+    }
+    with httpx.Client(base_url=api) as http:
+        return {
+            f"{path} {each.get('name', each.get('tag'))}": content(each)
+            for path, body in paths.items()
+            for each in http.post(f"/{path}/filter", json=body).raise_for_status().json()
+        }
+
+
+def content(node: Any) -> Any:
+    """Return the node without ids, and with each list sorted: Prefect's sets are lists in JSON."""
+    if isinstance(node, dict):
+        kept = {name for name in node if not name.endswith("_id")} - OF_THE_SERVER
+        return {name: content(node[name]) for name in sorted(kept)}
+    if isinstance(node, list):
+        return sorted(map(content, node), key=json.dumps)
+    return node
+
+
+@pytest.mark.parametrize("api", ["sqlite"], indirect=True, scope="module")
+def test_a_state_after_another_leaves_what_it_leaves_on_an_empty_server(
+    api: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENERATED_SECRET", SECRET)
+    file = tmp_path_factory.mktemp("state") / "state.json"
+
+    def bring_about(state: Object) -> Object:
+        file.write_text(json.dumps(state))
+        done = apply(
+            desired_state.load([file]),
+            report=lambda change: None,
+            options=Options(release="generated"),
+        )
+        with temporary_settings({PREFECT_API_URL: api}):
+            asyncio.run(done)
+        return stored(api)
+
+    def empty() -> None:
+        bring_about({})
+        httpx.delete(f"{api}/work_pools/pool")
+
+    @settings(examples, max_examples=10)
+    @given(pair=states.flatmap(lambda state: st.tuples(st.just(state), successors(state))))
+    def check(pair: tuple[Object, Object]) -> None:
+        first, second = pair
+        empty()
+        bring_about(first)
+        after = bring_about(second)
+        empty()
+        assert after == bring_about(second)
 
     check()

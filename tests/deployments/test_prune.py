@@ -171,6 +171,128 @@ def test_a_manual_change_is_reverted_and_reported_without_secret_values(
     assert len(client._client.post("/automations/filter", json={}).json()) == 1
 
 
+def automations(client: SyncPrefectClient, *names: str) -> list[dict[str, Any]]:
+    named = {"name": {"any_": list(names)}}
+    found = client._client.post("/automations/filter", json={"automations": named}).json()
+    return [dict(each) for each in found]
+
+
+def edit(client: SyncPrefectClient, automation: str, **fields: Any) -> None:
+    """Change an automation as a person does in the UI."""
+    path = f"/automations/{automation}"
+    content = client._client.get(path).json() | fields
+    for name in ("id", "created", "updated"):
+        del content[name]
+    client._client.put(path, json=content).raise_for_status()
+
+
+def test_a_field_that_leaves_an_automation_has_its_default_and_a_pause_stays(
+    client: SyncPrefectClient, bootstrap: Bootstrap
+) -> None:
+    nothing = {"type": "do-nothing"}
+    bare = {"name": "bare", "trigger": EVENT, "actions": [nothing]}
+    full = bare | {"enabled": False, "tags": ["a"], "actions_on_resolve": [nothing]}
+
+    def stored() -> dict[str, Any]:
+        (found,) = automations(client, "bare")
+        return found
+
+    bootstrap("apply", [], {"automations": [full]})
+    assert not stored()["enabled"]
+    plan = bootstrap("plan", [], {"automations": [bare]}, code=2).stdout
+    assert "enabled false → true" in plan
+    assert 'tags ["a"] → []' in plan
+    assert "actions_on_resolve differs" in plan
+    bootstrap("apply", [], {"automations": [bare]})
+    after = stored()
+    assert (after["enabled"], after["tags"], after["actions_on_resolve"]) == (True, [], [])
+
+    # A person pauses it, which stays, and adds an action, which does not.
+    edit(client, after["id"], enabled=False, actions_on_trigger=[nothing])
+    plan = bootstrap("plan", [], {"automations": [bare]}, code=2).stdout
+    assert "~ automation bare: actions_on_trigger differs\n" in plan
+    bootstrap("apply", [], {"automations": [bare]})
+    assert (stored()["enabled"], stored()["actions_on_trigger"]) == (False, [])
+    assert " 1 removed" in bootstrap("apply", []).stdout
+
+
+def test_an_automation_that_a_person_made_under_the_same_name_is_left_as_it_is(
+    client: SyncPrefectClient, bootstrap: Bootstrap
+) -> None:
+    nothing, cancel = {"type": "do-nothing"}, {"type": "cancel-flow-run"}
+    ours = {"name": "shared", "trigger": EVENT, "actions": [nothing]}
+
+    def made(name: str) -> str:
+        trigger = EVENT | {"for_each": [], "within": 0}
+        content = {"name": name, "trigger": trigger, "actions": [cancel], "enabled": False}
+        created = client._client.post("/automations/", json=content).raise_for_status()
+        return str(created.json()["id"])
+
+    def actions() -> dict[str, list[str]]:
+        found = automations(client, "shared", "renamed")
+        return {each["id"]: [action["type"] for action in each["actions"]] for each in found}
+
+    # One that was there before, and one that is made or changed after the bootstrap's own.
+    before = made("shared")
+    assert "beside another one" in bootstrap("plan", [], {"automations": [ours]}, code=2).stdout
+    assert "beside another one" in bootstrap("apply", [], {"automations": [ours]}).stdout
+    after = made("shared")
+    (own,) = actions().keys() - {before, after}
+    assert bootstrap("plan", [], {"automations": [ours]}).stdout.count("\n") == 1
+
+    changed = ours | {"actions": [nothing, nothing]}
+    bootstrap("apply", [], {"automations": [changed]})
+    hers = {before: ["cancel-flow-run"], after: ["cancel-flow-run"]}
+    assert actions() == hers | {own: ["do-nothing", "do-nothing"]}
+
+    # Its own gets its name back, and is the one that goes.
+    edit(client, own, name="renamed")
+    assert 'name "renamed" → "shared"' in bootstrap("apply", [], {"automations": [changed]}).stdout
+    assert " 1 removed" in bootstrap("apply", []).stdout
+    assert actions() == hers
+
+    # One that is as in Git already is taken over, but not deleted.
+    same = ours | {"actions": [cancel], "enabled": False}
+    taken = bootstrap("apply", [], {"automations": [same]}).stdout
+    assert " 0 created, 0 updated" in taken
+    bootstrap("apply", [], {"automations": [same | {"actions": [nothing]}]})
+    assert sorted(actions().values()) == [["cancel-flow-run"], ["do-nothing"]]
+    assert "not created by the bootstrap" in bootstrap("apply", []).stdout
+    for id_ in hers:
+        client._client.delete(f"/automations/{id_}").raise_for_status()
+
+
+def test_the_only_repository_cannot_take_over_what_the_release_itself_names(
+    bootstrap: Bootstrap, client: SyncPrefectClient, tmp_path: Path
+) -> None:
+    release = tmp_path / "release.yaml"
+    release.write_text(yaml.safe_dump({"variables": [{"name": "of_release", "value": 1}]}))
+    theirs = {"variables": [{"name": "of_release", "value": 2}]}
+    failed = bootstrap("apply", [], theirs, "--add", str(release), code=1)
+    assert "bootstrap: variable of_release belongs to the release itself" in failed.stderr
+    variable = client.read_variable_by_name("of_release")
+    assert variable is not None
+    assert variable.value == 1
+    bootstrap("apply", [])
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_a_change_of_one_of_two_triggers_with_one_name_is_written(
+    client: SyncPrefectClient, bootstrap: Bootstrap, changed: int
+) -> None:
+    both = [AFTER | {"name": "same", "expect": [f"event-{number}"]} for number in range(2)]
+    of_both = {"name": "triggered", "triggers": both}
+    bootstrap("apply", [of_both])
+    assert bootstrap("plan", [of_both]).stdout.count("\n") == 1
+    both[changed] = both[changed] | {"expect": ["changed"]}
+    plan = bootstrap("plan", [of_both], code=2).stdout
+    assert "~ trigger work/triggered same" in plan
+    bootstrap("apply", [of_both])
+    expected = [each["trigger"]["expect"] for each in automations(client, "same")]
+    assert sorted(expected) == [["changed"], [f"event-{1 - changed}"]]
+    bootstrap("apply", [])
+
+
 @pytest.mark.parametrize("slug", [None, "nightly"])
 def test_schedules_that_git_no_longer_has_go(
     client: SyncPrefectClient, bootstrap: Bootstrap, slug: str | None
@@ -262,6 +384,23 @@ def test_a_run_in_flight_ends_before_its_deployment_is_deleted(
             "deployments:\n- {name: nightly, entrypoint: a:b, schedulse: []}\n",
             "prefect.yaml: deployment nightly: unknown key schedulse: correct or remove it.",
         ),
+        *(
+            (
+                f"deployments:\n- {{name: nightly, entrypoint: a:b, {content}}}\n",
+                f"prefect.yaml: deployment nightly: unknown key {key}: correct or remove it.",
+            )
+            for content, key in (
+                ("work_pool: {name: p, job_variable: {a: 1}}", "work_pool.job_variable"),
+                ("schedules: [{cron: x}, {interval: 600, activ: false}]", "schedules.1.activ"),
+                ("schedule: {rrule: x, timzone: UTC}", "schedule.timzone"),
+                ("concurrency_limit: {limit: 1, strategy: x}", "concurrency_limit.strategy"),
+                ("triggers: [{expect: [x], paramters: {}}]", "triggers.0.paramters"),
+                (
+                    "triggers: [{type: compound, triggers: [{expect: [x]}, {expects: [x]}]}]",
+                    "triggers.0.triggers.1.expects",
+                ),
+            )
+        ),
         ("deployments:\n- {name: nightly, entrypont: a:b}\n", "deployments.0 has no entrypoint"),
         ("deployments: []\ndeployments: []\n", "the key deployments appears twice"),
         ("deployment: []\n", "prefect.yaml has no list of deployments"),
@@ -275,6 +414,33 @@ def test_a_mistake_in_prefect_yaml_is_reported_and_deletes_nothing(
     file.write_text(text)
     with pytest.raises(BootstrapError, match=re.escape(said)):
         select([file], ["nightly"])
+
+
+def test_every_key_of_prefect_is_allowed(tmp_path: Path) -> None:
+    deployment = {
+        "name": "nightly",
+        "entrypoint": "a:b",
+        "version": "1",
+        "parameters": {"any": {"key": 1}},
+        "pull": [{"any.step": {"any": "key"}}],
+        "work_pool": {"name": "p", "work_queue_name": "q", "job_variables": {"any": {"key": 1}}},
+        "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
+        "schedules": [
+            {"interval": 600, "anchor_date": "2026-01-01", "timezone": "UTC", "slug": "a"},
+            {"cron": "0 0 * * *", "day_or": True, "active": False, "parameters": {"any": 1}},
+            {"rrule": "FREQ=DAILY", "replaces": "a"},
+            {},
+        ],
+        "triggers": [
+            AFTER | {"name": "a", "match": {"any.key": "x"}, "match_related": [{"any": "x"}]},
+            {"type": "sequence", "within": 60, "triggers": [EVENT], "parameters": {"any": 1}},
+            {"enabled": "{{ prefect.variables.any }}", "expect": ["x"]},
+        ],
+        "sla": [{"name": "a", "duration": 60}],
+    }
+    file = tmp_path / "prefect.yaml"
+    file.write_text(yaml.safe_dump({"deployments": [deployment], "definitions": {}}))
+    assert len(select([file], ["*"])[file]) == 1
 
 
 def test_a_pattern_selects_each_deployment_once(tmp_path: Path) -> None:

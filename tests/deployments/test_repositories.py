@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.testing
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from prefect_hamilton.bootstrap.__main__ import app
 from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.bootstrap.repositories import choose, load_repositories
 from tests import forks
@@ -39,6 +41,9 @@ BLOCK = {
     "values": {"value": {"from_env": "GIT_ACCESS_TOKEN_B"}},
 }
 
+EVENT = {"type": "event", "posture": "Reactive", "expect": ["x"], "threshold": 1}
+NOTHING = {"type": "do-nothing"}
+
 Commit = Callable[..., None]
 Bootstrap = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -60,22 +65,24 @@ def commit(git_server: GitServer, tmp_path: Path) -> Commit:
         path: str = ".",
         flow: str = "",
         state: dict[str, Any] | None = None,
+        more: dict[str, list[str]] | None = None,
     ) -> None:
         folder = tmp_path / name
         bare = git_server.repositories / f"{name}.git"
         below = folder / path
         below.mkdir(parents=True, exist_ok=True)
         (below / "work.py").write_text(FLOW.format(name=flow or name.rpartition("/")[2]))
-        entries = [
-            {
-                "name": each,
-                "entrypoint": "work.py:work",
-                "work_pool": {"name": pool or name.rpartition("/")[2]},
-                "pull": PULL,
-            }
-            for each in deployments
-        ]
-        (below / "prefect.yaml").write_text(yaml.safe_dump({"deployments": entries}))
+        for file, names in {"prefect.yaml": deployments, **(more or {})}.items():
+            entries = [
+                {
+                    "name": each,
+                    "entrypoint": "work.py:work",
+                    "work_pool": {"name": pool or name.rpartition("/")[2]},
+                    "pull": PULL,
+                }
+                for each in names
+            ]
+            (below / file).write_text(yaml.safe_dump({"deployments": entries}))
         (below / "prefect-state.yaml").write_text(yaml.safe_dump(state or {}))
         git("init", "--quiet", "--initial-branch=main", cwd=folder)
         git("add", ".", cwd=folder)
@@ -90,13 +97,18 @@ def commit(git_server: GitServer, tmp_path: Path) -> Commit:
 @pytest.fixture
 def bootstrap(prefect_api: str, git_server: GitServer, tmp_path: Path) -> Bootstrap:
     def run(
-        entries: dict[str, dict[str, Any]], *options: str, command: str = "apply", code: int = 0
+        entries: dict[str, dict[str, Any]],
+        *options: str,
+        command: str = "apply",
+        code: int = 0,
+        release: dict[str, Any] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         file = tmp_path / "repositories.yaml"
         file.write_text(yaml.safe_dump(entries))
         state = tmp_path / "state.yaml"
         pools = [{"name": name, "type": "process"} for name in ("a", "b")]
-        state.write_text(yaml.safe_dump({"work_pools": pools, "blocks": [BLOCK]}))
+        content = {"work_pools": pools, "blocks": [BLOCK]} | (release or {})
+        state.write_text(yaml.safe_dump(content))
         done = forks.run(
             "prefect_hamilton.bootstrap",
             *(command, "--file", state, "--repositories", file),
@@ -105,7 +117,27 @@ def bootstrap(prefect_api: str, git_server: GitServer, tmp_path: Path) -> Bootst
                 prefect_api,
                 GIT_SSL_CAINFO=str(git_server.certificate),
                 GIT_ACCESS_TOKEN_B=TOKEN,
+                SLACK_URL="https://hooks.example.org/x",
             ),
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def team(prefect_api: str, git_server: GitServer, tmp_path: Path) -> Bootstrap:
+    """Return the bootstrap as a team's pipeline runs it, with the name of its repository."""
+
+    def run(
+        command: str, repository: str, code: int = 0, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        done = forks.run(
+            "prefect_hamilton.bootstrap",
+            *(command, "--repository-only", "--repository", repository),
+            *("--release", f"ns/{tmp_path.name}"),
+            env=prefect_environment(prefect_api, GIT_SSL_CAINFO=str(git_server.certificate), **env),
         )
         assert done.returncode == code, done.stdout + done.stderr
         return done
@@ -122,7 +154,11 @@ def exists(client: SyncPrefectClient, name: str) -> bool:
 
 
 def test_repositories_are_registered_and_removed_one_without_the_other(
-    client: SyncPrefectClient, git_server: GitServer, commit: Commit, bootstrap: Bootstrap
+    client: SyncPrefectClient,
+    git_server: GitServer,
+    commit: Commit,
+    bootstrap: Bootstrap,
+    team: Bootstrap,
 ) -> None:
     a = {"url": f"{git_server.url}/a.git", "pools": ["a"], "tags": ["team-a"]}
     token = {"GIT_ACCESS_TOKEN": {"from_env": "GIT_ACCESS_TOKEN_B"}}
@@ -149,9 +185,13 @@ def test_repositories_are_registered_and_removed_one_without_the_other(
     assert cloned["access_token"] == reference
     step = folder["prefect.deployments.steps.set_working_directory"]
     assert step["directory"] == "{{ clone.directory }}/teams/b"
-    # A plan of one repository, as the pipeline of its team runs it.
+    # A plan of one repository, as the pipeline of its team runs it: it has the same settings.
     alone = ("--repository-only", "--repository", "a")
     assert bootstrap({"a": a, "b": b}, *alone, command="plan").stdout.count("\n") == 1
+    assert team("plan", "a").stdout.count("\n") == 1
+    assert team("plan", "b", GIT_ACCESS_TOKEN=TOKEN).stdout.count("\n") == 1
+    gone = team("plan", "c", code=1).stderr
+    assert "--repository c: the record of --release has no such repository, only a, b: " in gone
 
     # A repository that cannot be cloned keeps what it has, and the other is registered.
     commit("a", "one")
@@ -189,6 +229,10 @@ def test_repositories_are_registered_and_removed_one_without_the_other(
     # One that leaves the map: its objects go, unless prune was false.
     commit("a", "one")
     bootstrap({"a": a, "b": b | {"prune": False}})
+    commit("private/b", "more", path="teams/b", pool="b", flow="c")
+    team("apply", "b", GIT_ACCESS_TOKEN=TOKEN)
+    assert exists(client, "b/one")
+    commit("private/b", "one", path="teams/b", state={"variables": [{"name": "of_b", "value": 1}]})
     bootstrap({"a": a})
     assert exists(client, "b/one")
     bootstrap({"a": a, "b": b})
@@ -196,6 +240,65 @@ def test_repositories_are_registered_and_removed_one_without_the_other(
     assert not exists(client, "b/one")
     assert client.read_variable_by_name("of_b") is None
     assert exists(client, "a/one")
+
+
+def test_a_deployment_that_is_defined_twice_is_refused_with_both_places(
+    client: SyncPrefectClient, git_server: GitServer, commit: Commit, bootstrap: Bootstrap
+) -> None:
+    entry = {"url": f"{git_server.url}/d.git", "path": "teams", "pools": ["a"]}
+    commit("d", "one", "two", "one", pool="a", path="teams")
+    refused = bootstrap({"d": entry}, code=1).stderr
+    said = "repository d: prefect.yaml: deployments.0 and prefect.yaml: deployments.2 are the same"
+    assert f"{said} deployment, d/one: rename or remove one of them." in refused
+    assert not exists(client, "d/two")
+    assert not exists(client, "d/two")
+    # In two files.
+    commit("d", "one", pool="a", path="teams", more={"more.yaml": ["one"]})
+    files = {"prefect_files": ["prefect.yaml", "m*.yaml"]}
+    refused = bootstrap({"d": entry | files}, code=1).stderr
+    assert "d: prefect.yaml: deployments.0 and more.yaml: deployments.0 are the same" in refused
+
+
+@pytest.mark.parametrize(
+    ("theirs", "key"),
+    [
+        ({"variables": [{"name": "of_release", "value": 2}]}, "variable of_release"),
+        (
+            {"automations": [{"name": "alert-late", "trigger": EVENT, "actions": [NOTHING]}]},
+            "automation alert-late",
+        ),
+    ],
+)
+def test_a_repository_cannot_take_over_what_the_release_itself_names(
+    client: SyncPrefectClient,
+    git_server: GitServer,
+    commit: Commit,
+    bootstrap: Bootstrap,
+    theirs: dict[str, Any],
+    key: str,
+) -> None:
+    slack = {"type": "slack", "secrets": {"url": {"from_env": "SLACK_URL"}}}
+    release = {
+        "variables": [{"name": "of_release", "value": 1}],
+        "alerts": {"channels": {"ops": slack}},
+    }
+    entries = {"c": {"url": f"{git_server.url}/c.git", "pools": ["a"]}}
+    commit("c", "one", pool="a", state=theirs)
+    said = f"bootstrap: repository c: {key} belongs to the release itself, whose state or alerts"
+    for command in ("apply", "plan", "apply"):
+        failed = bootstrap(entries, command=command, code=1, release=release)
+        assert said in failed.stderr
+        assert " updated" not in failed.stdout or " 0 updated" in failed.stdout
+    # The plan of the team, which has no files of the release.
+    alone = ("--repository-only", "--repository", "c")
+    assert said in bootstrap(entries, *alone, command="plan", code=1).stderr
+    variable = client.read_variable_by_name("of_release")
+    assert variable is not None
+    assert variable.value == 1
+    (alert,) = client._client.post(
+        "/automations/filter", json={"automations": {"name": {"any_": ["alert-late"]}}}
+    ).json()
+    assert alert["trigger"]["posture"] == "Proactive"
 
 
 @pytest.mark.parametrize(
@@ -213,6 +316,20 @@ def test_a_mistake_in_the_file_is_named_with_its_place(
     file.write_text(yaml.safe_dump(content))
     with pytest.raises(BootstrapError, match=f"{file}: {said}"):
         load_repositories(file)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "--repository b needs its settings: name the release whose record has them"),
+        (["--release", "r", "--deployment", "*"], "the record has those of b"),
+    ],
+)
+def test_a_repository_needs_its_settings(options: list[str], said: str) -> None:
+    command = ["plan", "--repository-only", "--repository", "b", *options]
+    done = typer.testing.CliRunner().invoke(app, command, env={"BOOTSTRAP_RELEASE": None})
+    assert done.exit_code == 1
+    assert said in done.output
 
 
 def test_a_checkout_needs_the_name_of_its_repository(tmp_path: Path) -> None:

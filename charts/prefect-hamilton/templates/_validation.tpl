@@ -182,6 +182,19 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
 {{- $mistakes = append $mistakes (cat
   "flows.gitCredential is for flows.repository: set the gitCredential of each of flows.repositories.") }}
 {{- end }}
+{{- $variables := dict }}
+{{- range $name, $channel := $v.alerts.channels }}
+{{- range $key := include "prefect-hamilton.alerts.keys" $channel | fromYamlArray }}
+{{- $variable := include "prefect-hamilton.alerts.variable" (dict "channel" $name "key" $key) }}
+{{- $where := printf "%s (%s)" $name $key }}
+{{- with get $variables $variable }}
+{{- $mistakes = append $mistakes (printf (cat
+  "alerts.channels: %s and %s have the same environment variable, %s: rename one of the channels or keys.")
+  . $where $variable) }}
+{{- end }}
+{{- $_ := set $variables $variable $where }}
+{{- end }}
+{{- end }}
 {{- $poolsNamed := dict }}
 {{- range $name, $preset := $v.alerts.presets }}
 {{- if $preset.enabled }}

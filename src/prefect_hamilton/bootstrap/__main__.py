@@ -14,7 +14,7 @@ from prefect_hamilton.bootstrap.changes import Change, counts
 from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.bootstrap.record import Record
 from prefect_hamilton.bootstrap.register_deployments import Flows
-from prefect_hamilton.bootstrap.repositories import choose, load_repositories
+from prefect_hamilton.bootstrap.repositories import Recorded, choose, load_repositories
 from prefect_hamilton.logs import lines
 
 CHANGES = 2
@@ -91,8 +91,9 @@ RepositoryName = Annotated[
     str,
     typer.Option(
         "--repository",
-        help="With --repository-only: the name of the one repository of --repositories, or of "
-        "FLOWS_REPOSITORY, in the chart's flows.repositories.",
+        help="With --repository-only: the name of the one repository in the chart's "
+        "flows.repositories. Its settings are those in --repositories, or else in the record of "
+        "--release.",
     ),
 ]
 RecordFile = Annotated[
@@ -136,7 +137,7 @@ def apply_command(
     options = Options(timeout=timeout, release=release, prune=prune)
     applied = run(
         files,
-        lambda: wanted(repository_only, deployment, checkout, repositories, repository),
+        lambda: wanted(repository_only, deployment, checkout, repositories, repository, release),
         record,
         options,
         report,
@@ -168,7 +169,7 @@ def plan_command(
     options = Options(timeout=timeout, release=release, prune=prune, write=False)
     applied = run(
         files,
-        lambda: wanted(repository_only, deployment, checkout, repositories, repository),
+        lambda: wanted(repository_only, deployment, checkout, repositories, repository, release),
         record,
         options,
         lambda change: None,
@@ -204,16 +205,28 @@ def wanted(
     checkout: Path | None,
     file: Path | None,
     name: str,
-) -> list[Flows]:
+    release: str | None,
+) -> list[Flows | Recorded]:
     """Return the repositories that the options name. Raises BootstrapError."""
     if name and not repository_only:
         raise BootstrapError("--repository needs --repository-only.")
     if file is not None:
         if deployments:
             raise BootstrapError(f"--deployment is for FLOWS_REPOSITORY: name them in {file}.")
-        return choose(load_repositories(file), name, checkout)
+        return [*choose(load_repositories(file), name, checkout)]
+    if name and deployments:
+        raise BootstrapError(
+            f"--deployment is for FLOWS_REPOSITORY: the record has those of {name}."
+        )
+    if name and not release:
+        raise BootstrapError(
+            f"--repository {name} needs its settings: name the release whose record has them in "
+            "--release, or a file in --repositories."
+        )
+    if name:
+        return [Recorded(name, checkout)]
     if deployments:
-        return [Flows.from_environment(deployments, checkout, name)]
+        return [Flows.from_environment(deployments, checkout)]
     if repository_only:
         raise BootstrapError("--repository-only needs --deployment: name the deployments.")
     return []
@@ -221,7 +234,7 @@ def wanted(
 
 def run(
     files: list[Path],
-    repositories: Callable[[], list[Flows]],
+    repositories: Callable[[], list[Flows | Recorded]],
     record: Path | None,
     options: Options,
     report: Callable[[Change], None],

@@ -42,10 +42,12 @@ from prefect_hamilton.bootstrap.desired_state import (
 from prefect_hamilton.bootstrap.environment import FromEnvironment
 from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.bootstrap.objects import (
+    AUTOMATION,
     Automations,
     Blocks,
     Deployments,
     Fields,
+    Found,
     GlobalLimits,
     Kind,
     TagLimits,
@@ -57,7 +59,7 @@ from prefect_hamilton.bootstrap.objects import (
 from prefect_hamilton.bootstrap.prune import Removal
 from prefect_hamilton.bootstrap.record import NoRecord
 from prefect_hamilton.bootstrap.register_deployments import Flows, Repository, deploy
-from prefect_hamilton.bootstrap.repositories import Registration
+from prefect_hamilton.bootstrap.repositories import Recorded, Registration
 
 DEFAULT_HAMILTON_URL = "http://localhost:8241"
 
@@ -99,7 +101,7 @@ async def apply(
     report: Callable[[Change], None],
     options: Options = Options(),  # frozen
     record: NoRecord | None = None,
-    repositories: Sequence[Flows] = (),
+    repositories: Sequence[Flows | Recorded] = (),
 ) -> Applied:
     """Apply the state to the server at PREFECT_API_URL and the UI at HAMILTON_API_URL.
 
@@ -113,19 +115,28 @@ async def apply(
     record = record or NoRecord()
     async with connect(options.timeout) as client:
         created = await Created.load(client, options.release)
+        known = [
+            each.flows(created) if isinstance(each, Recorded) else each for each in repositories
+        ]
         reconciler = Reconciler(client, record, created, options, report)
-        registration = Registration(repositories, created, alone=state is None)
+        registration = Registration(known, created, alone=state is None)
         try:
             if state is not None:
                 await reconciler.bring_about(state)
+                automations = (f"{AUTOMATION} {each.name}" for each in state.automations)
+                registration.reserve({*reconciler.named, *automations})
             try:
                 with tempfile.TemporaryDirectory() as folder:
                     clones = await registration.clones(Path(folder))
                     await registration.register(clones, reconciler)
             finally:  # also when the Git server does not answer
                 await reconciler.automations(registration)
-            for flows in repositories:
+            for flows in known:
                 created.set_prune(flows.source, flows.prune)
+            if state is not None:  # all of them
+                created.set_repositories(
+                    {each.name: each.recorded for each in known if each.recorded}
+                )
             if options.prune:
                 in_scope = _scope(registration, alone=state is None)
                 removal = Removal(client, created, record, in_scope, write=options.write)
@@ -242,8 +253,12 @@ class Reconciler:
         source: str,
         defaults: Collection[str] = (),
         found: Any = ...,
+        note: str = "",
     ) -> None:
-        """Create the object, or update it where it differs, and report which."""
+        """Create the object, or update it where it differs, and report which.
+
+        `note` is said of it if it is created.
+        """
         key = f"{kind.label} {name}"
         self.named.add(key)
         write = self._options.write
@@ -256,7 +271,7 @@ class Reconciler:
                 if kind.removable:
                     self._created.put(Entry(kind=kind.label, name=name, id=id_, source=source))
                     await self._created.save()  # what is created is recorded even if this ends here
-            self.note(Change("created", kind.label, name))
+            self.note(Change("created", kind.label, name, note))
             return
         if entry := self._created.of_id(key, found.id):
             if entry.ending and write:
@@ -380,7 +395,7 @@ class Reconciler:
         content = await self._without_what_is_left_out(automation.in_prefects_words())
         ids = {}
         for place, reference in prefect_schemas.referred(content):
-            found = await _find(self.client, *reference)
+            found = await self._find(*reference)
             if found is None and reference in self._planned and not self._options.write:
                 found = prefect_schemas.ANY_ID
             if found is None:
@@ -397,12 +412,58 @@ class Reconciler:
                 return
             ids[reference] = found
         core = prefect_schemas.automation_core(content, ids)
-        existing = await kind.find(automation.name)
-        fields = automation.reconciled() if existing else set(type(core).model_fields)
-        desired = {name: value for name, value in comparable(core).items() if name in fields}
-        desired.pop("name", None)
+        desired = comparable(core)
+        key = f"{kind.label} {automation.name}"
+        may_be_paused = "enabled" not in automation.model_fields_set
+        existing, others = await self._existing_automation(kind, desired, may_be_paused)
+        if existing and may_be_paused:
+            entry = self._created.of_id(key, existing.id)
+            if not (entry and entry.disabled):  # else Git no longer disables it
+                desired["enabled"] = existing.fields["enabled"]
         self._planned.add(("automation", automation.name))
-        await self._reconcile(kind, automation.name, desired, source, found=existing)
+        await self._reconcile(
+            kind, automation.name, desired, source, found=existing, note=beside(others)
+        )
+        if entry := self._created.get(key):
+            self._created.put(entry.model_copy(update={"disabled": not automation.enabled}))
+
+    async def _existing_automation(
+        self, kind: Automations, desired: Fields, may_be_paused: bool
+    ) -> tuple[Found | None, int]:
+        """Return the automation that is to be as desired, and how many others have its name.
+
+        With the record of a release it is the recorded one. Of those that a person or another
+        release made, one that is as desired is taken over, and the rest is left as it is.
+        """
+        name = desired["name"]
+        key = f"{kind.label} {name}"
+        named = [each for each in await kind.named(name) if not each.more]
+        entry = self._created.get(key)
+        existing = await kind.find_recorded(name, entry.id) if entry else None
+        if existing is None and not self._created.kept:
+            existing = next(iter(named), None)
+        elif existing is None:
+            recorded = {each.id for each in self._created}
+            any_ = {"enabled": True} if may_be_paused else {}
+            for each in named:
+                if each.id not in recorded and each.fields | any_ == desired | any_:
+                    existing = each
+                    new = Entry(kind=kind.label, name=name, id=each.id, created=False)
+                    self._created.put(new)
+                    break
+        return existing, sum(existing is None or each.id != existing.id for each in named)
+
+    async def _find(self, kind: str, name: str) -> UUID | None:
+        """Return the id of what an action refers to; None where there is none."""
+        if kind == "block_document":
+            slug, _, own = name.rpartition("/")
+            found = await Blocks(self.client, slug).find(own)
+        else:
+            refers = REFERRED[kind](self.client)
+            entry = self._created.get(f"{refers.label} {name}")
+            found = await refers.find_recorded(name, entry.id) if entry else None
+            found = found or await refers.find(name)
+        return found.id if found else None
 
     async def _without_what_is_left_out(self, content: Fields) -> Fields:
         """Return an automation without the actions whose block is left out and not on the server.
@@ -410,7 +471,7 @@ class Reconciler:
         If none would be left, return it as it is: it waits for a block.
         """
         blocks = {reference for _, reference in prefect_schemas.referred(content)} & self._left_out
-        absent = {each for each in blocks if await _find(self.client, *each) is None}
+        absent = {each for each in blocks if await self._find(*each) is None}
         kind = "block_document"
         kept = {
             key: [each for each in content[key] if (kind, each.get(kind)) not in absent]
@@ -448,8 +509,9 @@ def base_job_template(pool: WorkPool, tracking: Mapping[str, str]) -> dict[str, 
 
 
 def stored_values(block: Block) -> Fields:
-    """Return the block's values as the server keeps them: text may be a number there.
+    """Return all fields of the block as the server keeps them: text may be a number there.
 
+    Fields without a value have the defaults of the type, so that one that leaves the file goes.
     Raises BootstrapError, which does not quote a value: it may be a secret.
     """
     values = resolve(block.values)
@@ -469,14 +531,12 @@ def stored_values(block: Block) -> Fields:
             f"Block {block.name}: the values are not valid for a {block.type} block."
         ) from None
     stored = wanted.model_dump(mode="json", by_alias=True, context={"include_secrets": True})
-    return {name: stored[name] for name in values}
+    properties = prefect_schemas.block_class(block.type).model_json_schema()["properties"]
+    return {name: stored[name] for name in properties}
 
 
-async def _find(client: PrefectClient, kind: str, name: str) -> UUID | None:
-    """Return the id of what an action refers to; None where there is none."""
-    if kind == "block_document":
-        slug, _, own = name.rpartition("/")
-        found = await Blocks(client, slug).find(own)
-    else:
-        found = await REFERRED[kind](client).find(name)
-    return found.id if found else None
+def beside(others: int) -> str:
+    """Return what is said of an automation that is created while others have its name."""
+    if not others:
+        return ""
+    return "beside another one of this name, which the bootstrap did not create and leaves as it is"

@@ -1,11 +1,14 @@
 """What the bootstrap of a release created, kept on the Prefect server: only this is removed.
 
-An object is known by its id: one of the same name that a person made has another.
+Beside it are the settings of the release's repositories, which a plan of one of them needs.
+
+An object is known by its id: one of the same name that a person made has another. Several
+automations may have one name, and of these only the recorded one is written.
 """
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 from uuid import UUID
 
@@ -13,7 +16,7 @@ from prefect.blocks.core import Block
 from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
 from prefect.filesystems import LocalFileSystem
-from pydantic import BaseModel, HttpUrl
+from pydantic import BaseModel, Field, HttpUrl
 
 SLUG = "bootstrap-record"
 
@@ -37,6 +40,7 @@ class BootstrapRecord(Block):
 
     release: str
     objects: dict[str, Any]
+    repositories: dict[str, Any] = Field(default_factory=dict)
 
 
 class Entry(BaseModel):
@@ -45,7 +49,8 @@ class Entry(BaseModel):
     `prune` is whether it is removed when its source no longer names it, or is no longer there.
     `created` is whether the bootstrap created it: nothing else is ever removed. `ending` is a
     deployment that is removed when its runs have ended. `triggers` are the automations of a
-    deployment's triggers; None if it is not known which they are.
+    deployment's triggers; None if it is not known which they are. `disabled` is an automation that
+    its source has disabled: a person who pauses one leaves no trace here.
     """
 
     kind: str
@@ -56,6 +61,7 @@ class Entry(BaseModel):
     created: bool = True
     ending: bool = False
     triggers: list[UUID] | None = None
+    disabled: bool = False
 
     @property
     def key(self) -> str:
@@ -71,12 +77,15 @@ class Created:
         self._release = release
         self._entries: dict[str, Entry] = {}
         self._stored: dict[str, Entry] = {}
+        self._settings: dict[str, Any] | None = None
+        self.repositories: dict[str, Any] = {}
+        """The settings of each repository of the release, by name, as the record has them."""
 
     @classmethod
     async def load(cls, client: PrefectClient, release: str | None) -> Self:
         """Read the record of the release."""
         record = cls(client, release)
-        record._entries = await record._read()
+        record._entries, record.repositories = await record._read()
         record._stored = dict(record._entries)
         return record
 
@@ -105,6 +114,11 @@ class Created:
             if entry.source == source and entry.prune != prune:
                 self.put(entry.model_copy(update={"prune": prune}))
 
+    def set_repositories(self, settings: Mapping[str, Any]) -> None:
+        """Record the settings of all repositories of the release, which hold no credential."""
+        if settings != self.repositories:
+            self._settings = self.repositories = dict(settings)
+
     def drop(self, key: str) -> None:
         """Forget an object."""
         self._entries.pop(key, None)
@@ -115,31 +129,37 @@ class Created:
 
     async def save(self) -> None:
         """Store what changed, beside what another bootstrap of the release stored meanwhile."""
-        if self._release is None or self._entries == self._stored:
+        if self._release is None or (self._entries == self._stored and self._settings is None):
             return
-        current = await self._read()
+        current, repositories = await self._read()
         for key in self._stored.keys() - self._entries.keys():
             current.pop(key, None)
         for key, entry in self._entries.items():
             if entry != self._stored.get(key):
                 current[key] = entry
         objects = {key: current[key].model_dump(mode="json") for key in sorted(current)}
-        await BootstrapRecord(release=self._release, objects=objects).save(
-            self._name(self._release), overwrite=True, client=self._client
+        document = BootstrapRecord(
+            release=self._release,
+            objects=objects,
+            repositories=repositories if self._settings is None else self._settings,
         )
+        await document.save(self._name(self._release), overwrite=True, client=self._client)
+        self._settings = None
         self._stored = dict(self._entries)  # what others stored is theirs to remove
 
-    async def _read(self) -> dict[str, Entry]:
+    async def _read(self) -> tuple[dict[str, Entry], dict[str, Any]]:
+        """Return the entries, and the settings of the repositories."""
         if self._release is None:
-            return {}
+            return {}, {}
         try:
             document = await self._client.read_block_document_by_name(
                 self._name(self._release), block_type_slug=SLUG
             )
         except ObjectNotFound:
-            return {}
+            return {}, {}
         objects = document.data.get("objects") or {}
-        return {key: Entry.model_validate(entry) for key, entry in objects.items()}
+        entries = {key: Entry.model_validate(entry) for key, entry in objects.items()}
+        return entries, document.data.get("repositories") or {}
 
     @staticmethod
     def _name(release: str) -> str:

@@ -162,7 +162,7 @@ class Automation(_Closed):
     """An automation in Prefect's own words, but with names instead of ids (`prefect_schemas`).
 
     Instead of `actions` it may have `run_deployment` and `parameters`, which may hold Jinja
-    templates. Other fields that are omitted can be changed by users.
+    templates. A field that is omitted has its default, but people may pause one without `enabled`.
     """
 
     name: Name
@@ -198,11 +198,6 @@ class Automation(_Closed):
                 }
             ]
         return content
-
-    def reconciled(self) -> set[str]:
-        """Return the fields of Prefect's AutomationCore that are not left to people."""
-        given = self.model_fields_set - {"name", "run_deployment", "parameters"}
-        return given | {"description", "trigger", "actions"}
 
 
 class HamiltonProject(_Closed):

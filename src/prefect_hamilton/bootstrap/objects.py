@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 from uuid import UUID
 
+import httpx
 from prefect.blocks.core import Block
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import (
@@ -21,7 +22,7 @@ from prefect.client.schemas.actions import (
     WorkPoolUpdate,
 )
 from prefect.events.schemas.automations import AutomationCore
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from typing_extensions import override
 
 from prefect_hamilton.bootstrap import prefect_schemas
@@ -63,6 +64,11 @@ class Kind(ABC):
     @abstractmethod
     async def find(self, name: str) -> Found | None:
         """Return the object of this name; None if there is none."""
+
+    async def find_recorded(self, name: str, id_: UUID) -> Found | None:
+        """Return the object that had this name and id; None if it is gone."""
+        found = await self.find(name)
+        return found if found and found.id == id_ else None
 
     @abstractmethod
     async def create(self, name: str, fields: Fields) -> UUID:
@@ -306,19 +312,37 @@ class Deployments(Kind):
 
 
 class Automations(Kind):
-    """Automations; a name is that of the one that was changed last."""
+    """Automations. Several may have one name, which then is that of the one changed last."""
 
     label = AUTOMATION
-    public = frozenset({"description", "enabled", "tags"})
+    public = frozenset({"name", "description", "enabled", "tags"})
 
     @override
     async def find(self, name: str) -> Found | None:
-        named = await self.client.read_automations_by_name(name)
-        return Found(named[0].id, comparable(named[0])) if named else None
+        named = await self.named(name)
+        return named[0] if named else None
+
+    async def named(self, name: str) -> list[Found]:
+        """Return all that have this name, the one changed last first; `more` is who owns it."""
+        return [
+            Found(each.id, comparable(each), each.owner_resource)
+            for each in await self.client.read_automations_by_name(name)
+        ]
+
+    @override
+    async def find_recorded(self, name: str, id_: UUID) -> Found | None:
+        """Return the automation with this id, which a person may have renamed."""
+        try:
+            found = await self.client.read_automation(id_)
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code != httpx.codes.NOT_FOUND:
+                raise
+            found = None
+        return Found(found.id, comparable(found)) if found else None
 
     @override
     async def create(self, name: str, fields: Fields) -> UUID:
-        automation = AutomationCore.model_validate({"name": name} | fields)
+        automation = AutomationCore.model_validate(fields)
         return await self.client.create_automation(automation)
 
     @override

@@ -8,7 +8,7 @@ server are replaced. FILE holds an Exchange, and gets its results.
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from functools import cache, wraps
 from itertools import chain
@@ -73,18 +73,23 @@ class Result(BaseModel):
 
 
 class Wanted(BaseModel):
-    """A deployment in a file: `selector` is its name as `prefect deploy --name` takes it."""
+    """A deployment in a file: `selector` is its name as `prefect deploy --name` takes it.
+
+    `place` is where it is, such as `prefect.yaml: deployments.0`.
+    """
 
     selector: str
     name: str
     entrypoint: str
+    place: str = ""
 
 
 class Exchange(BaseModel):
     """What this program gets and gives: names of deployments are `flow/deployment`.
 
     `files` are files such as prefect.yaml with what to deploy of each. `tags` are added to each
-    deployment. If one of them has a name in `taken`, nothing is deployed, and `refused` names it.
+    deployment. Nothing is deployed if one of them has a name in `taken`, which `refused` names, or
+    if several have one name, whose places are in `repeated`.
     """
 
     write: bool
@@ -92,6 +97,7 @@ class Exchange(BaseModel):
     tags: list[str] = []
     taken: list[str] = []
     refused: list[str] = []
+    repeated: dict[str, list[str]] = {}
     pools: dict[str, str] = {}
     """Types of work pools that may not be there yet."""
     known: dict[str, Known] = {}
@@ -195,8 +201,7 @@ class Deploying:
             ids = []
         async with get_client() as client:
             stored = [each for id_ in ids or [] if (each := await self._automation(client, id_))]
-            before = {each.name: comparable(each) for each in stored}
-            after = {each.name: comparable(each) for each in wanted}
+            before, after = _by_name(stored), _by_name(wanted)
             same = before == after and len(stored) == len(ids or []) == len(wanted)
             if not same or ids is None:
                 ids = await self._replace_triggers(client, result.id, wanted)
@@ -303,6 +308,14 @@ def _among(wanted: list[Given], stored: Any) -> bool:
     return any(is_same(each, stored) for each in wanted)
 
 
+def _by_name(automations: Iterable[AutomationCore]) -> dict[str, list[Any]]:
+    """Return the automations by their names; several may have one, and are in their order."""
+    found: dict[str, list[Any]] = {}
+    for each in automations:
+        found.setdefault(each.name, []).append(comparable(each))
+    return found
+
+
 def _signed(sign: str, schedules: list[Any]) -> list[str]:
     return [f"{sign} schedule {describe(each)}" for each in schedules]
 
@@ -370,24 +383,29 @@ def _once(
     return reading
 
 
-def refused(exchange: Exchange) -> list[str]:
-    """Return the deployments whose name is taken; their flows are loaded to know their names."""
-    if not exchange.taken:
-        return []
+def check_names(exchange: Exchange) -> None:
+    """Note which deployments have a name that is taken, or that another one has, too.
+
+    Flows are loaded to know their names. One that cannot be loaded is left to Prefect, which says
+    why.
+    """
     load: Callable[[str], Any] = cache(load_flow_from_entrypoint)
     setattr(_core, "load_flow_from_entrypoint", load)  # noqa: B010  # an import of Prefect's
-    names = []
+    places: dict[str, list[str]] = {}
     for wanted in chain.from_iterable(exchange.files.values()):
-        filled = apply_values(wanted.model_dump(), dict(os.environ), remove_notset=True)
-        names.append(f"{load(filled['entrypoint']).name}/{filled['name']}")
-    return [name for name in names if name in exchange.taken]
+        with suppress(Exception):
+            filled = apply_values(wanted.model_dump(), dict(os.environ), remove_notset=True)
+            name = f"{load(filled['entrypoint']).name}/{filled['name']}"
+            places.setdefault(name, []).append(wanted.place)
+    exchange.refused = [name for name in places if name in exchange.taken]
+    exchange.repeated = {name: found for name, found in places.items() if len(found) > 1}
 
 
 def main(file: Path) -> int:
     """Deploy; returns the first exit code of `prefect deploy` that is not 0."""
     exchange = Exchange.model_validate_json(file.read_bytes())
-    exchange.refused = refused(exchange)
-    if exchange.refused:
+    check_names(exchange)
+    if exchange.refused or exchange.repeated:
         file.write_text(exchange.model_dump_json(), encoding="utf-8")
         return 1
     deploying = Deploying(exchange)

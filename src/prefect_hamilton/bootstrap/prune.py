@@ -68,8 +68,8 @@ class Removal:
 
     async def _remove(self, entry: Entry) -> Change | None:
         kind = kind_of(self._client, entry.kind)
-        found = await kind.find(entry.name)
-        if found is None or found.id != entry.id:  # gone, or another one, which a person made
+        found = await kind.find_recorded(entry.name, entry.id)
+        if found is None:  # gone, or another one, which a person made, has its name
             self._forget(entry)
             return None
         if not entry.created:

@@ -15,7 +15,6 @@ from typing import Any, Self
 
 import anyio
 import typer
-from prefect.cli.deploy._models import DeploymentConfig
 from prefect.runner.storage import GitRepository
 from pydantic import SecretStr
 from tenacity import (
@@ -38,6 +37,7 @@ from prefect_hamilton.bootstrap.objects import (
     VARIABLE,
 )
 from prefect_hamilton.bootstrap.prefect_deploy import Exchange, Known, Wanted
+from prefect_hamilton.bootstrap.prefect_yaml import unknown_keys
 from prefect_hamilton.flow_pod import pull_errors
 
 STATE_FILE = "prefect-state.yaml"
@@ -116,6 +116,8 @@ class Flows:
     """Variables of `git` and prefect.yaml, besides those of this process."""
     hidden: frozenset[str] = frozenset()
     """Variables of this process with the credentials of other repositories."""
+    recorded: Mapping[str, Any] = field(default_factory=dict)
+    """The settings as the record keeps them."""
 
     @property
     def source(self) -> str:
@@ -123,7 +125,7 @@ class Flows:
         return f"{NAMED}{self.name}" if self.name else self.address
 
     @classmethod
-    def from_environment(cls, names: list[str], checkout: Path | None, name: str = "") -> Self:
+    def from_environment(cls, names: list[str], checkout: Path | None) -> Self:
         """Read FLOWS_REPOSITORY, FLOWS_REF (a branch, tag or commit) and FLOWS_SUBMODULES.
 
         Raises BootstrapError when one of them is missing, or the address contains a credential.
@@ -138,9 +140,7 @@ class Flows:
             # git_clone treats any text except the empty one as true.
             raise BootstrapError("FLOWS_SUBMODULES must be true or unset.")
         path = os.environ.get("FLOWS_PATH") or "."
-        return cls(
-            address, ref, tuple(names), checkout, name, path=path, submodules=bool(submodules)
-        )
+        return cls(address, ref, tuple(names), checkout, path=path, submodules=bool(submodules))
 
     def repository(self, folder: Path) -> Repository:
         """Return the checkout, or a new one below an empty folder.
@@ -232,13 +232,14 @@ def _select(file: Path, patterns: list[str], matched: set[str]) -> list[Selected
     deployments = content.get("deployments") if isinstance(content, dict) else None
     if not isinstance(deployments, list):
         raise BootstrapError(f"{file.name} has no list of deployments: add the key deployments.")
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    found: list[tuple[int, str, dict[str, Any]]] = []
     for number, deployment in enumerate(deployments):
         for key in ("name", "entrypoint"):
             if not isinstance(deployment, dict) or not isinstance(deployment.get(key), str):
                 raise BootstrapError(f"{file.name}: deployments.{number} has no {key}: add it.")
         name = deployment["name"]
-        for key in deployment.keys() - DeploymentConfig.model_fields.keys():
+        for place in unknown_keys(deployment):
+            key = ".".join(map(str, place))
             raise BootstrapError(
                 f"{file.name}: deployment {name}: unknown key {key}: correct or remove it."
             )
@@ -246,7 +247,7 @@ def _select(file: Path, patterns: list[str], matched: set[str]) -> list[Selected
         matching = {pattern for pattern in patterns if _matches(pattern, function, name)}
         matched |= matching
         if matching:
-            found[function, name] = deployment
+            found.append((number, function, deployment))
     all_names = [deployment["name"] for deployment in deployments]
     return [
         Selected(
@@ -255,10 +256,12 @@ def _select(file: Path, patterns: list[str], matched: set[str]) -> list[Selected
                 selector=name if all_names.count(name) == 1 else f"{function}/{name}",
                 name=name,
                 entrypoint=deployment["entrypoint"],
+                place=f"{file.name}: deployments.{number}",
             ),
             _pool(deployment),
         )
-        for (function, name), deployment in found.items()
+        for number, function, deployment in found
+        if (name := deployment["name"])
     ]
 
 
@@ -306,8 +309,8 @@ async def deploy(
 
     `pools` are the types of the work pools that may not be there yet, when nothing is written.
     Raises NameTakenError, and deploys nothing, when a deployment has a key of `taken`. Raises
-    BootstrapError when Prefect does not deploy; what it said until then is printed. What it
-    created before that is recorded all the same.
+    BootstrapError when two deployments have one name, or when Prefect does not deploy; what it said
+    until then is printed. What it created before that is recorded all the same.
     """
     if not any(repository.files.values()):
         return []
@@ -342,6 +345,10 @@ async def deploy(
             check=False,
         )
         exchange = Exchange.model_validate_json(file.read_bytes())
+    for name, places in exchange.repeated.items():
+        raise BootstrapError(
+            f"{' and '.join(places)} are the same deployment, {name}: rename or remove one of them."
+        )
     if exchange.refused:
         raise NameTakenError([f"{DEPLOYMENT} {name}" for name in exchange.refused])
     found = []

@@ -3,18 +3,23 @@
 import os
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import anyio
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from prefect_hamilton.bootstrap.created import NAMED, Created
+from prefect_hamilton.bootstrap.created import FILES, NAMED, Created
 from prefect_hamilton.bootstrap.desired_state import read_file
 from prefect_hamilton.bootstrap.environment import FromEnvironment
 from prefect_hamilton.bootstrap.errors import BootstrapError
-from prefect_hamilton.bootstrap.register_deployments import Flows, NameTakenError, Repository
+from prefect_hamilton.bootstrap.register_deployments import (
+    Flows,
+    NameTakenError,
+    Repository,
+    holds_credential,
+)
 
 
 def _below(path: str) -> str:
@@ -54,6 +59,34 @@ class Settings(BaseModel):
             own["FLOWS_SUBMODULES"] = "true"
         return own | {name: value for name, value in given.items() if value is not None}
 
+    def recorded(self) -> dict[str, Any]:
+        """Return the settings for the record: without credentials, and without paths of git."""
+        environment = {
+            name: value
+            for name, value in self.environment.items()
+            if isinstance(value, str) and not name.startswith("GIT_")
+        }
+        return self.model_dump(mode="json") | {"environment": environment}
+
+    def flows(self, name: str, hidden: frozenset[str] = frozenset()) -> Flows:
+        """Return the repository with these settings."""
+        return Flows(
+            address=self.url,
+            ref=self.ref,
+            names=tuple(self.deployments),
+            name=name,
+            path=self.path,
+            prefect_files=tuple(self.prefect_files),
+            submodules=self.submodules,
+            pools=tuple(self.pools),
+            tags=tuple(self.tags),
+            prune=self.prune,
+            environment=self.variables(),
+            hidden=hidden,
+            # An address with a credential is refused, and must not be in the record.
+            recorded={} if holds_credential(self.url) else self.recorded(),
+        )
+
 
 _FILE = TypeAdapter(dict[str, Settings])
 
@@ -72,23 +105,38 @@ def load_repositories(path: Path) -> list[Flows]:
         for value in each.environment.values()
         if isinstance(value, FromEnvironment)
     )
-    return [
-        Flows(
-            address=each.url,
-            ref=each.ref,
-            names=tuple(each.deployments),
-            name=name,
-            path=each.path,
-            prefect_files=tuple(each.prefect_files),
-            submodules=each.submodules,
-            pools=tuple(each.pools),
-            tags=tuple(each.tags),
-            prune=each.prune,
-            environment=each.variables(),
-            hidden=hidden,
-        )
-        for name, each in sorted(entries.items())
-    ]
+    return [each.flows(name, hidden) for name, each in sorted(entries.items())]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A repository of a release, with the settings that the release's last bootstrap had."""
+
+    name: str
+    checkout: Path | None = None
+
+    def flows(self, created: Created) -> Flows:
+        """Return the repository; a private one is cloned with GIT_ACCESS_TOKEN.
+
+        Raises BootstrapError if the record does not have it.
+        """
+        if self.name not in created.repositories:
+            names = ", ".join(sorted(created.repositories)) or "none"
+            raise BootstrapError(
+                f"--repository {self.name}: the record of --release has no such repository, only "
+                f"{names}: correct the name, or let the bootstrap of the release run first."
+            )
+        try:
+            settings = Settings.model_validate(created.repositories[self.name])
+        except ValidationError as error:
+            raise BootstrapError(
+                "The record of the release has settings that are not known here: use the version "
+                "of the release's bootstrap."
+            ) from error
+        flows = settings.flows(self.name)
+        token = os.environ.get("GIT_ACCESS_TOKEN")
+        own = {"GIT_ACCESS_TOKEN": token} if token else {}
+        return replace(flows, checkout=self.checkout, environment={**flows.environment, **own})
 
 
 def choose(repositories: list[Flows], name: str, checkout: Path | None) -> list[Flows]:
@@ -129,6 +177,10 @@ class Registration:
         self._alone = alone
         self._owners: dict[str, str] = {}
 
+    def reserve(self, keys: Collection[str]) -> None:
+        """Note what the files of the release name: no repository may name the same."""
+        self._owners |= dict.fromkeys(keys, FILES)
+
     async def clones(self, folder: Path) -> list[Repository]:
         """Return the clones, made below the folder; notes which repositories cannot be cloned."""
         found = []
@@ -153,7 +205,7 @@ class Registration:
         deferred = 0
         while waiting:
             clone = waiting.popleft()
-            owners = self._owners | self._recorded(clone, waiting)
+            owners = self._recorded(clone, waiting) | self._owners
             try:
                 if taken := sorted(clone.keys() & owners.keys()):
                     raise NameTakenError(taken)
@@ -172,18 +224,24 @@ class Registration:
             deferred = 0
 
     def _recorded(self, clone: Repository, waiting: Collection[Repository]) -> dict[str, str]:
-        """Return what belongs to repositories that are not registered yet, with their sources."""
-        if not clone.source.startswith(NAMED):
-            return {}
+        """Return what the record has of others, with their sources.
+
+        These are repositories that are not registered yet, and the files of the release if these
+        are not given.
+        """
         absent = {*self.failed, *(each.source for each in waiting)}
         given = {each.source for each in self._repositories}
-        return {
+        others = [entry for entry in self._created if entry.source != clone.source]
+        found = {
             entry.key: entry.source
-            for entry in self._created
-            if entry.source != clone.source
+            for entry in others
+            if clone.source.startswith(NAMED)
             and entry.source.startswith(NAMED)
             and (entry.source in absent or (self._alone and entry.source not in given))
         }
+        if self._alone:
+            found |= {entry.key: FILES for entry in others if entry.source == FILES}
+        return found
 
     def lines(self) -> list[str]:
         """Return a line for each repository that failed."""
@@ -195,4 +253,9 @@ class Registration:
 
 
 def _is_taken(key: str, owner: str) -> str:
+    if owner == FILES:
+        return (
+            f"{key} belongs to the release itself, whose state or alerts define it: rename or "
+            "remove it in the repository."
+        )
     return f"{key} is also defined by {owner}: rename or remove it in one of them."
