@@ -262,7 +262,7 @@ class Refresh:
         )
 
     async def _list_queues(self, pools: set[str], began: datetime) -> None:
-        """Drop the series of work queues that are gone; those of pools are dropped elsewhere."""
+        """Drop the series of work queues that are gone; those of pools go with their pool."""
         asked = {pool for pool, _ in self.counting.queues} & pools
         kept: set[Labels] = {(pool, "") for pool in asked}
         for pool in asked:
