@@ -163,6 +163,8 @@ def in_node(*command: str) -> Callable[[ClusterLoad], None]:
 
 
 def restart_node(load: ClusterLoad) -> None:
+    mounts = kind.run("docker", "exec", f"{load.cluster.name}-control-plane", "mount")
+    assert VOLUME not in mounts, "the node would lose PostgreSQL's files: take another cluster"
     for pod in names(load.cluster, FLOW_PODS):
         _note(load, pod, force=True)
     kind.run("docker", "restart", f"{load.cluster.name}-control-plane")
@@ -356,6 +358,8 @@ FAULTS = [
         scale(f"statefulset/{RELEASE}-postgres", 1),
     ),
     Fault("PostgreSQL without free connections 45 s", exhaust_connections),
+    # Before the disk is full: then the node keeps PostgreSQL's files in memory.
+    Fault("node restarted", restart_node),
     Fault("PostgreSQL's disk full 45 s", fill_disk, 45, free_disk),
     Fault("credential replaced", replace_credential, 0, remove_old_credential),
     Fault("Git server away 60 s", scale(GIT, 0), 60, scale(GIT, 1)),
@@ -375,5 +379,4 @@ FAULTS = [
         60,
         in_node("mv", "/root/kube-apiserver.yaml", APISERVER),
     ),
-    Fault("node restarted", restart_node),
 ]
