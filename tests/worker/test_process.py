@@ -77,3 +77,16 @@ async def test_an_outage_does_not_end_the_worker(
         # The next poll finds the run.
         found = await worker._get_scheduled_flow_runs()
         assert [each.flow_run.id for each in found] == [run]
+
+
+async def test_an_outage_that_does_not_end_does_not_end_the_worker(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`up` finds the run: the worker has not set its state."""
+    run = pool.new_run()
+    async with working(pool, monkeypatch) as worker:
+        monkeypatch.setattr(worker, "_await_answer", refuse)
+        monkeypatch.setattr(worker, "_give_worker_labels_to_flow_run", refuse)
+        await worker.get_and_submit_flow_runs()
+        await until(lambda: run not in worker._submitting_flow_run_ids)
+    assert pool.api.state(run)["type"] == "PENDING"

@@ -75,14 +75,20 @@ class TakingUp(AnyWorker):  # type: ignore[misc]
     ) -> None:
         """Crash the run; reschedule it instead if an API was unavailable before it could start.
 
-        Prefect calls this while it handles the error that kept the run from starting. Raises
-        HTTPError if the API does not answer.
+        Prefect calls this while it handles the error that kept the run from starting.
         """
-        attempt = self._attempts.get(flow_run.id)
-        await self._await_answer()
-        if attempt is None or not self._is_outage(sys.exception()):
-            await super()._propose_crashed_state(flow_run, message, client)
-            return
+        attempt, error = self._attempts.get(flow_run.id), sys.exception()
+        try:
+            await self._await_answer()
+            if attempt is None or not self._is_outage(error):
+                await super()._propose_crashed_state(flow_run, message, client)
+            else:
+                await self._reschedule(flow_run, attempt, message)
+        except httpx.HTTPError:
+            # On Kubernetes, the sweep finds the run when the API is back.
+            self._logger.warning("The state of a flow run could not be set.", exc_info=True)
+
+    async def _reschedule(self, flow_run: FlowRun, attempt: UUID, message: str) -> None:
         states = await self.client.read_flow_run_states(flow_run.id)
         if attempts.is_waited_for(states, attempt) and await self._give_up(flow_run, attempt):
             waits: State[Any] = rescheduled(f"{WAITS} {message}", self._after_outage(states))

@@ -122,11 +122,7 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
         self, flow_run: FlowRun, message: str, client: PrefectClient | None = None
     ) -> None:
         self._metrics.count_failed()
-        try:
-            await super()._propose_crashed_state(flow_run, message, client)
-        except httpx.HTTPError:
-            # The sweep finds the run when the API is back.
-            self._logger.warning("The state of a flow run could not be set.", exc_info=True)
+        await super()._propose_crashed_state(flow_run, message, client)
 
     def _is_outage(self, error: BaseException | None) -> bool:
         """Whether the error means that the API of Prefect or Kubernetes was unavailable."""
