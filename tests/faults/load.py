@@ -8,7 +8,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -333,16 +333,34 @@ class Load(ABC):
 
     def count_slots(self, report: Report, scheduled: Iterable[Any]) -> None:
         """Each minute between the first run of the schedule and the last has one."""
-        minutes = sorted(run["expected_start_time"][:16] for run in scheduled)
-        report.doubled += len(minutes) - len(set(minutes))
+        by_minute: dict[str, list[Any]] = defaultdict(list)
+        for run in scheduled:
+            by_minute[run["expected_start_time"][:16]].append(run)
+        self.count_doubled(report, by_minute)
+        minutes = sorted(by_minute)
         if minutes:
             first, last = (datetime.fromisoformat(minutes[end]) for end in (0, -1))
-            report.slots_missed = round((last - first).total_seconds() / 60) + 1 - len(set(minutes))
+            report.slots_missed = round((last - first).total_seconds() / 60) + 1 - len(minutes)
+
+    def count_doubled(self, report: Report, runs: Mapping[str, list[Any]]) -> None:
+        """Each slot of the schedule, or cause of an event, has one run."""
+        for what, same in runs.items():
+            for run in same[1:]:
+                report.doubled += 1
+                told = [f"doubled: {what}", *(str(each["created"]) for each in same)]
+                report.wrong += ["\n  ".join(told)]
+                report.wrong += [
+                    self.tell(each["id"], what, "one of two", self.states(each["id"]), [])
+                    for each in (same[0], run)
+                ]
 
     def count_events(self, report: Report, runs: list[Any], asked: dict[str, str]) -> None:
         """Each run of `leads` that Completed has one of `follows`."""
-        causes = [r["parameters"].get("cause") for r in runs if asked[r["id"]] == "follows"]
-        report.doubled += len(causes) - len(set(causes))
+        causes: dict[str, list[Any]] = defaultdict(list)
+        for run in runs:
+            if asked[run["id"]] == "follows":
+                causes[str(run["parameters"].get("cause"))].append(run)
+        self.count_doubled(report, causes)
         leads = {
             run["id"]
             for run in runs
