@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -280,13 +280,16 @@ class Load(ABC):
             if name == "each_minute":
                 limits["expected_start_time"]["before_"] = until
             by_deployment = {"id": {"any_": [self.deployments[name]]}}
-            found += self.ask(
+            runs = self.ask(
                 "POST",
                 "/flow_runs/filter",
                 flow_runs=limits,
                 deployments=by_deployment,
                 limit=200,
             )
+            # A worker may have taken up a run of the schedule of an earlier load.
+            began = datetime.fromtimestamp(self.began, UTC)
+            found += [run for run in runs if datetime.fromisoformat(run["created"]) >= began]
         return {run["id"]: run for run in found}
 
     def report(self, what: str, ended: float) -> Report:
