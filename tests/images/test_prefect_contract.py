@@ -53,12 +53,16 @@ POD_SIGNATURES = {
     "prefect.runner._workspace_hook_runner:WorkspaceHookRunner": (
         "(*, manifest_path, stream_output)"
     ),
+    "prefect.runner._workspace_resolver:prepare_workspace": (
+        "(client, flow_run, deployment, workspace_root)"
+    ),
     "prefect.runner._workspace_runtime:WorkspaceSupervisorConfig": (
         "(*, flow_run_id, workspace_root, manifest_path, command=None)"
     ),
     "prefect.runner._workspace_runtime:read_model": "(path, model)",
     "prefect.runner._workspace_runtime:write_private_model": "(path, model)",
     f"{SUPERVISOR}:_launch_engine": "(command, *, cwd, environment)",
+    f"{SUPERVISOR}:prepare_workspace_for_flow_run": "(flow_run_id, workspace_root)",
     f"{SUPERVISOR}:supervise": "(config)",
     "prefect.utilities.processutils:get_sys_executable": "()",
 }

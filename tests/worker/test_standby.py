@@ -165,6 +165,7 @@ async def test_a_run_gets_a_standby(pool: Pool, kubernetes: KubernetesApi) -> No
     assert line.strip() == assignment == job["metadata"]["annotations"][pod_standby.ANNOTATION]
     assert pod_standby.parsed(assignment.encode()).keys() <= standby.RUN_VARIABLES
     assert pod_standby.parsed(assignment.encode())["PREFECT__FLOW_RUN_ID"] == str(run)
+    assert pool.api.state(run)["name"] == "Pending"
 
 
 @pytest.mark.parametrize(
@@ -202,6 +203,7 @@ async def test_without_an_idle_pod_a_run_gets_a_new_one(
 
     assert len(of_kind(kubernetes, standby.IDLE)) == 2
     assert runs_of(kubernetes) == [run]
+    assert pool.api.state(run)["name"] == "Submitting"
 
 
 async def test_of_many_runs_and_two_workers_none_is_lost_or_doubled(

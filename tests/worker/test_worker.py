@@ -240,6 +240,22 @@ async def test_of_two_workers_that_find_a_run_one_takes_it_up(
     assert run not in b._attempts
 
 
+@pytest.mark.usefixtures("kubernetes")
+async def test_a_run_has_the_labels_that_prefects_worker_sets(pool: Pool) -> None:
+    async with working(pool) as worker:
+        run, other = pool.new_run(), pool.new_run(in_seconds=600)
+        await take_up(worker, run)
+        await worker._give_worker_labels_to_flow_run(other)
+
+    def of_worker(run: UUID) -> dict[str, Any]:
+        labels: dict[str, Any] = pool.api.get(f"/flow_runs/{run}")["labels"]
+        own = ("prefect.worker.", "prefect.work-pool.")
+        return {name: value for name, value in labels.items() if name.startswith(own)}
+
+    assert len(of_worker(other)) == 4
+    assert of_worker(run) == of_worker(other)
+
+
 async def test_attempts_in_quick_succession_have_separate_jobs(
     pool: Pool, kubernetes: KubernetesApi
 ) -> None:

@@ -7,9 +7,13 @@ private name, except `pull_errors`, which the image of the server also uses.
 
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import prefect
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import DeploymentResponse
 
 SUPPORTED = "3.9"
 
@@ -46,14 +50,18 @@ try:
     from prefect.runner._process_manager import ProcessHandle, create_isolated_termination_scope
     from prefect.runner._state_proposer import StateProposer
     from prefect.runner._workspace_hook_runner import WorkspaceHookRunner
+    from prefect.runner._workspace_resolver import prepare_workspace as prepare_with_deployment
     from prefect.runner._workspace_runtime import (
         WorkspaceSupervisorConfig,
         read_model,
         write_private_model,
     )
 
-    # Imported only to fail if the name no longer exists: it is replaced below.
-    from prefect.runner._workspace_supervisor import _launch_engine  # noqa: F401
+    # Imported only to fail if the names no longer exist: they are replaced below.
+    from prefect.runner._workspace_supervisor import (  # type: ignore[attr-defined]  # noqa: F401
+        _launch_engine,
+        prepare_workspace_for_flow_run,
+    )
     from prefect.utilities.processutils import get_sys_executable
 except ImportError as error:
     exit_unsupported(str(error))
@@ -91,11 +99,23 @@ Launch = Callable[..., Coroutine[Any, Any, int]]
 """As `_launch_engine`: the engine's command, and by name its `cwd` and `environment`."""
 
 
-async def prepare_workspace(config: WorkspaceSupervisorConfig, launch: Launch) -> None:
+async def prepare_workspace(
+    config: WorkspaceSupervisorConfig,
+    launch: Launch,
+    client: PrefectClient,
+    flow_run: FlowRun,
+    deployment: DeploymentResponse,
+) -> None:
     """Run the pull steps, write the manifest, and call `launch` instead of starting the engine.
 
     This is Prefect's own `python -m prefect.runner._workspace_supervisor`, stopped before its last
-    step. Raises the exception of a pull step.
+    step, and without its reading flow run and deployment again. Raises the exception of a pull
+    step.
     """
+
+    async def prepare(_: Any, root: Path | str) -> Any:
+        return await prepare_with_deployment(client, flow_run, deployment, root)
+
     _workspace_supervisor._launch_engine = launch
+    setattr(_workspace_supervisor, "prepare_workspace_for_flow_run", prepare)  # noqa: B010
     await _workspace_supervisor.supervise(config)

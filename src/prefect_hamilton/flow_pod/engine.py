@@ -7,15 +7,15 @@ import os
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 from uuid import UUID
 
 import anyio
-from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from tenacity import (
     AsyncRetrying,
@@ -60,41 +60,35 @@ def prepare(config: _prefect.WorkspaceSupervisorConfig, *, clears: bool = True) 
         launched.append((command, cwd, environment))
         return 0
 
-    async def start_afresh() -> None:
+    async def start_afresh(*of_run: Any) -> None:
         os.chdir(folder)
         if clears:
             shutil.rmtree(config.workspace_root)
             config.workspace_root.mkdir()
-        await _prefect.prepare_workspace(config, keep)
+        await _prefect.prepare_workspace(config, keep, *of_run)
 
     async def prepare_and_log() -> bool:
         try:
             async with get_client() as client:
                 flow_run = await client.read_flow_run(config.flow_run_id)
-                leaves_traces = await has_other_steps(client, flow_run)
-            await AsyncRetrying(
-                retry=retry_if_exception(_is_git_server_away),
-                stop=stop_after_delay(outages.git_seconds()),
-                wait=wait_random_exponential(multiplier=2, max=20),
-                before_sleep=partial(_log_git_failure, flow_run),
-                reraise=True,
-            )(start_afresh)
+                if flow_run.deployment_id is None:
+                    raise ValueError("Flow run does not have an associated deployment")
+                deployment = await client.read_deployment(flow_run.deployment_id)
+                await AsyncRetrying(
+                    retry=retry_if_exception(_is_git_server_away),
+                    stop=stop_after_delay(outages.git_seconds()),
+                    wait=wait_random_exponential(multiplier=2, max=20),
+                    before_sleep=partial(_log_git_failure, flow_run),
+                    reraise=True,
+                )(start_afresh, client, flow_run, deployment)
         finally:
             await _prefect.APILogHandler.aflush()
-        return leaves_traces
+        return leave_traces(deployment.pull_steps or [])
 
     with _without_tracebacks_of_git_clone():
         leaves_traces = anyio.run(prepare_and_log)
     ((command, cwd, environment),) = launched
     return Prepared(command, cwd, environment, leaves_traces)
-
-
-async def has_other_steps(client: PrefectClient, flow_run: FlowRun) -> bool:
-    """Whether the flow run's deployment has a pull step that may change the interpreter."""
-    if flow_run.deployment_id is None:
-        return False
-    deployment = await client.read_deployment(flow_run.deployment_id)
-    return leave_traces(deployment.pull_steps or [])
 
 
 def leave_traces(steps: Sequence[dict[str, Any]]) -> bool:
@@ -157,15 +151,37 @@ async def report(flow_run_id: UUID, error: Exception) -> bool:
 
 def adopt(prepared: Prepared) -> None:
     """Make this process what the new one would have been: folder, environment, import path."""
+    has_other_settings = (
+        settings_in(prepared.environment) != settings_in(os.environ)
+        or brings_settings(Path.cwd())
+        or brings_settings(prepared.folder)
+    )
     os.chdir(prepared.folder)
     os.environ.clear()
     os.environ.update(prepared.environment)
-    # The workspace may bring settings: prefect.toml, pyproject.toml, .env.
-    _prefect.refresh_global_settings_context()
+    if has_other_settings:
+        _prefect.refresh_global_settings_context()
     # As `python -m` with PYTHONPATH; entries that are there already keep their place.
     first = [str(prepared.folder), *prepared.environment["PYTHONPATH"].split(os.pathsep)]
     sys.path[:0] = [entry for entry in dict.fromkeys(first) if entry not in sys.path]
     importlib.invalidate_caches()
+
+
+def settings_in(env: Mapping[str, str]) -> dict[str, str]:
+    """Return Prefect's settings; what begins with PREFECT__ is about the flow run."""
+    return {
+        name: value
+        for name, value in env.items()
+        if name.startswith("PREFECT_") and not name.startswith("PREFECT__")
+    }
+
+
+def brings_settings(folder: Path) -> bool:
+    """Whether Prefect reads settings from a file in the folder, if it is the current one."""
+    with suppress(OSError):
+        if "tool.prefect" in (folder / "pyproject.toml").read_text(errors="replace"):
+            return True
+    return any((folder / name).exists() for name in ("prefect.toml", ".env"))
 
 
 def run(config_path: Path, go: int, *, clears: bool = True) -> int:

@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ def _end_with_worker() -> None:
 def _become(folder: str, env: dict[str, str], *, shows_output: bool) -> None:
     """Make this process what a new one with the folder, environment and output would be."""
     os.chdir(folder)
-    has_other_settings = _settings(env) != _settings(os.environ)
+    has_other_settings = engine.settings_in(env) != engine.settings_in(os.environ)
     os.environ.clear()
     os.environ.update(env)
     time.tzset()
@@ -75,15 +74,6 @@ def _become(folder: str, env: dict[str, str], *, shows_output: bool) -> None:
         _prefect.refresh_global_settings_context()
         # Prefect would change only levels, since the process that is forked has set it up.
         setup_logging(incremental=False)
-
-
-def _settings(env: Mapping[str, str]) -> dict[str, str]:
-    """Return Prefect's settings; what begins with PREFECT__ is about the flow run."""
-    return {
-        name: value
-        for name, value in env.items()
-        if name.startswith("PREFECT_") and not name.startswith("PREFECT__")
-    }
 
 
 def _given(channel: dict[str, str]) -> int:

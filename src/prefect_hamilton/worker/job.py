@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kubernetes_asyncio.client import V1Secret
+from prefect.settings import Settings, get_current_settings
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 from pydantic import Field, PrivateAttr
 
@@ -60,6 +61,11 @@ class JobConfiguration(KubernetesWorkerJobConfiguration):  # type: ignore[misc]
     _env_secret: V1Secret | None = PrivateAttr(default=None)
     """The Secret with the environment, which is created after the Job."""
 
+    @classmethod
+    def _base_environment(cls) -> dict[str, str]:
+        """Return what Prefect adds to each flow run's environment: its settings in this process."""
+        return _environment(get_current_settings())
+
     def prepare_for_flow_run(self, *args: Any, **kwargs: Any) -> None:
         """Fill the manifest in as Prefect does, and merge the additions into it."""
         own = self.job_manifest["spec"]["template"].get("metadata", {}).get("labels") or {}
@@ -99,6 +105,17 @@ class JobConfiguration(KubernetesWorkerJobConfiguration):  # type: ignore[misc]
             "containers": [{"name": container["name"]} | _without_empty(own)],
         }
         return {"spec": _without_empty(spec)}
+
+
+_environment_of: tuple[Settings, dict[str, str]] | None = None
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """Return the settings as variables: this takes 20 ms, and they stay the same."""
+    global _environment_of
+    if _environment_of is None or _environment_of[0] is not settings:
+        _environment_of = settings, settings.to_environment_variables(exclude_unset=True)
+    return dict(_environment_of[1])
 
 
 def merged(base: Mapping[str, Any], patch: Mapping[str, Any]) -> Object:

@@ -1,5 +1,6 @@
 """The worker of type `kubernetes` that the image runs instead of Prefect's."""
 
+import asyncio
 from typing import Any
 from uuid import UUID
 
@@ -54,6 +55,8 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self._reserve: Reserve | None = None
         self._metrics = Metrics(self._work_pool_name)
+        self._cluster: str | None = None
+        """Name of the worker's own cluster, as soon as it is known."""
 
     async def setup(self) -> None:
         """Prepare the worker: it listens to events and sweeps once a minute."""
@@ -108,11 +111,20 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
         this = takers.Taker.this()
         return this.pending() if this else super()._pending()
 
+    async def _give_worker_labels_to_flow_run(self, flow_run_id: UUID) -> None:
+        """Label a run with its worker, unless `_note_location` does so in the same request."""
+        if flow_run_id not in self._attempts:
+            await super()._give_worker_labels_to_flow_run(flow_run_id)
+
     async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
+        """Set Submitting. A run that begins in a standby pod has no Job to wait for."""
         attempt = self._attempts.get(flow_run.id)
         if attempt is None:
             await super()._propose_submitting_state(flow_run)
-            return
+        elif self._reserve is None:
+            await self._set_submitting(flow_run, attempt)
+
+    async def _set_submitting(self, flow_run: FlowRun, attempt: UUID) -> None:
         try:
             await propose(self.client, flow_run.id, Submitting(), attempt, timeout=ANSWER_SECONDS)
         except httpx.HTTPError:
@@ -143,7 +155,10 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
         attempt = self._attempts.get(flow_run.id)
         reason = pod_security.refusal(configuration.job_manifest["spec"]["template"]["spec"])
         if attempt is not None:
-            states = await self._states_if_waited_for(flow_run, attempt)
+            states, _ = await asyncio.gather(
+                self._states_if_waited_for(flow_run, attempt),
+                self._note_location(flow_run, configuration),
+            )
             if states is None:
                 return _not_waited_for(task_status)
             former = attempts.before(states, attempt)
@@ -158,7 +173,6 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
             await self._propose_crashed_state(flow_run, reason)
             return KubernetesWorkerResult(identifier="", status_code=0)
         if attempt is not None:
-            await self._note_location(flow_run, configuration)
             attempts.mark(configuration.job_manifest, attempt)
             try:
                 job = await self._claim_standby(flow_run, configuration, attempt)
@@ -170,6 +184,8 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
                     task_status.started(pid)
                 self._metrics.count_submitted(flow_run)
                 return KubernetesWorkerResult(identifier=pid, status_code=0)
+            if self._reserve is not None:
+                await self._set_submitting(flow_run, attempt)
         result: KubernetesWorkerResult = await super().run(flow_run, configuration, task_status)
         self._metrics.count_submitted(flow_run)
         return result
@@ -261,12 +277,24 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
     async def _note_location(
         self, flow_run: FlowRun, configuration: KubernetesWorkerJobConfiguration
     ) -> None:
-        """Record where the run's Jobs are, for workers that look for runs without a Job."""
-        async with self._get_configured_kubernetes_client(configuration) as client:
-            cluster = kubernetes.cluster_of(client)
-        await self.client.update_flow_run_labels(
-            flow_run.id, {LOCATION_LABEL: f"{cluster}/{configuration.namespace}"}
-        )
+        """Record where the run's Jobs are, for workers that look for runs without a Job.
+
+        In the same request, record what Prefect's worker does: worker and work pool.
+        """
+        cluster = self._cluster
+        if cluster is None or configuration.cluster_config is not None:
+            async with self._get_configured_kubernetes_client(configuration) as client:
+                cluster = kubernetes.cluster_of(client)
+        if configuration.cluster_config is None:
+            self._cluster = cluster
+        labels = {
+            LOCATION_LABEL: f"{cluster}/{configuration.namespace}",
+            "prefect.worker.name": self.name,
+            "prefect.worker.type": self.type,
+            "prefect.work-pool.name": self._work_pool_name,
+            "prefect.work-pool.id": str(self.work_pool.id),
+        }
+        await self.client.update_flow_run_labels(flow_run.id, labels)
 
     async def _create_job(self, configuration: JobConfiguration, client: ApiClient) -> V1Job:
         """Create the Job. It may exist already if the response to an earlier request was lost.
