@@ -1,7 +1,8 @@
 """Rules about the states of flow runs, in addition to those of Prefect's server."""
 
 import asyncio
-from typing import Annotated, Any
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, cast
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -13,6 +14,7 @@ from prefect.server.orchestration.core_policy import (
     PreventDuplicateTransitions,
     PreventPendingTransitions,
     RetryFailedFlows,
+    SecureFlowConcurrencySlots,
 )
 from prefect.server.orchestration.rules import (
     ALL_ORCHESTRATION_STATES,
@@ -20,10 +22,17 @@ from prefect.server.orchestration.rules import (
     FlowRunOrchestrationRule,
 )
 from prefect.server.schemas.states import TERMINAL_STATES, State, StateType
+from prefect.types import DateTime
 
 from prefect_hamilton import _headers
 
 EXPECTED_STATE = "expected-state"
+
+BETWEEN_TRIES = timedelta(seconds=0.25)
+"""How long after one run of a deployment the next tries to get a slot."""
+
+LONGEST_WAIT = timedelta(minutes=5)
+"""How long a run waits at most for another try: those before it may be cancelled meanwhile."""
 
 
 class RequireExpectedState(FlowRunOrchestrationRule):
@@ -67,6 +76,33 @@ class PreventPendingAfterEnd(FlowRunOrchestrationRule):
                 f"This run is in a {initial_state.type.name} state and cannot"
                 " transition to a PENDING state."
             )
+
+
+class QueueForDeploymentSlot(SecureFlowConcurrencySlots):
+    """Takes a slot of a deployment's concurrency limit; runs that find none wait in one queue.
+
+    Prefect has each of them try again after the same time. When many wait, workers, which get 200
+    runs at a time, see only these, and the deployments whose limit is not reached starve.
+    """
+
+    async def reject_transition(self, state: State | None, reason: str) -> None:
+        """Put a run that is to wait behind those of its deployment that wait already."""
+        if state is not None and state.is_scheduled() and state.state_details.scheduled_time:
+            first = state.state_details.scheduled_time
+            due = min(await self._after_last(state, first), datetime.now(UTC) + LONGEST_WAIT)
+            state.state_details.scheduled_time = cast(DateTime, max(first, due))
+        await super().reject_transition(state, reason)
+
+    async def _after_last(self, state: State, first: datetime) -> datetime:
+        last: datetime | None = await self.context.session.scalar(
+            sa.select(sa.func.max(FlowRun.next_scheduled_start_time)).where(
+                FlowRun.deployment_id == self.context.run.deployment_id,
+                FlowRun.state_type == StateType.SCHEDULED,
+                FlowRun.state_name == state.name,
+                FlowRun.id != self.context.run.id,
+            )
+        )
+        return last + BETWEEN_TRIES if last else first
 
 
 class RescheduleForAnotherPod(FlowRunOrchestrationRule):
@@ -147,9 +183,12 @@ class FlowPolicy(CoreFlowPolicy):
             PreventPendingTransitions: PreventPendingAfterEnd,
             RetryFailedFlows: RescheduleForAnotherPod,
         }
+        instead: dict[Any, Any] = {SecureFlowConcurrencySlots: QueueForDeploymentSlot}
         rules: list[Any] = []
         for rule in CoreFlowPolicy.priority():
-            rules += [rule, after[rule]] if rule in after else [rule]
+            rules.append(instead.get(rule, rule))
+            if rule in after:
+                rules.append(after[rule])
         return [*rules, EndSubflows]
 
 
