@@ -23,6 +23,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
+from prefect_hamilton.worker.standby import IDLE, LABEL
 from scripts import kind, local_profile, node_usage
 
 MEASURED = (StateType.PENDING, StateType.RUNNING, StateType.COMPLETED)
@@ -30,6 +31,7 @@ ENTRYPOINT = "scripts/no_op_flow.py:no_op"
 GIT_CLONE = "prefect.deployments.steps.git_clone"
 OWN_POD = {"labels": {"prefect-hamilton/bench": "own-pod"}}
 """Job variables with which no standby pod can serve a run."""
+STANDBY_PODS = "standby pods"
 IDLE_SECONDS = 60
 
 Reached = dict[StateType, datetime]
@@ -44,6 +46,10 @@ def main(
         str, typer.Option("--kind", help="Name of the kind cluster; the local profile if omitted.")
     ] = "",
     clone: Annotated[bool, typer.Option(help="With --kind: pods clone the flow from Git.")] = True,
+    ready: Annotated[
+        int,
+        typer.Option(help="With --kind: the standby pods that are ready before many runs at once."),
+    ] = 0,
     account: Annotated[
         bool, typer.Option(help="With --kind: CPU seconds by what used them; takes a minute more.")
     ] = False,
@@ -52,12 +58,14 @@ def main(
 
     To compare polls, start the profile with another one: `PREFECT_WORKER_QUERY_SECONDS=10 make up`.
     """
-    context = kind.context_of(kind_name) if kind_name and account else ""
-    with _client(kind_name) as client, _deployments(client, kind_name, clone) as deployments:
-        idle = _idle(context) if context else {}
+    context = kind.context_of(kind_name) if kind_name else ""
+    with connected(kind_name) as client, registered(client, kind_name, clone) as deployments:
+        idle = _idle(context) if context and account else {}
         _one_by_one(client, deployments, runs)
         for name, deployment in deployments.items() if at_once > 1 else ():
-            before = _usage(context) if context else None
+            if context and name == STANDBY_PODS:
+                _await_standby_pods(context, ready)
+            before = _usage(context) if context and account else None
             _at_once(client, name, deployment, at_once)
             if before:
                 _print_usage(before, _usage(context), idle, at_once)
@@ -83,6 +91,23 @@ def _at_once(client: SyncPrefectClient, name: str, deployment: UUID, count: int)
     rate = 60 * count / seconds
     typer.echo(f"{name}, {count} at once: {seconds:.1f} s, {rate:.0f} runs a minute")
     _print(runs, StateType.RUNNING)
+
+
+def _await_standby_pods(context: str, count: int) -> None:
+    """Wait until as many standby pods are ready: the worker replaces them after the last run."""
+    idle = ("--selector", f"{LABEL}={IDLE}", "--field-selector", "status.phase=Running")
+
+    def are_missing() -> bool:
+        return len(kind.kubectl(context, "get", "pods", *idle, "--output", "name").split()) < count
+
+    patience = 60 + 10 * count
+    try:
+        Retrying(retry=retry_if_result(bool), stop=stop_after_delay(patience), wait=wait_fixed(1))(
+            are_missing
+        )
+    except RetryError:
+        typer.echo(f"There were no {count} standby pods ready after {patience} s", err=True)
+        raise typer.Exit(1) from None
 
 
 def _usage(context: str) -> node_usage.Usage:
@@ -126,7 +151,7 @@ def cluster_settings(kind_name: str, home: Path) -> dict[Any, Any]:
 
 
 @contextmanager
-def _client(kind_name: str) -> Iterator[SyncPrefectClient]:
+def connected(kind_name: str) -> Iterator[SyncPrefectClient]:
     """Yield a client, which tries again when the server is busy."""
     with tempfile.TemporaryDirectory() as home:
         if kind_name:
@@ -145,11 +170,9 @@ def _client(kind_name: str) -> Iterator[SyncPrefectClient]:
 
 
 @contextmanager
-def _deployments(
-    client: SyncPrefectClient, kind_name: str, clone: bool
-) -> Iterator[dict[str, UUID]]:
+def registered(client: SyncPrefectClient, kind_name: str, clone: bool) -> Iterator[dict[str, UUID]]:
     """Register the flow for every kind of pod; on the local profile, once."""
-    pods = {"standby pods": {}, "new pods": OWN_POD} if kind_name else {"processes": {}}
+    pods = {STANDBY_PODS: {}, "new pods": OWN_POD} if kind_name else {"processes": {}}
     with ExitStack() as stack:
         yield {
             name: stack.enter_context(_deployment(client, kind_name, clone, name, variables))

@@ -1,4 +1,6 @@
-"""The flow that `scripts.bench_pickup` runs: all its time is Prefect's."""
+"""The flow that the benchmarks run: all its time is Prefect's."""
+
+import time
 
 from prefect import flow, task
 
@@ -9,6 +11,7 @@ def nothing() -> None:
 
 
 @flow(name="no-op")
-def no_op() -> None:
-    """Run one task that does nothing."""
+def no_op(seconds: float = 0) -> None:
+    """Run one task that does nothing, after a number of seconds."""
+    time.sleep(seconds)
     nothing()

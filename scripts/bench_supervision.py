@@ -1,0 +1,128 @@
+"""Measure how soon the end of a pod is noticed: `python -m scripts.bench_supervision --help`.
+
+On a cluster of `make kind`, for flow runs in standby pods and in new ones, one after the other.
+"""
+
+import json
+import statistics
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated
+from uuid import UUID
+
+import typer
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import Cancelling
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from scripts import bench_pickup, kind
+
+PATIENCE_SECONDS = 300
+INTERVAL_SECONDS = 0.1
+
+
+def main(
+    kind_name: Annotated[str, typer.Option("--kind", help="Name of the kind cluster.")],
+    times: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 5,
+) -> None:
+    """Print the seconds from SIGTERM to Scheduled, kill -9 to Crashed, Cancelling to no pod."""
+    with (
+        bench_pickup.connected(kind_name) as client,
+        bench_pickup.registered(client, kind_name, clone=True) as deployments,
+    ):
+        cluster = _Cluster(client, kind_name)
+        measured = {
+            "SIGTERM to Scheduled": cluster.rescheduled,
+            "kill -9 to Crashed": cluster.crashed,
+            "Cancelling to no pod": cluster.cancelled,
+        }
+        for what, measure in measured.items():
+            for pods, deployment in deployments.items():
+                seconds = [measure(deployment) for _ in range(times)]
+                typer.echo(
+                    f"{what}, {pods}: {times} runs   p50 {statistics.median(seconds):.2f} s"
+                    f"   max {max(seconds):.2f} s"
+                )
+
+
+class _Cluster:
+    """Starts flow runs and ends their pods."""
+
+    def __init__(self, client: SyncPrefectClient, kind_name: str) -> None:
+        self._client = client
+        self._context = kind.context_of(kind_name)
+        self._node = f"{kind_name}-control-plane"
+
+    def rescheduled(self, deployment: UUID) -> float:
+        """Delete the pod; returns the seconds until its flow run is Scheduled again."""
+        run = self._running(deployment)
+        began = datetime.now(UTC)
+        self._pod(run, "delete", "--wait=false")
+        seconds = self._until(run, StateType.SCHEDULED, began)
+        self._end(run)
+        return seconds
+
+    def crashed(self, deployment: UUID) -> float:
+        """Kill the processes of the pod; returns the seconds until its flow run is Crashed."""
+        run = self._running(deployment)
+        name = self._pod(run, "get", "--output", "jsonpath={.items[0].metadata.name}")
+        label = f"io.kubernetes.pod.name={name}"
+        (container,) = self._on_node("crictl", "ps", "--quiet", "--label", label).split()
+        process = json.loads(self._on_node("crictl", "inspect", container))["info"]["pid"]
+        began = datetime.now(UTC)
+        self._on_node("kill", "-9", str(process))
+        return self._until(run, StateType.CRASHED, began)
+
+    def cancelled(self, deployment: UUID) -> float:
+        """Cancel the flow run; returns the seconds until its pod is gone."""
+        run = self._running(deployment)
+        began = datetime.now(UTC)
+        self._client.set_flow_run_state(run.id, Cancelling())
+        _wait_for(lambda: not self._pod(run, "get", "--output", "name"))
+        return (datetime.now(UTC) - began).total_seconds()
+
+    def _running(self, deployment: UUID) -> FlowRun:
+        run = self._client.create_flow_run_from_deployment(deployment, parameters={"seconds": 600})
+        _wait_for(lambda: self._states(run)[-1].is_running())
+        return run
+
+    def _until(self, run: FlowRun, state: StateType, began: datetime) -> float:
+        """Return the seconds until the flow run is in the state, by the clock of the server."""
+
+        def reached() -> list[datetime]:
+            each = ((found.type, found.timestamp) for found in self._states(run))
+            return [at for type_, at in each if type_ is state and at > began]
+
+        _wait_for(lambda: bool(reached()))
+        return (reached()[0] - began).total_seconds()
+
+    def _end(self, run: FlowRun) -> None:
+        self._client.set_flow_run_state(run.id, Cancelling())
+        _wait_for(lambda: self._states(run)[-1].is_cancelled())
+
+    def _states(self, run: FlowRun) -> list[State]:
+        return self._client.read_flow_run_states(run.id)
+
+    def _pod(self, run: FlowRun, command: str, *options: str) -> str:
+        selector = ("--selector", f"prefect.io/flow-run-id={run.id}")
+        return kind.kubectl(self._context, command, "pod", *selector, *options)
+
+    def _on_node(self, *command: str) -> str:
+        return kind.run("docker", "exec", self._node, *command)
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    try:
+        Retrying(
+            retry=retry_if_result(lambda holds: not holds),
+            stop=stop_after_delay(PATIENCE_SECONDS),
+            wait=wait_fixed(INTERVAL_SECONDS),
+        )(condition)
+    except RetryError:
+        typer.echo(f"No end after {PATIENCE_SECONDS} s: see the worker's log", err=True)
+        raise typer.Exit(1) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)
