@@ -227,17 +227,18 @@ async def test_two_workers_that_see_the_same_idle_pod_do_not_share_it(
 ) -> None:
     monkeypatch.setenv(standby.COUNT, "1")
     seen = 0
-    listing = claim.idle_pods
+    pods_with = claim.kubernetes.pods_with
 
-    async def both_have_seen(*of: Any) -> list[Any]:
+    async def both_have_seen(client: Any, namespace: str, labels: dict[str, str]) -> list[Any]:
         nonlocal seen
-        found = await listing(*of)
+        found = await pods_with(client, namespace, labels)
+        assert labels[standby.LABEL] == standby.IDLE
         assert len(found) == 1
         seen += 1
         await until(lambda: seen == 2)
         return found
 
-    monkeypatch.setattr(claim, "idle_pods", both_have_seen)
+    monkeypatch.setattr(claim.kubernetes, "pods_with", both_have_seen)
     async with keeping(pool, kubernetes) as a, working(pool, name=NAME) as b:
         runs = [pool.new_run(), pool.new_run()]
         found = await a._get_scheduled_flow_runs()

@@ -152,13 +152,13 @@ async def test_a_run_waits_for_the_pod_of_a_job_that_was_deleted(
 ) -> None:
     """Kubernetes deletes the Job at once; its pod has rescheduled the run and is ending."""
     monkeypatch.setattr(worker_module, "END_SECONDS", 60)
-    pods_of_flow_run, seen = worker_kubernetes.pods_of_flow_run, []
+    pods_with, seen = worker_kubernetes.pods_with, []
 
     async def pods(*arguments: Any) -> Any:
-        seen.append(found := await pods_of_flow_run(*arguments))
+        seen.append(found := await pods_with(*arguments))
         return found
 
-    monkeypatch.setattr(worker_kubernetes, "pods_of_flow_run", pods)
+    monkeypatch.setattr(worker_kubernetes, "pods_with", pods)
     run = pool.new_run()
     async with working(pool) as worker:
         await take_up(worker, run)

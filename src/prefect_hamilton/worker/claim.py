@@ -74,11 +74,13 @@ class Claims:
         ClientError if Kubernetes does not answer.
         """
         container = standby.container(wanted)["name"]
-        found = [
-            pod
-            for pod in await idle_pods(client, namespace, self._group, standby.hash_of(wanted))
-            if is_ready(pod, container)
-        ]
+        labels = {
+            standby.LABEL: standby.IDLE,
+            standby.GROUP_LABEL: self._group,
+            standby.HASH_LABEL: standby.hash_of(wanted),
+        }
+        idle = await kubernetes.pods_with(client, namespace, labels)
+        found = [pod for pod in idle if is_ready(pod, container)]
         assignment = standby.assignment(wanted, attempt)
         # In an order of its own, since other claims look for one, too.
         for pod in sorted(found, key=lambda each: hash((attempt, each.metadata.uid))):
@@ -176,20 +178,6 @@ async def _told(
                 if run_id.encode() in heard:
                     return True
     return False
-
-
-async def idle_pods(client: ApiClient, namespace: str, group: str, digest: str) -> list[V1Pod]:
-    """List the pods of idle Jobs with the hash."""
-    selector = ",".join(
-        f"{key}={value}"
-        for key, value in (
-            (standby.LABEL, standby.IDLE),
-            (standby.GROUP_LABEL, group),
-            (standby.HASH_LABEL, digest),
-        )
-    )
-    found = await CoreV1Api(client).list_namespaced_pod(namespace, label_selector=selector)
-    return list(found.items)
 
 
 def is_ready(pod: V1Pod, container: str) -> bool:

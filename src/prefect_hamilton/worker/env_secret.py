@@ -27,7 +27,6 @@ from kubernetes_asyncio.client.exceptions import ApiException
 from prefect.exceptions import InfrastructureError
 
 from prefect_hamilton.worker import claim, kubernetes
-from prefect_hamilton.worker.verdicts import pods_of_job
 
 FAILURES = (ApiException, aiohttp.ClientError, TimeoutError)
 
@@ -100,7 +99,8 @@ async def is_missing(client: ApiClient, job: V1Job) -> bool:
     if kubernetes.is_finished(job) or (job.status and job.status.ready):
         return False
     where = (job.metadata.name, job.metadata.namespace)
-    return any(_waits_for(name_of(where[0]), pod) for pod in await pods_of_job(client, *where))
+    pods = await kubernetes.pods_of_job(client, *where)
+    return any(_waits_for(name_of(where[0]), pod) for pod in pods)
 
 
 def _waits_for(secret: str, pod: V1Pod) -> bool:

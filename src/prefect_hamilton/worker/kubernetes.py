@@ -1,11 +1,10 @@
 """Requests to Kubernetes: the cluster's name, and the Jobs and pods of flow runs."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import aiohttp
 from kubernetes_asyncio.client import ApiClient, BatchV1Api, CoreV1Api, V1Job, V1Pod
@@ -63,11 +62,16 @@ async def job_named(client: ApiClient, name: str, namespace: str) -> V1Job | Non
     return job
 
 
-async def pods_of_flow_run(client: ApiClient, namespace: str, flow_run_id: UUID) -> list[V1Pod]:
-    """List the pods of a flow run, also those whose Job was deleted."""
-    selector = f"{FLOW_RUN_LABEL}={flow_run_id}"
+async def pods_with(client: ApiClient, namespace: str, labels: Mapping[str, str]) -> list[V1Pod]:
+    """List the pods with these labels, also those that have ended or whose Job was deleted."""
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
     found = await CoreV1Api(client).list_namespaced_pod(namespace, label_selector=selector)
     return list(found.items)
+
+
+async def pods_of_job(client: ApiClient, name: str, namespace: str) -> list[V1Pod]:
+    """List the pods of a Job, also those that have ended."""
+    return await pods_with(client, namespace, {"batch.kubernetes.io/job-name": name})
 
 
 def has_ended(pod: V1Pod) -> bool:

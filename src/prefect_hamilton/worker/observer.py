@@ -103,7 +103,7 @@ async def _verdict(states: list[State[Any]], name: str, namespace: str, message:
         job = await kubernetes.job_named(client, name, namespace)
         if not states[-1].is_pending():
             return verdicts.of_started(job, message)
-        pods = await verdicts.pods_of_job(client, name, namespace)
+        pods = await kubernetes.pods_of_job(client, name, namespace)
     finally:
         await client.close()
     return verdicts.of_unstarted(states, job, pods)

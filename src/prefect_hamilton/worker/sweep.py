@@ -210,7 +210,7 @@ class Sweep:
         if job is None:
             return rescheduled(NO_JOB.format(round(self._grace_seconds)), due_before(states))
         where = (job.metadata.name, job.metadata.namespace)
-        return verdicts.of_unstarted(states, job, await verdicts.pods_of_job(client, *where))
+        return verdicts.of_unstarted(states, job, await kubernetes.pods_of_job(client, *where))
 
 
 def _run_of(job: V1Job) -> UUID | None:

@@ -10,7 +10,7 @@ A flow that has started is executed again only if its pod has said that it was e
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kubernetes_asyncio.client import ApiClient, CoreV1Api, V1ContainerStatus, V1Job, V1Pod
+from kubernetes_asyncio.client import V1ContainerStatus, V1Job, V1Pod
 from prefect.client.schemas.objects import State
 from prefect.states import Crashed
 
@@ -26,13 +26,6 @@ MAX_TRIES = 3
 
 KILLED = {137, 143, 255}
 """Exit codes of a container that was ended from outside: SIGKILL, SIGTERM, lost with its node."""
-
-
-async def pods_of_job(client: ApiClient, job_name: str, namespace: str) -> list[V1Pod]:
-    """List the pods of a Job, also those that have ended."""
-    selector = f"batch.kubernetes.io/job-name={job_name}"
-    found = await CoreV1Api(client).list_namespaced_pod(namespace, label_selector=selector)
-    return list(found.items)
 
 
 def of_started(job: V1Job | None, message: str) -> State[Any]:

@@ -256,12 +256,13 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
         that was deleted may still be running.
         """
         namespace = configuration.namespace
+        of_run = {kubernetes.FLOW_RUN_LABEL: str(flow_run.id)}
         selector = f"{kubernetes.FLOW_RUN_LABEL}={flow_run.id},{attempts.ATTEMPT_LABEL}={attempt}"
         async with self._get_configured_kubernetes_client(configuration) as client:
 
             async def jobs_and_pods() -> JobsAndPods:
                 jobs = await kubernetes.jobs_of_flow_runs(client, [namespace], selector)
-                return jobs, await kubernetes.pods_of_flow_run(client, namespace, flow_run.id)
+                return jobs, await kubernetes.pods_with(client, namespace, of_run)
 
             found: JobsAndPods = await AsyncRetrying(
                 retry=retry_if_not_result(_have_ended),
