@@ -92,7 +92,8 @@ def receiving(cluster: Cluster, folder: Path, presets: dict[str, Any]) -> Iterat
     alerts = {"channels": {"receiver": channel}, "presets": presets}
     values.write_text(yaml.safe_dump({"alerts": alerts}))
     upgrade = ("upgrade", RELEASE, "charts/prefect-hamilton", "--reset-then-reuse-values")
-    options = ("--wait", "--wait-for-jobs", "--timeout=300s")
+    # Tests before may have changed objects of the release with kubectl.
+    options = ("--force-conflicts", "--wait", "--wait-for-jobs", "--timeout=300s")
     cluster.helm(*upgrade, *options, "--values", str(values))
     try:
         yield Receiver(cluster)

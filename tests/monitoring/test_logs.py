@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 TEXT = (
     r"prefect-hamilton-(postgres|valkey)-0/\w+: .*",
     r"prefect-hamilton-ui-[^/]+/migrate: .*",
-    r"prefect-hamilton-worker-[^/]+/worker: (Discovered type|Worker) .*",
+    r"prefect-hamilton-worker-[^/]+/worker: (Discovered type|Received SIG|Worker ).*",
 )
 """Lines that are not JSON, with pod and container: docs/logs.md names them."""
 
