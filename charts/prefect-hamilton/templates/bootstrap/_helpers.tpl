@@ -70,11 +70,11 @@ deployments:
   "values" (dict "value" (dict "from_env" "WAREHOUSE_URL")) }}
 {{- $blocks = prepend $blocks $url }}
 {{- end }}
-{{- with .Values.flows.results.bucket }}
+{{- range $name, $bucket := include "prefect-hamilton.flows.resultsBlocks" . | fromYaml }}
 {{- $blocks = prepend $blocks (dict
-  "name" (include "prefect-hamilton.flows.resultsBlock" $)
+  "name" $name
   "type" "remote-file-system"
-  "values" (dict "basepath" .)) }}
+  "values" (dict "basepath" $bucket)) }}
 {{- end }}
 {{- range $key, $entries := merge (dict "blocks" $blocks) (omit $state "automations") }}
 {{- with $entries }}
