@@ -35,9 +35,14 @@ def alerts_main() -> None:
 
 
 @alerts.command("test")
-def alerts_test() -> None:
+def alerts_test(
+    release: Annotated[
+        str, typer.Option(help="The release, if several have alerts on the server.")
+    ] = "",
+) -> None:
     """Let the server at PREFECT_API_URL send one message through each channel of its alerts."""
     command = [sys.executable, "-m", "prefect_hamilton.bootstrap", "alerts", "test"]
+    command += ["--release", release] if release else []
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 

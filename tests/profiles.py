@@ -18,11 +18,12 @@ from tests import first_start, forks, services
 class LocalProfile:
     """The commands of the profile with a separate state folder and ports.
 
-    Its servers' databases are copies of migrated ones, unless it is `new`.
+    Its servers' databases are copies of migrated ones, unless it is `new`. `project` is the folder
+    of this project, or a copy of it.
     """
 
-    def __init__(self, state: Path, *, new: bool = False) -> None:
-        self.state = state
+    def __init__(self, state: Path, *, new: bool = False, project: Path = services.ROOT) -> None:
+        self.state, self.project = state, project
         if not new:
             first_start.profile(state)
         self.port, self.hamilton_port = services.free_port(), services.free_port()
@@ -39,7 +40,7 @@ class LocalProfile:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "scripts.local", *arguments],
-            cwd=services.ROOT,
+            cwd=self.project,
             env=self.environment,
             capture_output=True,
             text=True,
@@ -66,7 +67,7 @@ class LocalProfile:
         settings = f'eval "$({sys.executable} -m scripts.local env {options})"'
         return subprocess.run(
             ["bash", "-c", f"set -e; {settings}; {script}"],
-            cwd=services.ROOT,
+            cwd=self.project,
             env=self.environment,
             capture_output=True,
             text=True,
@@ -79,7 +80,7 @@ class LocalProfile:
         with (self.state / "terminal.log").open("ab") as log:
             return subprocess.Popen(
                 ["bash", "-c", f"{settings}; exec {command}"],
-                cwd=services.ROOT,
+                cwd=self.project,
                 env=self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -113,14 +113,14 @@ class Site:
             "APPRISE_URL": f"json{receiver.url.removeprefix('http')}/broken",
         }
 
-    def apply(self, alerts: object) -> dict[str, str]:
+    def apply(self, alerts: object, release: str = "demo") -> dict[str, str]:
         """Apply alerts and a pool; the outcome of each object."""
         pool = {"name": "pool", "type": "process"}
         file = self.folder / "state.yaml"
         file.write_text(yaml.safe_dump({"work_pools": [pool], "alerts": alerts}))
         done = forks.run(
             "prefect_hamilton.bootstrap",
-            *("apply", "--file", file, "--release", "demo"),
+            *("apply", "--file", file, "--release", release),
             env=self.env,
         )
         assert done.returncode == 0, done.stderr
@@ -128,9 +128,9 @@ class Site:
         *lines, _ = done.stdout.splitlines()  # the last one has the counts
         return {line[39:].split(" (")[0]: line[2:11].strip() for line in lines}
 
-    def test(self) -> "subprocess.CompletedProcess[str]":
+    def test(self, *options: str) -> "subprocess.CompletedProcess[str]":
         """`alerts test`."""
-        return forks.run("prefect_hamilton.bootstrap", "alerts", "test", env=self.env)
+        return forks.run("prefect_hamilton.bootstrap", "alerts", "test", *options, env=self.env)
 
     def run(self, function: str, pool: str = "pool") -> UUID:
         """A run of the deployment that is named like the flow; without a pool, for later."""
@@ -431,6 +431,30 @@ def test_a_receiver_that_refuses_is_visible_and_touches_no_run(site: Site) -> No
     assert site.api.states(run)[-1:] == ["FAILED"]
     assert "The receiver answered 500" in site.server.log.read_text()
     assert address not in site.server.log.read_text()
+
+
+def test_each_release_of_a_server_tests_its_own_channels(site: Site) -> None:
+    site.apply(ALERTS)
+    off = {name: {"enabled": False} for name in PRESETS}
+    site.apply({"channels": {"hook": HOOK}, "presets": off}, release="other")
+    site.receiver.messages.clear()
+    refused = site.receiver.refused
+    assert site.test("--release", "demo").stdout == "arrived  team\n"
+    done = site.test("--release", "other")  # a later message than all others
+    assert done.stdout == "FAILED   hook: The receiver answered 500\n"
+    assert site.receiver.subjects == [TEST]
+    assert site.receiver.refused == refused + 1
+
+    unnamed = site.test()
+    assert unnamed.returncode == 1
+    assert "Several releases have alerts" in unnamed.stderr
+    assert "name one with --release: demo, other." in unnamed.stderr
+    unknown = site.test("--release", "another")
+    assert unknown.returncode == 1
+    assert "The release another has no alerts" in unknown.stderr
+
+    assert site.apply({}, release="other")["alert-test"] == "removed"
+    assert site.test().stdout == "arrived  team\n"
 
 
 def test_applying_twice_changes_nothing_and_what_is_off_is_removed(site: Site) -> None:

@@ -227,16 +227,3 @@ def test_containers_of_the_values_need_no_security_context(
 def test_a_misspelt_field_of_a_pod_template_is_refused() -> None:
     with pytest.raises(RenderError, match="hostNetwrk"):
         render({"flows": {"podTemplate": {"spec": {"hostNetwrk": True}}}})
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"bucket": "s3://my-bucket", "existingClaim": "b"}, "both name a place for results"),
-        ({"existingSecret": "a"}, "is the credential of a bucket: set flows.results.bucket"),
-        ({"bucket": "my-bucket"}, "the URL of a bucket, such as s3://my-bucket/results"),
-    ],
-)
-def test_a_contradiction_about_results_is_refused(values: Object, words: str) -> None:
-    with pytest.raises(RenderError, match=words):
-        render({"flows": {"results": values}})

@@ -183,6 +183,19 @@ def test_a_channel_opens_its_port_for_the_pod_that_sends_and_no_other() -> None:
     assert "--alerts" not in container["args"]
 
 
+@pytest.mark.parametrize("bootstrap", [{}, {"recordName": "mine"}], ids=str)
+def test_helm_test_tests_the_channels_of_its_release(bootstrap: Object) -> None:
+    channels = {"team": {"type": "slack", "existingSecret": "slack"}}
+    release = render({"alerts": {"channels": channels}, "bootstrap": bootstrap})
+    (container,) = release.get("Pod", "-test")["spec"]["containers"]
+    (job,) = release.job("bootstrap")["spec"]["template"]["spec"]["containers"]
+    for name in ("BOOTSTRAP_NAMESPACE", "BOOTSTRAP_RELEASE"):
+        assert env(container).get(name) == env(job).get(name)
+    assert env(container)["BOOTSTRAP_RELEASE"] == bootstrap.get(
+        "recordName", "$(BOOTSTRAP_NAMESPACE)/demo"
+    )
+
+
 def test_the_bootstrap_accepts_the_alerts_of_the_chart(tmp_path: Path) -> None:
     keys = {name: {"type": name, "existingSecret": name} for name in TYPES}
     keys["mattermost"]["values"] = {"hostname": "chat.example.org"}

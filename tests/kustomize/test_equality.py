@@ -240,17 +240,17 @@ def test_two_objects_with_one_file_are_refused(tmp_path: Path) -> None:
     assert "configmap-extra.yaml" in done.stderr
 
 
-# --- what docs/gitops.md shows
+# --- what docs/gitops.md and docs/drift.md show
 
 
-def blocks() -> list[Any]:
-    """Return the YAML blocks of the page on GitOps."""
-    tokens = MarkdownIt().parse((ROOT / "docs" / "gitops.md").read_text())
+def blocks(page: str) -> list[Any]:
+    """Return the YAML blocks of a page of the docs."""
+    tokens = MarkdownIt().parse((ROOT / "docs" / page).read_text())
     return [yaml.safe_load(t.content) for t in tokens if t.type == "fence" and t.info == "yaml"]
 
 
 def test_the_values_of_the_docs_can_be_rendered_together() -> None:
-    (values,) = [block for block in blocks() if "patches" not in block]
+    (values,) = [block for block in blocks("gitops.md") if "patches" not in block]
     objects = with_values(values)
     check_all(objects)
     kinds = {obj["kind"] for obj in objects}
@@ -259,7 +259,31 @@ def test_the_values_of_the_docs_can_be_rendered_together() -> None:
     assert not [obj for obj in objects if obj["metadata"]["name"].endswith("-postgres")]
 
 
-DOCS_PATCHES = [patch for block in blocks() for patch in block.get("patches", [])]
+def test_the_schedule_of_the_docs_adds_nothing_but_the_job_of_a_clock() -> None:
+    (values,) = [block for block in blocks("drift.md") if "patches" not in block]
+    added = {(o["kind"], o["metadata"]["name"]) for o in with_values(values)}
+    added -= {(o["kind"], o["metadata"]["name"]) for o in with_values({})}
+    assert added == {("CronJob", "prefect-hamilton-bootstrap")}
+
+
+def test_each_sync_of_argo_cd_replaces_the_job_that_the_docs_patch_and_no_other_object() -> None:
+    (block,) = [block for block in blocks("drift.md") if "patches" in block]
+    option = "argocd.argoproj.io/sync-options"
+    objects = with_values(overlay_values("staging"), patches=block["patches"])
+    replaced = [
+        obj["metadata"]["labels"]["app.kubernetes.io/component"]
+        for obj in objects
+        if "Force=true" in obj["metadata"].get("annotations", {}).get(option, "")
+    ]
+    assert replaced == ["bootstrap"]
+
+
+DOCS_PATCHES = [
+    patch
+    for page in ("gitops.md", "drift.md")
+    for block in blocks(page)
+    for patch in block.get("patches", [])
+]
 
 
 @pytest.mark.parametrize("patch", DOCS_PATCHES, ids=lambda patch: patch["target"]["kind"])

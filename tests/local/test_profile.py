@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import socket
 import stat
 import subprocess
@@ -28,6 +29,7 @@ from prefect_hamilton import warehouse
 from prefect_hamilton.worker import late
 from scripts import local, local_profile
 from tests import first_start, services
+from tests.deployments.git_server import git
 from tests.profiles import LocalProfile, wait_until
 from tests.server.runs import Api
 
@@ -46,8 +48,20 @@ def users_prefect_files() -> dict[Path, float]:
 
 
 @pytest.fixture(scope="module")
-def profile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalProfile]:
-    profile = LocalProfile(tmp_path_factory.mktemp("state"), new=True)
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of this project without what Git ignores: a person's prefect-state.local.yaml, too."""
+    folder = tmp_path_factory.mktemp("project")
+    listed = git("ls-files", "--cached", "--others", "--exclude-standard", "-z", cwd=services.ROOT)
+    for name in listed.split("\0"):
+        if (source := services.ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def profile(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalProfile]:
+    profile = LocalProfile(tmp_path_factory.mktemp("state"), new=True, project=project)
     before = users_prefect_files()
     try:
         started = profile.up()
@@ -449,14 +463,12 @@ def test_up_deletes_what_left_the_files_of_a_folder_and_nothing_else(
 
 
 def test_up_deletes_what_left_the_files_of_this_project(profile: LocalProfile) -> None:
-    file = services.ROOT / "prefect-state.local.yaml"
-    assert not file.exists()
+    file = profile.project / "prefect-state.local.yaml"
     file.write_text(yaml.safe_dump({"variables": [{"name": "mine", "value": 1}]}))
-    try:
-        assert profile.up().returncode == 0
-        assert "mine" in names_of(profile, "variables")
-    finally:
-        file.unlink()
+    assert profile.up().returncode == 0
+    assert "mine" in names_of(profile, "variables")
+
+    file.unlink()
     done = profile.up()
     assert done.returncode == 0, done.stderr
     assert re.search(r"^  removed +variable +mine$", done.stdout, re.MULTILINE)

@@ -275,19 +275,8 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
   "flows.gitCredential.type: token is for a repository at an https:// address." }}
 {{- end }}
 
-{{- $results := $v.flows.results }}
-{{- if and $results.bucket $results.existingClaim }}
-{{- $mistakes = append $mistakes
-  "flows.results.bucket and flows.results.existingClaim both name a place for results: set only one of them." }}
-{{- end }}
-{{- if and $results.bucket (not $v.bootstrap.enabled) }}
-{{- $mistakes = append $mistakes
-  "flows.results.bucket is stored in a block by the bootstrap: set bootstrap.enabled." }}
-{{- end }}
-{{- if and $results.existingSecret (not $results.bucket) }}
-{{- $mistakes = append $mistakes
-  "flows.results.existingSecret is the credential of a bucket: set flows.results.bucket." }}
-{{- end }}
+{{- $mistakes = concat $mistakes (include "prefect-hamilton.flows.resultsMistakes" (dict
+  "root" $ "where" "flows.results" "own" $v.flows.results "results" $v.flows.results) | fromYamlArray) }}
 
 {{- if and (hasPrefix "http" $repository) (contains "@" $repository) }}
 {{- $mistakes = append $mistakes (cat
@@ -314,6 +303,11 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
 {{- $mistakes = concat $mistakes (include "prefect-hamilton.flows.mistakes" $of | fromYamlArray) }}
 {{- $mistakes = concat $mistakes (include "prefect-hamilton.flows.conflicts" $of | fromYamlArray) }}
 {{- $mistakes = concat $mistakes (include "prefect-hamilton.flows.projectMistakes" $of | fromYamlArray) }}
+{{- $mistakes = concat $mistakes (include "prefect-hamilton.flows.resultsMistakes" (dict
+  "root" $
+  "where" (printf "workers.%s.flows.results" $pool)
+  "own" (include "prefect-hamilton.flows.ownResults" $of | fromYaml)
+  "results" (include "prefect-hamilton.flows.results" $of | fromYaml)) | fromYamlArray) }}
 {{- $account := printf "%s/%s"
   (include "prefect-hamilton.flows.namespaceOf" $of)
   (include "prefect-hamilton.flows.serviceAccountName" $of) }}

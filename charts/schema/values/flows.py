@@ -60,6 +60,38 @@ class Standby(Values):
     )
 
 
+BucketUrl = Annotated[
+    str,
+    Text(
+        r"^$|^(s3|gs|gcs|az|abfs|abfss)://[A-Za-z0-9][A-Za-z0-9._@/-]*[A-Za-z0-9]$",
+        "the URL of a bucket, such as s3://my-bucket/results, gs://my-bucket or az://my-container",
+    ),
+]
+
+
+class Results(Values):
+    """Where persisted results and task caches of flows are, so that later pods find them."""
+
+    bucket: BucketUrl = Field(
+        default="",
+        description="Bucket, with an optional path: `s3://…`, `gs://…` or `az://…`. The image of "
+        "the flow pods needs the library's extra `s3`, `gcs` or `azure`; the base image has `s3`. "
+        "A work pool can have another bucket or path, and an empty one turns it off for the pool.",
+        examples=["s3://my-bucket/results"],
+    )
+    existing_secret: DnsLabel = Field(
+        default="",
+        description="Secret whose keys become environment variables of flow pods: the bucket's "
+        "credential, such as `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`. Not needed with a "
+        "workload identity in `flows.serviceAccount.annotations`.",
+    )
+    existing_claim: DnsLabel = Field(
+        default="",
+        description="PersistentVolumeClaim to use instead of a bucket. Flow pods mount it at "
+        "`/results`.",
+    )
+
+
 class FlowSettings(Placement):
     """Flow pods: the base job template of the work pools.
 
@@ -170,6 +202,7 @@ class FlowSettings(Placement):
         "`restricted` is Crashed with the reason; `privileged` allows everything.",
     )
     standby: Standby = Field(default_factory=Standby)
+    results: Results = Field(default_factory=Results)
     allowed_service_accounts: list[ObjectName] = Field(
         default_factory=list,
         description="ServiceAccounts that a deployment may name in `service_account_name`, besides"
@@ -189,14 +222,6 @@ class GitCredential(Values):
     type: Literal["token", "ssh"] = Field(default="token", description="Type of the credential.")
 
 
-BucketUrl = Annotated[
-    str,
-    Text(
-        r"^$|^(s3|gs|gcs|az|abfs|abfss)://[A-Za-z0-9][A-Za-z0-9._@/-]*[A-Za-z0-9]$",
-        "the URL of a bucket, such as s3://my-bucket/results, gs://my-bucket or az://my-container",
-    ),
-]
-
 GitRef = Annotated[str, Text(r"^\S+$", "a branch, a tag or a whole commit SHA, such as main")]
 
 RepositoryName = Annotated[
@@ -215,28 +240,6 @@ RepositoryPath = Annotated[
         "a path below the repository's folder, such as teams/a",
     ),
 ]
-
-
-class Results(Values):
-    """Where persisted results and task caches of flows are, so that later pods find them."""
-
-    bucket: BucketUrl = Field(
-        default="",
-        description="Bucket, with an optional path: `s3://…`, `gs://…` or `az://…`. The image of "
-        "the flow pods needs the library's extra `s3`, `gcs` or `azure`; the base image has `s3`.",
-        examples=["s3://my-bucket/results"],
-    )
-    existing_secret: DnsLabel = Field(
-        default="",
-        description="Secret whose keys become environment variables of flow pods: the bucket's "
-        "credential, such as `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`. Not needed with a "
-        "workload identity in `flows.serviceAccount.annotations`.",
-    )
-    existing_claim: DnsLabel = Field(
-        default="",
-        description="PersistentVolumeClaim to use instead of a bucket. Flow pods mount it at "
-        "`/results`.",
-    )
 
 
 class FlowRepository(Values):
@@ -300,7 +303,6 @@ class Flows(FlowSettings):
         description="Names or patterns of the deployments in prefect.yaml to register.",
     )
     git_credential: GitCredential = Field(default_factory=GitCredential)
-    results: Results = Field(default_factory=Results)
     repositories: dict[RepositoryName, FlowRepository] = Field(
         default_factory=dict,
         description="Several flows repositories by name, in place of `repository` and the keys "

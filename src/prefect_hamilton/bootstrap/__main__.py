@@ -184,13 +184,23 @@ def plan_command(
 
 
 @alerts.command("test")
-def alerts_test_command(timeout: Timeout = 60.0) -> None:
+def alerts_test_command(
+    release: Annotated[
+        str | None,
+        typer.Option(
+            envvar="BOOTSTRAP_RELEASE",
+            help="The release whose channels are tested, as for apply. Not needed if only one "
+            "release has alerts on the server.",
+        ),
+    ] = None,
+    timeout: Timeout = 60.0,
+) -> None:
     """Let the server send one message through each channel; exit with status 1 if one failed.
 
     The Prefect server is the one at PREFECT_API_URL, as for apply.
     """
     try:
-        outcomes = asyncio.run(alerts_test.send(timeout))
+        outcomes = asyncio.run(alerts_test.send(timeout, release))
     except BootstrapError as error:
         fail(str(error))
     for outcome in outcomes:
@@ -241,7 +251,7 @@ def run(
 ) -> Applied:
     """Apply the files and the deployments; exits with status 1 when that fails."""
     try:
-        state = desired_state.load(files) if files else None
+        state = desired_state.load(files, options.release) if files else None
         written = Record(record) if record else None
         return asyncio.run(
             apply(

@@ -1,8 +1,9 @@
 """Alerts: channels and presets, which become ordinary blocks and automations.
 
 A channel becomes the block `alert-<channel>`, a preset the automation `alert-<preset>`, and there
-is one more automation, `alert-test`, through which `alerts test` sends a message. What the
-bootstrap does with blocks and automations, plan, deletion and record, holds for these.
+is one more automation, `alert-test`, through which `alerts test` sends a message. Each release on
+a server has automations of its own, under the same names. What the bootstrap does with blocks and
+automations, plan, deletion and record, holds for these.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ PREFIX = "alert-"
 TEST_AUTOMATION = f"{PREFIX}test"
 
 TEST_EVENT = "prefect-hamilton.alerts.test"
+
+RELEASE = "prefect-hamilton.release"
+"""Label of that event: the release whose message is sent, of several on one server."""
 
 HEARTBEAT_SECONDS = 30
 """Between two heartbeats of a flow run; Prefect allows no fewer."""
@@ -245,8 +249,11 @@ class Alerts(_Closed):
         """Return the blocks, as a file of desired state has them."""
         return [channel.block(name) for name, channel in self.channels.items()]
 
-    def automations(self) -> list[dict[str, Any]]:
-        """Return the automations, as a file of desired state has them."""
+    def automations(self, release: str | None = None) -> list[dict[str, Any]]:
+        """Return the automations, as a file of desired state has them.
+
+        With the name of a release, only a test of this release sends its message.
+        """
         if not self.channels:
             return []
         automations = [
@@ -258,7 +265,8 @@ class Alerts(_Closed):
             TEST_AUTOMATION.removeprefix(PREFIX),
             [],
             "Sends the message of `alerts test`.",
-            {"posture": "Reactive", "expect": [TEST_EVENT], "for_each": [RUN]},
+            {"posture": "Reactive", "expect": [TEST_EVENT], "for_each": [RUN]}
+            | ({"match": {RELEASE: release}} if release else {}),
             "Test of the alerts",
             "This is a test: alerts of Prefect arrive here.",
         )

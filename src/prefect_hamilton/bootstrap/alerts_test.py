@@ -12,14 +12,18 @@ from uuid import UUID, uuid4
 
 import anyio
 from prefect.client.orchestration import PrefectClient
-from prefect.events.actions import SendNotification
 
 from prefect_hamilton.bootstrap.alerts import PREFIX, TEST_AUTOMATION, TEST_EVENT
 from prefect_hamilton.bootstrap.connection import connect
+from prefect_hamilton.bootstrap.created import SLUG, Created
 from prefect_hamilton.bootstrap.errors import BootstrapError
+from prefect_hamilton.bootstrap.objects import AUTOMATION, Automations, Found
 from prefect_hamilton.masking import mask
 
 EXECUTED, FAILED = "prefect.automation.action.executed", "prefect.automation.action.failed"
+
+KEY = f"{AUTOMATION} {TEST_AUTOMATION}"
+"""What the record of a release calls the automation."""
 
 POLL_SECONDS = 0.5
 
@@ -39,51 +43,82 @@ class Outcome:
         return f"FAILED   {self.channel}: {self.reason}"
 
 
-async def send(timeout: float) -> list[Outcome]:
+async def send(timeout: float, release: str | None = None) -> list[Outcome]:
     """Send the messages through the server at PREFECT_API_URL, and wait for what became of them.
 
-    `timeout` is in seconds. Raises BootstrapError if there are no alerts.
+    `timeout` is in seconds. `release` names the record of the release whose channels are meant.
+    Raises BootstrapError if there are no alerts, or if several releases have some and none is
+    named.
     """
     async with connect(timeout) as client:
-        channels = [name async for name in _channels(client)]
+        automation = await _automation(client, release)
+        channels = [name async for name in _channels(client, automation)]
         event = uuid4()
-        await _emit(client, event)
+        await _emit(client, event, automation.fields["trigger"]["match"])
         answers: dict[int, dict[str, Any]] = {}
         with anyio.move_on_after(timeout):
             while len(answers) < len(channels):
                 await anyio.sleep(POLL_SECONDS)
-                answers = await _answers(client, event)
+                answers = await _answers(client, event, automation.id)
     return list(_outcomes(channels, answers, timeout))
 
 
-async def _channels(client: PrefectClient) -> AsyncIterator[str]:
-    """Yield the names of the channels in the order of the actions."""
-    found = await client.read_automations_by_name(TEST_AUTOMATION)
+async def _automation(client: PrefectClient, release: str | None) -> Found:
+    """Return the automation that sends the messages of the release, or of the only one."""
+    kind = Automations(client)
+    if release is None:
+        found = await kind.named(TEST_AUTOMATION)
+        if len(found) > 1:
+            names = ", ".join(sorted([name async for name in _releases(client)]))
+            raise BootstrapError(
+                f"Several releases have alerts on this server: name one with --release: {names}."
+            )
+    else:
+        entry = (await Created.load(client, release)).get(KEY)
+        recorded = await kind.find_recorded(TEST_AUTOMATION, entry.id) if entry else None
+        found = [recorded] if recorded else []
     if not found:
+        who = f"The release {release}" if release else "The server"
         raise BootstrapError(
-            "The server has no alerts: add a channel to the section alerts, and apply it."
+            f"{who} has no alerts: add a channel to the section alerts, and apply it."
         )
-    for action in found[0].actions:
-        if isinstance(action, SendNotification):
-            block = await client.read_block_document(action.block_document_id)
+    return found[0]
+
+
+async def _releases(client: PrefectClient) -> AsyncIterator[str]:
+    """Yield the names of the releases with alerts."""
+    for document in await client.read_block_documents_by_type(SLUG):
+        if KEY in (document.data.get("objects") or {}):
+            yield document.data["release"]
+
+
+async def _channels(client: PrefectClient, automation: Found) -> AsyncIterator[str]:
+    """Yield the names of the channels in the order of the actions."""
+    for action in automation.fields["actions"]:
+        if action["type"] == "send-notification":
+            block = await client.read_block_document(action["block_document_id"])
             yield (block.name or "").removeprefix(PREFIX)
 
 
-async def _emit(client: PrefectClient, event: UUID) -> None:
+async def _emit(client: PrefectClient, event: UUID, labels: dict[str, str]) -> None:
+    """Send the event of a test, with the labels by which an automation knows it."""
     content = {
         "id": str(event),
         "occurred": datetime.now(UTC).isoformat(),
         "event": TEST_EVENT,
-        "resource": {"prefect.resource.id": f"{TEST_EVENT}.{event}"},
+        "resource": {"prefect.resource.id": f"{TEST_EVENT}.{event}", **labels},
     }
     response = await client.request("POST", "/events", json=[content])
     response.raise_for_status()
 
 
-async def _answers(client: PrefectClient, event: UUID) -> dict[int, dict[str, Any]]:
-    """Return the outcome of each action so far, by its position."""
+async def _answers(
+    client: PrefectClient, event: UUID, automation: UUID
+) -> dict[int, dict[str, Any]]:
+    """Return the outcome of each action of the automation so far, by its position."""
     query: Any = {
         "event": {"name": [EXECUTED, FAILED]},
+        "resource": {"id": [f"prefect.automation.{automation}"]},
         "related": {"id": [f"prefect.event.{event}"]},
     }
     response = await client.request("POST", "/events/filter", json={"filter": query, "limit": 50})

@@ -256,8 +256,11 @@ def load_repository(path: Path) -> DesiredState:
     return state
 
 
-def load(paths: Sequence[Path]) -> DesiredState:
-    """Read and join the files. Raises BootstrapError naming file, place and what is wrong."""
+def load(paths: Sequence[Path], release: str | None = None) -> DesiredState:
+    """Read and join the files, which are those of a release.
+
+    Raises BootstrapError naming file, place and what is wrong.
+    """
     states = [_load_one(path) for path in paths]
     joined: dict[str, Any] = {}
     for state in states:
@@ -267,14 +270,14 @@ def load(paths: Sequence[Path]) -> DesiredState:
                 entries = [*joined.get(field, []), *value]
                 value = list({_key(entry): entry for entry in entries}.values())
             joined[field] = value
-    return _with_alerts(DesiredState(**joined))
+    return _with_alerts(DesiredState(**joined), release)
 
 
-def _with_alerts(state: DesiredState) -> DesiredState:
+def _with_alerts(state: DesiredState, release: str | None) -> DesiredState:
     """Return the state with the blocks and automations that its alerts stand for."""
     added: dict[str, list[Any]] = {
         "blocks": [_of_alerts(Block, each) for each in state.alerts.blocks()],
-        "automations": [_of_alerts(Automation, each) for each in state.alerts.automations()],
+        "automations": [_of_alerts(Automation, each) for each in state.alerts.automations(release)],
     }
     update: dict[str, Any] = {}
     for field, entries in added.items():

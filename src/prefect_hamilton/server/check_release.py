@@ -60,13 +60,14 @@ def hamilton(url: str) -> Iterator[Check]:
 
 
 def alerts() -> Iterator[Check]:
-    """Let the server send a message through each channel of its alerts."""
+    """Let the server send a message through each channel of BOOTSTRAP_RELEASE's alerts."""
     # Imports Prefect.
     from prefect_hamilton.bootstrap import alerts_test
     from prefect_hamilton.bootstrap.errors import BootstrapError
 
     try:
-        outcomes = asyncio.run(alerts_test.send(timeout=60))
+        release = os.environ.get("BOOTSTRAP_RELEASE")
+        outcomes = asyncio.run(alerts_test.send(timeout=60, release=release))
     except BootstrapError as error:
         yield Check("the server has alerts", passed=False, answer=str(error))
         return

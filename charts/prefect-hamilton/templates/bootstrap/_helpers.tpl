@@ -70,11 +70,11 @@ deployments:
   "values" (dict "value" (dict "from_env" "WAREHOUSE_URL")) }}
 {{- $blocks = prepend $blocks $url }}
 {{- end }}
-{{- with .Values.flows.results.bucket }}
+{{- range $name, $bucket := include "prefect-hamilton.flows.resultsBlocks" . | fromYaml }}
 {{- $blocks = prepend $blocks (dict
-  "name" (include "prefect-hamilton.flows.resultsBlock" $)
+  "name" $name
   "type" "remote-file-system"
-  "values" (dict "basepath" .)) }}
+  "values" (dict "basepath" $bucket)) }}
 {{- end }}
 {{- range $key, $entries := merge (dict "blocks" $blocks) (omit $state "automations") }}
 {{- with $entries }}
@@ -227,6 +227,17 @@ base-job-template-{{ include "prefect-hamilton.worker.slug" $pool }}.yaml: |
 {{- end }}
 {{- end }}
 
+{{/* The name of the release's record on the server, as environment variables. */}}
+{{- define "prefect-hamilton.bootstrap.release" -}}
+{{- with .Values.bootstrap.recordName -}}
+BOOTSTRAP_RELEASE: {{ . | quote }}
+{{- else -}}
+BOOTSTRAP_NAMESPACE:
+  fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
+BOOTSTRAP_RELEASE: $(BOOTSTRAP_NAMESPACE)/{{ .Release.Name }}
+{{- end }}
+{{- end }}
+
 {{- define "prefect-hamilton.bootstrap.env" -}}
 {{- $credential := .Values.flows.gitCredential -}}
 {{ include "prefect-hamilton.api.env" . }}
@@ -234,13 +245,7 @@ PREFECT_HOME: /tmp/prefect
 {{- with include "prefect-hamilton.logs.env" . }}
 {{ . }}
 {{- end }}
-{{- with .Values.bootstrap.recordName }}
-BOOTSTRAP_RELEASE: {{ . | quote }}
-{{- else }}
-BOOTSTRAP_NAMESPACE:
-  fieldRef: {apiVersion: v1, fieldPath: metadata.namespace}
-BOOTSTRAP_RELEASE: $(BOOTSTRAP_NAMESPACE)/{{ .Release.Name }}
-{{- end }}
+{{ include "prefect-hamilton.bootstrap.release" . }}
 {{- if include "prefect-hamilton.hasWorkers" . }}
 FLOWS_NAMESPACE:
   {{- include "prefect-hamilton.flows.namespaceValue" (dict

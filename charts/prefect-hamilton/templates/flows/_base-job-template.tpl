@@ -7,7 +7,7 @@ Takes root and pool.
 {{- $root := .root }}
 {{- $s := include "prefect-hamilton.flows.settings" . | fromYaml }}
 {{- $resources := $s.resources | default dict }}
-{{- $results := $root.Values.flows.results }}
+{{- $results := include "prefect-hamilton.flows.results" . | fromYaml }}
 {{- with $results.existingSecret }}
 {{- /* First, so that flows.envFrom can override it. */}}
 {{- $_ := set $s "envFrom" (prepend ($s.envFrom | default list) (dict "secretRef" (dict "name" .))) }}

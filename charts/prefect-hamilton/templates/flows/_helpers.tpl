@@ -186,16 +186,54 @@ PREFECT_HAMILTON_TRACE_RESOURCE: {{ list
   (printf "prefect.work-pool.name=%s" (urlquery $.pool)) | join "&" | toYaml }}
 {{- end }}
 PREFECT_HOME: /tmp/prefect
-{{- if .root.Values.flows.results.bucket }}
-PREFECT_RESULTS_DEFAULT_STORAGE_BLOCK: remote-file-system/{{ include "prefect-hamilton.flows.resultsBlock" .root }}
-{{- else if .root.Values.flows.results.existingClaim }}
+{{- $results := include "prefect-hamilton.flows.results" . | fromYaml }}
+{{- if $results.bucket }}
+PREFECT_RESULTS_DEFAULT_STORAGE_BLOCK: remote-file-system/{{ include "prefect-hamilton.flows.resultsBlock" . }}
+{{- else if $results.existingClaim }}
 PREFECT_RESULTS_LOCAL_STORAGE_PATH: /results
 {{- end }}
 {{- end }}
 
-{{/* The block with the bucket of results, which has no credential. */}}
+{{/* The place of a pool's results: that of `flows` unless the pool names another one. Takes root and pool. */}}
+{{- define "prefect-hamilton.flows.results" -}}
+{{- $own := include "prefect-hamilton.flows.ownResults" . | fromYaml }}
+{{- $results := mergeOverwrite (deepCopy .root.Values.flows.results) $own }}
+{{- if $own.existingClaim }}
+{{- $results = omit $results "bucket" }}
+{{- else if $own.bucket }}
+{{- $results = omit $results "existingClaim" }}
+{{- end }}
+{{- /* The credential of a bucket that the pool does not use. */}}
+{{- empty $results.bucket | ternary (omit $results "existingSecret") $results | toYaml }}
+{{- end }}
+
+{{/* What a pool itself sets of it. Takes root and pool. */}}
+{{- define "prefect-hamilton.flows.ownResults" -}}
+{{- $pool := get (.root.Values.workers | default dict) .pool | default dict }}
+{{- ($pool.flows | default dict).results | default dict | include "prefect-hamilton.withoutNulls" }}
+{{- end }}
+
+{{/* The block with the bucket of a pool's results, which has no credential. Takes root and pool. */}}
 {{- define "prefect-hamilton.flows.resultsBlock" -}}
-{{- printf "%s-results" (include "prefect-hamilton.fullname" .) }}
+{{- $name := printf "%s-results" (include "prefect-hamilton.fullname" .root) }}
+{{- $bucket := (include "prefect-hamilton.flows.results" . | fromYaml).bucket }}
+{{- $isCommon := eq $bucket .root.Values.flows.results.bucket }}
+{{- $isCommon | ternary $name (printf "%s-%s" $name (include "prefect-hamilton.worker.slug" .pool)) }}
+{{- end }}
+
+{{/* The buckets of all pools by the name of their block. */}}
+{{- define "prefect-hamilton.flows.resultsBlocks" -}}
+{{- $found := dict }}
+{{- with .Values.flows.results.bucket }}
+{{- $_ := set $found (printf "%s-results" (include "prefect-hamilton.fullname" $)) . }}
+{{- end }}
+{{- range $pool, $_ := include "prefect-hamilton.workPools" . | fromYaml }}
+{{- $of := dict "root" $ "pool" $pool }}
+{{- with (include "prefect-hamilton.flows.results" $of | fromYaml).bucket }}
+{{- $_ := set $found (include "prefect-hamilton.flows.resultsBlock" $of) . }}
+{{- end }}
+{{- end }}
+{{- toYaml $found }}
 {{- end }}
 
 {{/* Takes the folder with the key. */}}

@@ -50,6 +50,27 @@ worker checks the whole pod again, with the job variables. Takes root and pool.
 {{- toYaml $found }}
 {{- end }}
 
+{{/*
+What contradicts itself in the place of results, as a list of sentences. Takes root, where: the name of the
+value, own: what it sets, and results: what then holds.
+*/}}
+{{- define "prefect-hamilton.flows.resultsMistakes" -}}
+{{- $found := list }}
+{{- if and .own.bucket .own.existingClaim }}
+{{- $found = append $found (printf
+  "%s.bucket and %s.existingClaim both name a place for results: set only one of them." .where .where) }}
+{{- end }}
+{{- if and .own.bucket (not .root.Values.bootstrap.enabled) }}
+{{- $found = append $found (printf
+  "%s.bucket is stored in a block by the bootstrap: set bootstrap.enabled." .where) }}
+{{- end }}
+{{- if and .own.existingSecret (not .results.bucket) }}
+{{- $found = append $found (printf
+  "%s.existingSecret is the credential of a bucket: set %s.bucket." .where .where) }}
+{{- end }}
+{{- toYaml $found }}
+{{- end }}
+
 {{/* What a part of a pod's spec sets against `restricted`, as a list. A field that it lacks is no mistake. */}}
 {{- define "prefect-hamilton.flows.violations" -}}
 {{- $found := list }}

@@ -5,6 +5,9 @@
 {{- with include "prefect-hamilton.logs.env" . }}
 {{ . }}
 {{- end }}
+{{- if include "prefect-hamilton.tests.sendsAlerts" . }}
+{{ include "prefect-hamilton.bootstrap.release" . }}
+{{- end }}
 {{- if .Values.hamiltonUi.enabled }}
 HAMILTON_API_URL: {{ include "prefect-hamilton.hamilton-ui.apiUrl" . | toYaml }}
 HAMILTON_API_KEY:
@@ -12,4 +15,9 @@ HAMILTON_API_KEY:
     name: {{ include "prefect-hamilton.hamilton-ui.secretName" . | toYaml }}
     key: api-key
 {{- end }}
+{{- end }}
+
+{{/* Something if `helm test` sends a message through each channel of the alerts. */}}
+{{- define "prefect-hamilton.tests.sendsAlerts" -}}
+{{- if and .Values.bootstrap.enabled .Values.alerts.channels }}true{{ end }}
 {{- end }}
