@@ -94,8 +94,8 @@ def receiving(cluster: Cluster, folder: Path, presets: dict[str, Any]) -> Iterat
     upgrade = ("upgrade", RELEASE, "charts/prefect-hamilton", "--reset-then-reuse-values")
     # Tests before may have changed objects of the release with kubectl.
     options = ("--force-conflicts", "--wait", "--wait-for-jobs", "--timeout=300s")
-    cluster.helm(*upgrade, *options, "--values", str(values))
     try:
+        cluster.helm(*upgrade, *options, "--values", str(values))
         yield Receiver(cluster)
     finally:
         cluster.helm(*upgrade, *options, "--set-json", "alerts.channels=null")
