@@ -201,6 +201,18 @@ def test_a_migration_names_who_holds_its_lock_for_too_long(postgres: str) -> Non
     assert database.query("SELECT to_regclass('flow')") == [(None,)]
 
 
+def test_a_missing_database_is_reported_at_once(postgres: str) -> None:
+    database = Database(postgres, "present")
+    with pytest.MonkeyPatch.context() as patch:
+        name = "PREFECT_SERVER_DATABASE_NAME"
+        patch.setattr(Database, "settings", database.settings | {name: "missing"})
+        code, output = database.run(*MIGRATE)
+
+    assert code == 1
+    assert output.endswith('database "missing" does not exist\n')
+    assert "Waiting" not in output
+
+
 def test_a_lock_in_another_database_does_not_matter(postgres: str) -> None:
     database = Database(postgres, "neighbour")
     with Database(postgres, "busy").connected() as other, database.connected() as connection:

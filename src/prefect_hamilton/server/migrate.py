@@ -177,17 +177,18 @@ async def locked(
 
 
 async def connect(engine: AsyncEngine, where: str, *, first: bool) -> AsyncConnection:
-    """Connect once. Raises NotReadyError when it is worth another try."""
+    """Connect once. Raises NotReadyError when it is worth another try, or one of FATAL."""
     try:
         connection = await engine.connect()
         # A transaction that stays open would hold up CREATE INDEX CONCURRENTLY for ever.
         return await connection.execution_options(isolation_level="AUTOCOMMIT")
-    except FATAL:
-        raise
     except (OSError, asyncpg.PostgresError, sa.exc.DBAPIError) as error:
+        cause = reason(error) if isinstance(error, sa.exc.DBAPIError) else error
+        if isinstance(cause, FATAL):
+            raise cause from error
         if first:
-            print(f"Waiting for PostgreSQL at {where} ({error}).", flush=True)
-        raise NotReadyError(str(error)) from error
+            print(f"Waiting for PostgreSQL at {where} ({cause}).", flush=True)
+        raise NotReadyError(str(cause)) from error
 
 
 async def lock(connection: AsyncConnection, where: str, seconds: float) -> None:
