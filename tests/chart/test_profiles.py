@@ -117,7 +117,21 @@ def test_minimal_has_no_database_pod(profiles: dict[str, Release]) -> None:
     assert env(pod_template(server)["spec"]["containers"][0])["PREFECT_SERVER_DATABASE_NAME"] == (
         "/data/prefect.db"
     )
-    assert "initContainers" not in pod_template(server)["spec"]
+    (container,) = pod_template(server)["spec"]["containers"]
+    assert "--migrate" not in container["args"], "Prefect migrates SQLite itself"
+
+
+def test_a_server_migrates_its_database_itself(profiles: dict[str, Release]) -> None:
+    """Without an init container, which would import all that the server imports."""
+    for name in ("kind", "high-availability", "external"):
+        server = profiles[name].get("Deployment", "-hamilton-server")
+        spec = pod_template(server)["spec"]
+        assert "initContainers" not in spec
+        (container,) = spec["containers"]
+        assert "--migrate" in container["args"]
+        startup = container["startupProbe"]
+        longest = startup["periodSeconds"] * startup["failureThreshold"]
+        assert longest >= 24 * 3600, "the probe would interrupt a long migration"
 
 
 def test_several_servers_share_everything(profiles: dict[str, Release]) -> None:

@@ -92,6 +92,8 @@ class LockHeldError(Exception):
 
 async def migrate(lock_seconds: float) -> None:
     """Migrate with the lock held. `lock_seconds` is the maximum time to wait for it."""
+    # Takes half a second, in which PostgreSQL may still be starting.
+    load_prefect_collections()
     engine = await provide_database_interface().engine()
     database = get_current_settings().server.database
     where = f"{database.host}:{database.port}/{database.name}"
@@ -122,8 +124,7 @@ async def migrate(lock_seconds: float) -> None:
 
 
 async def register_block_types(where: str) -> None:
-    """Register Prefect's block types and those of the installed integrations."""
-    load_prefect_collections()
+    """Register Prefect's block types and those of the integrations that are loaded."""
     try:
         async with await provide_database_interface().session() as session:
             await run_block_auto_registration(session=session)
