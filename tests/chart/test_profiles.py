@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from prefect_hamilton.worker import work_pool
 from tests.chart.charts import (
     CHART,
     COMPONENT,
@@ -132,6 +133,17 @@ def test_a_server_migrates_its_database_itself(profiles: dict[str, Release]) -> 
         startup = container["startupProbe"]
         longest = startup["periodSeconds"] * startup["failureThreshold"]
         assert longest >= 24 * 3600, "the probe would interrupt a long migration"
+
+
+def test_a_worker_waits_for_its_pool_itself(profiles: dict[str, Release]) -> None:
+    """Without an init container, after whose end the worker would begin to import Prefect."""
+    spec = pod_template(profiles["kind"].get("Deployment", "worker-kubernetes"))["spec"]
+    assert "initContainers" not in spec
+    (container,) = spec["containers"]
+    assert "--no-create-pool-if-not-found" in container["args"]
+    startup = container["startupProbe"]
+    longest = startup["periodSeconds"] * startup["failureThreshold"]
+    assert longest > work_pool.WAIT_SECONDS, "the probe would restart a worker that waits"
 
 
 def test_several_servers_share_everything(profiles: dict[str, Release]) -> None:
