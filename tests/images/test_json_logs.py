@@ -130,7 +130,7 @@ def test_a_program_that_ends_with_an_exception_writes_one_record() -> None:
     status, (line,) = executed("prefect_hamilton.server.create_secrets")
 
     assert status == 1
-    assert (line["level"], line["exc_info"]["type"]) == ("ERROR", "ConfigException")
+    assert (line["level"], line["exc_info"]["type"]) == ("ERROR", "KeyError")
     assert line["message"] == line["exc_info"]["message"]
     assert line["exc_info"]["traceback"].startswith("Traceback (most recent call last):\n")
 
