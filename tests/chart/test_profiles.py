@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from prefect_hamilton.worker import work_pool
 from tests.chart.charts import (
     CHART,
     COMPONENT,
     VERSIONS,
+    Object,
     Release,
     check,
     containers,
@@ -117,7 +119,58 @@ def test_minimal_has_no_database_pod(profiles: dict[str, Release]) -> None:
     assert env(pod_template(server)["spec"]["containers"][0])["PREFECT_SERVER_DATABASE_NAME"] == (
         "/data/prefect.db"
     )
-    assert "initContainers" not in pod_template(server)["spec"]
+    (container,) = pod_template(server)["spec"]["containers"]
+    assert "--migrate" not in container["args"], "Prefect migrates SQLite itself"
+
+
+def test_a_server_migrates_its_database_itself(profiles: dict[str, Release]) -> None:
+    """Without an init container, which would import all that the server imports."""
+    for name in ("kind", "high-availability", "external"):
+        server = profiles[name].get("Deployment", "-hamilton-server")
+        spec = pod_template(server)["spec"]
+        assert "initContainers" not in spec
+        (container,) = spec["containers"]
+        assert "--migrate" in container["args"]
+        startup = container["startupProbe"]
+        longest = startup["periodSeconds"] * startup["failureThreshold"]
+        assert longest >= 24 * 3600, "the probe would interrupt a long migration"
+
+
+def test_a_worker_waits_for_its_pool_itself(profiles: dict[str, Release]) -> None:
+    """Without an init container, after whose end the worker would begin to import Prefect."""
+    spec = pod_template(profiles["kind"].get("Deployment", "worker-kubernetes"))["spec"]
+    assert "initContainers" not in spec
+    (container,) = spec["containers"]
+    assert "--no-create-pool-if-not-found" in container["args"]
+    startup = container["startupProbe"]
+    longest = startup["periodSeconds"] * startup["failureThreshold"]
+    assert longest > work_pool.WAIT_SECONDS, "the probe would restart a worker that waits"
+
+
+def test_pods_wait_for_the_secrets_that_the_release_creates(profiles: dict[str, Release]) -> None:
+    """The kubelet looks for that of a variable again after 10 s, for that of a volume sooner."""
+    name = "demo-prefect-hamilton"
+    kind = profiles["kind"]
+    worker = pod_template(kind.get("Deployment", "worker-kubernetes"))["spec"]
+    assert awaited(worker) == {f"{name}-auth"}
+    bootstrap = kind.job("bootstrap")["spec"]["template"]["spec"]
+    assert awaited(bootstrap) == {f"{name}-auth", f"{name}-hamilton-ui", f"{name}-postgres"}
+
+
+def test_pods_do_not_wait_for_secrets_of_the_user(profiles: dict[str, Release]) -> None:
+    """The kubelet would look for the Secret of a volume less and less often."""
+    release = profiles["external"]
+    for workload in (release.get("Deployment", "worker-kubernetes"), release.job("bootstrap")):
+        spec = workload["spec"]["template"]["spec"]
+        assert "awaited-secrets" not in [volume["name"] for volume in spec["volumes"]]
+
+
+def awaited(spec: Object) -> set[str]:
+    """The Secrets in the volume that delays a pod, which its container mounts."""
+    (container,) = spec["containers"]
+    assert "awaited-secrets" in [mount["name"] for mount in container["volumeMounts"]]
+    (volume,) = [each for each in spec["volumes"] if each["name"] == "awaited-secrets"]
+    return {source["secret"]["name"] for source in volume["projected"]["sources"]}
 
 
 def test_several_servers_share_everything(profiles: dict[str, Release]) -> None:

@@ -1,7 +1,7 @@
 """The data of an older release's server, after the upgrade to this one's Prefect.
 
 On SQLite, as the local profile, where the server migrates at its start; on PostgreSQL, as the
-chart, where the init container does.
+chart, where `--migrate` does.
 """
 
 import json

@@ -237,8 +237,8 @@ def test_a_migration_that_fails_leaves_the_release_serving(overlay: Argo) -> Non
         "      spec:\n"
         "        template:\n"
         "          spec:\n"
-        "            initContainers:\n"
-        "              - name: migrate\n"
+        "            containers:\n"
+        "              - name: server\n"
         "                env: [{name: PREFECT_SERVER_DATABASE_USER, value: nobody}]\n"
     )
     team.append(STAGING, patch)
@@ -248,7 +248,7 @@ def test_a_migration_that_fails_leaves_the_release_serving(overlay: Argo) -> Non
     @eventually
     def reported() -> None:
         log = team.kubectl(
-            "logs", "-n", overlay.namespace, "-c", "migrate", "--tail=20", "--prefix",
+            "logs", "-n", overlay.namespace, "-c", "server", "--tail=20", "--prefix",
             "-l", "app.kubernetes.io/component=server", check=False,
         )  # fmt: skip
         assert "nobody" in log, log

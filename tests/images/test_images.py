@@ -232,7 +232,7 @@ def test_git_uses_ssh_as_a_user_without_a_name() -> None:
 
 
 def test_the_prefect_image_has_the_programs_of_the_chart() -> None:
-    names = ("check_release", "create_secrets", "migrate", "probe_services", "wait_for_work_pool")
+    names = ("check_release", "create_secrets", "migrate", "probe_services")
     imports = "; ".join(f"import prefect_hamilton.server.{name}" for name in names)
     run("prefect", "python", "-P", "-c", imports)
 

@@ -1,16 +1,18 @@
 """The Job that creates Secrets, with its environment from the chart, against an HTTP API."""
 
-import asyncio
 import base64
 import http.server
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import certifi
+import httpx
 import pytest
-from kubernetes_asyncio import client
 
 from prefect_hamilton.server import create_secrets
 from tests.chart.charts import Object, env, render
@@ -53,11 +55,11 @@ def secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Secrets
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
-    def load_incluster_config() -> None:
-        configuration = client.Configuration(host=f"http://127.0.0.1:{server.server_port}")
-        client.Configuration.set_default(configuration)
+    def connect() -> httpx.Client:
+        url = f"http://127.0.0.1:{server.server_port}/api/v1/namespaces"
+        return httpx.Client(base_url=url, trust_env=False)
 
-    monkeypatch.setattr(create_secrets.config, "load_incluster_config", load_incluster_config)
+    monkeypatch.setattr(create_secrets, "connect", connect)
     monkeypatch.setattr(create_secrets, "SERVICE_ACCOUNT", tmp_path)
     (tmp_path / "namespace").write_text("flows\n")
     yield handler.secrets
@@ -70,7 +72,7 @@ def run(monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]) -> None:
     job = render(values).job("secrets")
     for name, value in env(job["spec"]["template"]["spec"]["containers"][0]).items():
         monkeypatch.setenv(name, value)
-    asyncio.run(create_secrets.main())
+    create_secrets.main()
 
 
 def text(data: dict[str, str], key: str) -> str:
@@ -147,3 +149,32 @@ def test_a_namespace_that_is_added_later_gets_the_same_secrets(
     assert {key: secrets[key] for key in before} == before
     auth = "demo-prefect-hamilton-auth"
     assert secrets["team", auth] == {"auth-string": before["flows", auth]["auth-string"]}
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("10.96.0.1", "https://10.96.0.1"), ("fd00::1", "https://[fd00::1]")],
+)
+def test_it_uses_the_service_account_and_no_proxy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str, url: str
+) -> None:
+    (tmp_path / "token").write_text("of the account\n")
+    (tmp_path / "ca.crt").write_bytes(Path(certifi.where()).read_bytes())
+    monkeypatch.setattr(create_secrets, "SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.org:3128")
+    with create_secrets.connect() as api:
+        request = api.build_request("GET", "/flows/secrets/auth")
+        assert str(request.url) == f"{url}/api/v1/namespaces/flows/secrets/auth"
+        assert request.headers["Authorization"] == "Bearer of the account"
+        assert not api.trust_env
+
+
+def test_it_needs_no_kubernetes_client() -> None:
+    """All other pods wait for it."""
+    program = (
+        "import sys; import prefect_hamilton.server.create_secrets; "
+        "sys.exit(bool({'prefect', 'kubernetes_asyncio'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

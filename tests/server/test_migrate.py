@@ -1,4 +1,4 @@
-"""The migration by the servers' init container, against a real PostgreSQL."""
+"""The migration before the servers start, against a real PostgreSQL."""
 
 import os
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import prefect
 import psycopg
 import pytest
@@ -17,10 +18,12 @@ from alembic.script import ScriptDirectory
 from psycopg import sql
 
 from prefect_hamilton.server import migrate
+from tests import services
 
 pytestmark = pytest.mark.services
 
 MIGRATE = ("-m", "prefect_hamilton.server.migrate")
+SERVER = ("-m", *services.OWN_SERVER, "--migrate", "--no-services", "--host", "127.0.0.1", "--port")
 LOCK = f"SELECT pg_advisory_lock({migrate.LOCK})"
 # The migration after the first of these creates four indexes, each outside of a transaction.
 BEFORE_INDEXES, INDEXES = "cdcb4018dd0e", "77ebcc9cf355"
@@ -201,6 +204,18 @@ def test_a_migration_names_who_holds_its_lock_for_too_long(postgres: str) -> Non
     assert database.query("SELECT to_regclass('flow')") == [(None,)]
 
 
+def test_a_missing_database_is_reported_at_once(postgres: str) -> None:
+    database = Database(postgres, "present")
+    with pytest.MonkeyPatch.context() as patch:
+        name = "PREFECT_SERVER_DATABASE_NAME"
+        patch.setattr(Database, "settings", database.settings | {name: "missing"})
+        code, output = database.run(*MIGRATE)
+
+    assert code == 1
+    assert output.endswith('database "missing" does not exist\n')
+    assert "Waiting" not in output
+
+
 def test_a_lock_in_another_database_does_not_matter(postgres: str) -> None:
     database = Database(postgres, "neighbour")
     with Database(postgres, "busy").connected() as other, database.connected() as connection:
@@ -248,3 +263,43 @@ def test_an_interrupted_migration_of_a_used_database_is_reported(postgres: str) 
         connection.execute("DROP INDEX trgm_ix_flow_name")
     code, output = database.run(*UPGRADE, "--revision", INDEXES)
     assert code == 0, output
+
+
+def test_servers_that_start_at_once_migrate_an_empty_database_and_serve(postgres: str) -> None:
+    database = Database(postgres, "of_servers")
+    ports = [services.free_port() for _ in range(2)]
+    servers = [database.start(*SERVER, str(port)) for port in ports]
+
+    @eventually
+    def answers(port: int) -> None:
+        httpx.get(f"http://127.0.0.1:{port}/api/ready").raise_for_status()
+
+    try:
+        for port in ports:
+            answers(port)
+            flows = httpx.post(f"http://127.0.0.1:{port}/api/flows/filter", json={})
+            assert flows.json() == []
+        with database.connected() as connection:
+            held = connection.execute(migrate.HOLDER.replace(":lock", str(migrate.LOCK))).fetchall()
+    finally:
+        for server in servers:
+            server.terminate()
+    outputs = [server.communicate(timeout=60)[0] for server in servers]
+    assert held == [], "a server that serves still has the lock"
+    assert sum("Waiting for another migration of " in text for text in outputs) == 1, outputs
+    assert all("is current." in text for text in outputs), outputs
+
+
+def test_a_server_whose_database_cannot_be_migrated_does_not_serve(postgres: str) -> None:
+    database = Database(postgres, "of_another_user")
+    name = "PREFECT_SERVER_DATABASE_NAME"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Database, "settings", database.settings | {name: "missing"})
+        code, output = database.run(*SERVER, str(services.free_port()))
+
+    assert code == 1
+    assert 'database "missing" does not exist' in output
+    assert output.splitlines()[-1] == (
+        "The server does not start, because its database was not migrated."
+    )
+    assert "Traceback" not in output

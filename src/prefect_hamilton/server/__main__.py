@@ -1,11 +1,16 @@
 """Start the server: `prefect server start` for the application of this package."""
 
 import argparse
+import asyncio
 import gc
 import logging
+import multiprocessing
+import sys
 
 import uvicorn
 from prefect.settings import get_current_settings
+
+from prefect_hamilton.logs import lines
 
 
 def main() -> None:
@@ -17,10 +22,15 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, default=server.api.port)
     parser.add_argument("--no-services", action="store_true", help="only the API and the UI")
+    parser.add_argument(
+        "--migrate", action="store_true", help="migrate the database first; only for PostgreSQL"
+    )
     arguments = parser.parse_args()
     application = create_app(webserver_only=arguments.no_services)
     gc.freeze()
     gc.enable()
+    if arguments.migrate:
+        migrate_first()
     uvicorn.run(
         application,
         host=arguments.host,
@@ -33,6 +43,27 @@ def main() -> None:
         # At DEBUG, Uvicorn would log the frames of WebSockets, and the first has the credential.
         log_level=max(logging.getLevelNamesMapping()[server.logging_level.upper()], logging.INFO),
     )
+
+
+def migrate_first() -> None:
+    """Migrate the database in a child process; exits with status 1 if that fails.
+
+    The child is forked, so that nothing is imported twice: no thread has been started yet. Its
+    memory, its connections and its lock end with it.
+    """
+    child = multiprocessing.get_context("fork").Process(target=_migrate)
+    child.start()
+    child.join()
+    if child.exitcode:
+        with lines("prefect_hamilton.server"):
+            sys.exit("The server does not start, because its database was not migrated.")
+
+
+def _migrate() -> None:
+    from prefect_hamilton.server.migrate import LOCK_SECONDS, migrate
+
+    with lines("prefect_hamilton.server.migrate"):
+        asyncio.run(migrate(LOCK_SECONDS))
 
 
 if __name__ == "__main__":

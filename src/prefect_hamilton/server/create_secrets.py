@@ -5,19 +5,18 @@ becomes a random text, the same within one Secret; or `name`, `namespace` and `c
 Secret of that name in this pod's namespace.
 """
 
-import asyncio
 import base64
 import os
 import secrets
+import ssl
 import sys
 from collections import defaultdict
 from pathlib import Path
 from string import Template
 from typing import Any
 
+import httpx
 import yaml
-from kubernetes_asyncio import client, config
-from kubernetes_asyncio.client.exceptions import ApiException
 
 from prefect_hamilton.logs import lines
 
@@ -25,34 +24,48 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 PREFIX = "WANTED_SECRET_"
 
 
-async def main() -> None:
+def main() -> None:
     """Create the Secrets in the order of their variables, so that none is copied too early."""
     wanted = [yaml.safe_load(os.environ[n]) for n in sorted(os.environ) if n.startswith(PREFIX)]
-    config.load_incluster_config()  # type: ignore[no-untyped-call]
-    async with client.ApiClient() as api:
-        core = client.CoreV1Api(api)
+    with connect() as api:
         for secret in wanted:
-            await create(core, secret)
+            create(api, secret)
 
 
-async def create(core: client.CoreV1Api, secret: dict[str, Any]) -> None:
+def connect() -> httpx.Client:
+    """Return a client of this cluster's API.
+
+    All other pods wait for this program, and a Kubernetes client is slow to import.
+    """
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+    token = (SERVICE_ACCOUNT / "token").read_text().strip()
+    return httpx.Client(
+        base_url=f"https://{f'[{host}]' if ':' in host else host}:{port}/api/v1/namespaces",
+        headers={"Authorization": f"Bearer {token}"},
+        verify=ssl.create_default_context(cafile=str(SERVICE_ACCOUNT / "ca.crt")),
+        trust_env=False,  # no proxy
+        timeout=30,
+    )
+
+
+def create(api: httpx.Client, secret: dict[str, Any]) -> None:
     """Create one Secret unless its name exists."""
     own = (SERVICE_ACCOUNT / "namespace").read_text().strip()
     name, namespace = secret["name"], secret.get("namespace", own)
-    body = client.V1Secret(metadata=client.V1ObjectMeta(name=name))
     if "copy" in secret:
-        source = await core.read_namespaced_secret(name, own)
-        body.data = {key: source.data[key] for key in secret["copy"]}
+        source = api.get(f"/{own}/secrets/{name}").raise_for_status().json()["data"]
+        data = {key: source[key] for key in secret["copy"]}
     else:
-        body.data = {key: encode(value) for key, value in generate(secret["data"]).items()}
-    try:
-        await core.create_namespaced_secret(namespace, body)
-    except ApiException as error:
-        if error.status != 409:
-            sys.exit(f"Secret {namespace}/{name} cannot be created: {error.status} {error.reason}")
+        data = {key: encode(value) for key, value in generate(secret["data"]).items()}
+    body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data}
+    answer = api.post(f"/{namespace}/secrets", json=body)
+    if answer.status_code == httpx.codes.CONFLICT:
         print(f"unchanged  {namespace}/{name}", flush=True)
-    else:
+    elif answer.is_success:
         print(f"created    {namespace}/{name}", flush=True)
+    else:
+        reason = f"{answer.status_code} {answer.reason_phrase}"
+        sys.exit(f"Secret {namespace}/{name} cannot be created: {reason}")
 
 
 def generate(data: dict[str, str]) -> dict[str, str]:
@@ -68,4 +81,4 @@ def encode(text: str) -> str:
 
 if __name__ == "__main__":
     with lines("prefect_hamilton.server.create_secrets"):
-        asyncio.run(main())
+        main()

@@ -92,6 +92,8 @@ class LockHeldError(Exception):
 
 async def migrate(lock_seconds: float) -> None:
     """Migrate with the lock held. `lock_seconds` is the maximum time to wait for it."""
+    # Takes half a second, in which PostgreSQL may still be starting.
+    load_prefect_collections()
     engine = await provide_database_interface().engine()
     database = get_current_settings().server.database
     where = f"{database.host}:{database.port}/{database.name}"
@@ -122,8 +124,7 @@ async def migrate(lock_seconds: float) -> None:
 
 
 async def register_block_types(where: str) -> None:
-    """Register Prefect's block types and those of the installed integrations."""
-    load_prefect_collections()
+    """Register Prefect's block types and those of the integrations that are loaded."""
     try:
         async with await provide_database_interface().session() as session:
             await run_block_auto_registration(session=session)
@@ -177,17 +178,18 @@ async def locked(
 
 
 async def connect(engine: AsyncEngine, where: str, *, first: bool) -> AsyncConnection:
-    """Connect once. Raises NotReadyError when it is worth another try."""
+    """Connect once. Raises NotReadyError when it is worth another try, or one of FATAL."""
     try:
         connection = await engine.connect()
         # A transaction that stays open would hold up CREATE INDEX CONCURRENTLY for ever.
         return await connection.execution_options(isolation_level="AUTOCOMMIT")
-    except FATAL:
-        raise
     except (OSError, asyncpg.PostgresError, sa.exc.DBAPIError) as error:
+        cause = reason(error) if isinstance(error, sa.exc.DBAPIError) else error
+        if isinstance(cause, FATAL):
+            raise cause from error
         if first:
-            print(f"Waiting for PostgreSQL at {where} ({error}).", flush=True)
-        raise NotReadyError(str(error)) from error
+            print(f"Waiting for PostgreSQL at {where} ({cause}).", flush=True)
+        raise NotReadyError(str(cause)) from error
 
 
 async def lock(connection: AsyncConnection, where: str, seconds: float) -> None:

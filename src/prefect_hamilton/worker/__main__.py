@@ -1,9 +1,10 @@
 """`prefect worker` with this package's worker of the type: `start --type process`, or Kubernetes.
 
-Other options are as there.
+Other options are as there. With `--no-create-pool-if-not-found`, it starts when the pool exists.
 """
 
 # A process that is forked imports this module, too: nothing here may be slow.
+import argparse
 import importlib
 import signal
 import sys
@@ -15,8 +16,12 @@ def main() -> None:
     from prefect.cli import app
     from prefect.plugins import load_prefect_collections
 
-    words = " ".join(sys.argv).replace("=", " ")
-    is_process = "--type process" in words or "-t process" in words
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-t", "--type")
+    parser.add_argument("-p", "--pool")
+    parser.add_argument("--no-create-pool-if-not-found", dest="waits", action="store_true")
+    options, _ = parser.parse_known_args()
+    is_process = options.type == "process"
     # Prefect's own worker first: the last one of a type is taken.
     load_prefect_collections()
     with warnings.catch_warnings():
@@ -26,6 +31,11 @@ def main() -> None:
         from prefect_hamilton.worker import observer
 
         observer.install()
+    # Only now, so that what is slow to import is there when the pool is.
+    if options.waits and options.pool:
+        from prefect_hamilton.worker import work_pool
+
+        work_pool.await_creation(options.pool)
     # At SIGTERM, Prefect's worker sends itself SIGINT, which a script's background job ignores.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["prefect", "worker", *sys.argv[1:]]

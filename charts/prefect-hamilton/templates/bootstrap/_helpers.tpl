@@ -350,14 +350,17 @@ template:
           {{- if .Values.flows.repositories }}
           - --repositories=/bootstrap/repositories.yaml
           {{- end }}
-        {{- include "prefect-hamilton.env" (dict
-          "own" (include "prefect-hamilton.bootstrap.env" .)
-          "settings" $s) | nindent 8 }}
+        {{- $own := include "prefect-hamilton.bootstrap.env" . }}
+        {{- include "prefect-hamilton.env" (dict "own" $own "settings" $s) | nindent 8 }}
         resources:
           {{- toYaml $s.resources | nindent 10 }}
         volumeMounts:
           - {name: bootstrap, mountPath: /bootstrap, readOnly: true}
           - {name: tmp, mountPath: /tmp}
+          {{- $awaited := include "prefect-hamilton.secrets.awaited" (dict "root" . "env" $own) }}
+          {{- if $awaited }}
+          - {name: awaited-secrets, mountPath: /awaited-secrets, readOnly: true}
+          {{- end }}
           {{- if $usesSsh }}
           - {name: git-credential, mountPath: /git-credential, readOnly: true}
           {{- end }}
@@ -375,6 +378,9 @@ template:
           name: {{ include "prefect-hamilton.bootstrap.name" . | toYaml }}
       - name: tmp
         emptyDir: {}
+      {{- with $awaited }}
+      {{- trim . | nindent 6 }}
+      {{- end }}
       {{- if $usesSsh }}
       - name: git-credential
         secret:

@@ -102,6 +102,36 @@ they have no other warehouse. Takes root, id, name and key.
 {{- if and .Values.secrets.enabled (include "prefect-hamilton.secrets.wanted" . | trim) }}true{{ end }}
 {{- end }}
 
+{{/*
+A volume of the keys that an environment takes from Secrets of the Job. It delays the pod until they exist: with
+only variables, the kubelet retries after 10 s. Takes root and env.
+*/}}
+{{- define "prefect-hamilton.secrets.awaited" -}}
+{{- $created := list }}
+{{- if include "prefect-hamilton.secrets.isNeeded" .root }}
+{{- range include "prefect-hamilton.secrets.wanted" .root | fromYamlArray }}
+{{- $created = append $created .name }}
+{{- end }}
+{{- end }}
+{{- $sources := list }}
+{{- range $name, $value := fromYaml .env }}
+{{- if kindIs "map" $value }}
+{{- with $value.secretKeyRef }}
+{{- if has .name $created }}
+{{- $items := list (dict "key" .key "path" (printf "%s/%s" .name .key)) }}
+{{- $sources = append $sources (dict "secret" (dict "name" .name "items" $items)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- with $sources }}
+- name: awaited-secrets
+  projected:
+    sources:
+      {{- uniq . | toYaml | nindent 6 }}
+{{- end }}
+{{- end }}
+
 {{- define "prefect-hamilton.secrets.env" -}}
 {{- range include "prefect-hamilton.secrets.wanted" . | fromYamlArray }}
 WANTED_SECRET_{{ .id }}: |-

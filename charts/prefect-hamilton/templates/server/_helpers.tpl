@@ -113,28 +113,6 @@ PREFECT_SERVER_METRICS_ENABLED: true
 {{- end }}
 {{- end }}
 
-{{/*
-The init container that migrates the database; pods wait for each other under an advisory lock.
-Takes root and settings.
-*/}}
-{{- define "prefect-hamilton.server.migration" -}}
-- name: migrate
-  {{- include "prefect-hamilton.container" (dict
-    "root" .root
-    "image" .root.Values.server.image
-    "settings" .settings) | nindent 2 }}
-  args: [python, -P, -m, prefect_hamilton.server.migrate]
-  {{- $own := list (include "prefect-hamilton.server.databaseEnv" .root) (include "prefect-hamilton.logs.env" .root) | join "\n" }}
-  {{- include "prefect-hamilton.env" (dict "own" $own "settings" .settings) | nindent 2 }}
-  resources:
-    {{- toYaml .settings.resources | nindent 4 }}
-  volumeMounts:
-    {{- include "prefect-hamilton.server.mounts" .root | nindent 4 }}
-    {{- with include "prefect-hamilton.caBundle.mount" .root }}
-    {{- . | nindent 4 }}
-    {{- end }}
-{{- end }}
-
 {{/* Mounts of the containers that open the server's database; `server.volumes` are their volumes. */}}
 {{- define "prefect-hamilton.server.mounts" -}}
 - {name: tmp, mountPath: /tmp}

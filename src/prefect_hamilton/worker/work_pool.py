@@ -1,9 +1,8 @@
 """Wait until the Prefect API answers and the bootstrap has created the work pool.
 
-The worker's init container runs it. It ends with an error after `WAIT_SECONDS`.
+Prefect's worker would look for a missing pool only at each heartbeat, every 30 seconds.
 """
 
-import argparse
 import sys
 from urllib.parse import quote
 
@@ -23,7 +22,7 @@ def wait(api: httpx.Client, pool: str, *, seconds: float = WAIT_SECONDS) -> str:
     """
     said: list[str] = []
 
-    @retry(retry=retry_if_result(bool), stop=stop_after_delay(seconds), wait=wait_fixed(1))
+    @retry(retry=retry_if_result(bool), stop=stop_after_delay(seconds), wait=wait_fixed(0.3))
     def ask() -> str:
         reason = reason_to_wait(api, pool)
         if reason and said[-1:] != [reason]:
@@ -53,19 +52,9 @@ def reason_to_wait(api: httpx.Client, pool: str) -> str:
     return f"Waiting for the Prefect API at {url} (it answers {response.status_code})."
 
 
-def main() -> None:
-    """Wait for the given work pool."""
-    parser = argparse.ArgumentParser(
-        prog="prefect_hamilton.server.wait_for_work_pool", description=__doc__
-    )
-    parser.add_argument("pool", help="name of the work pool")
-    pool = parser.parse_args().pool
-    with client() as api:
+def await_creation(pool: str) -> None:
+    """Wait for the work pool; exits with status 1 and the reason after `WAIT_SECONDS`."""
+    with lines("prefect_hamilton.worker.work_pool"), client() as api:
         if reason := wait(api, pool):
             sys.exit(f"The work pool {pool} did not exist after {WAIT_SECONDS} s. {reason}")
-    print(f"The work pool {pool} exists.")
-
-
-if __name__ == "__main__":
-    with lines("prefect_hamilton.server.wait_for_work_pool"):
-        main()
+        print(f"The work pool {pool} exists.", flush=True)
