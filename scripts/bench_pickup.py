@@ -46,6 +46,7 @@ def main(
         str, typer.Option("--kind", help="Name of the kind cluster; the local profile if omitted.")
     ] = "",
     clone: Annotated[bool, typer.Option(help="With --kind: pods clone the flow from Git.")] = True,
+    gap: Annotated[float, typer.Option(help="Seconds between two consecutive runs.")] = 0,
     ready: Annotated[
         int,
         typer.Option(help="With --kind: the standby pods that are ready before many runs at once."),
@@ -61,7 +62,7 @@ def main(
     context = kind.context_of(kind_name) if kind_name else ""
     with connected(kind_name) as client, registered(client, kind_name, clone) as deployments:
         idle = _idle(context) if context and account else {}
-        _one_by_one(client, deployments, runs)
+        _one_by_one(client, deployments, runs, gap)
         for name, deployment in deployments.items() if at_once > 1 else ():
             if context and name == STANDBY_PODS:
                 _await_standby_pods(context, ready)
@@ -71,11 +72,14 @@ def main(
                 _print_usage(before, _usage(context), idle, at_once)
 
 
-def _one_by_one(client: SyncPrefectClient, deployments: Mapping[str, UUID], runs: int) -> None:
+def _one_by_one(
+    client: SyncPrefectClient, deployments: Mapping[str, UUID], runs: int, gap: float
+) -> None:
     """Run each deployment in turn."""
     reached: dict[str, list[Reached]] = {name: [] for name in deployments}
     for _ in range(runs):
         for name, deployment in deployments.items():
+            time.sleep(gap)
             reached[name] += [_reached(client, *_run(client, deployment, 1))]
     for name in deployments:
         typer.echo(f"{name}, one by one")
