@@ -3,7 +3,6 @@
 On a cluster of `make kind`, for flow runs in standby pods and in new ones, one after the other.
 """
 
-import json
 import statistics
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -26,7 +25,7 @@ def main(
     kind_name: Annotated[str, typer.Option("--kind", help="Name of the kind cluster.")],
     times: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 5,
 ) -> None:
-    """Print the seconds from SIGTERM to Scheduled, kill -9 to Crashed, Cancelling to no pod."""
+    """Print the seconds from SIGTERM to Scheduled, kill -9 to Crashed, Cancelling to its end."""
     with (
         bench_pickup.connected(kind_name) as client,
         bench_pickup.registered(client, kind_name, clone=True) as deployments,
@@ -35,7 +34,7 @@ def main(
         measured = {
             "SIGTERM to Scheduled": cluster.rescheduled,
             "kill -9 to Crashed": cluster.crashed,
-            "Cancelling to no pod": cluster.cancelled,
+            "Cancelling to the end of the pod": cluster.cancelled,
         }
         for what, measure in measured.items():
             for pods, deployment in deployments.items():
@@ -66,20 +65,21 @@ class _Cluster:
     def crashed(self, deployment: UUID) -> float:
         """Kill the processes of the pod; returns the seconds until its flow run is Crashed."""
         run = self._running(deployment)
-        name = self._pod(run, "get", "--output", "jsonpath={.items[0].metadata.name}")
-        label = f"io.kubernetes.pod.name={name}"
-        (container,) = self._on_node("crictl", "ps", "--quiet", "--label", label).split()
-        process = json.loads(self._on_node("crictl", "inspect", container))["info"]["pid"]
+        path = "jsonpath={.items[0].status.containerStatuses[0].containerID}"
+        container = self._pod(run, "get", "--output", path).rpartition("/")[2]
+        find = f"grep -ls {container} /proc/[0-9]*/cgroup | cut -d/ -f3"
+        processes = self._on_node("sh", "-c", find).split()
         began = datetime.now(UTC)
-        self._on_node("kill", "-9", str(process))
+        self._on_node("kill", "-9", *processes)
         return self._until(run, StateType.CRASHED, began)
 
     def cancelled(self, deployment: UUID) -> float:
-        """Cancel the flow run; returns the seconds until its pod is gone."""
+        """Cancel the flow run; returns the seconds until its pod has ended."""
         run = self._running(deployment)
         began = datetime.now(UTC)
         self._client.set_flow_run_state(run.id, Cancelling())
-        _wait_for(lambda: not self._pod(run, "get", "--output", "name"))
+        running = ("--field-selector", "status.phase=Running", "--output", "name")
+        _wait_for(lambda: not self._pod(run, "get", *running))
         return (datetime.now(UTC) - began).total_seconds()
 
     def _running(self, deployment: UUID) -> FlowRun:
@@ -98,6 +98,7 @@ class _Cluster:
         return (reached()[0] - began).total_seconds()
 
     def _end(self, run: FlowRun) -> None:
+        _wait_for(lambda: self._states(run)[-1].is_running())
         self._client.set_flow_run_state(run.id, Cancelling())
         _wait_for(lambda: self._states(run)[-1].is_cancelled())
 
