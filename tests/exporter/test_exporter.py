@@ -131,7 +131,7 @@ def test_series_of_what_was_deleted_are_dropped(api: Api, exporter: Exporter) ->
     until(lambda: exporter.sum(TRANSITIONS, flow=flow, state="Completed"), 1.0)
     api.delete(f"/deployments/{deployment}")
     until(lambda: exporter.sum(TRANSITIONS, flow=flow), None)
-    assert exporter.sum("prefect_work_pool_ready", work_pool=pool) == 0
+    until(lambda: exporter.sum("prefect_work_pool_ready", work_pool=pool), 0.0)
     api.delete(f"/work_pools/{pool}")
     until(lambda: f'"{pool}"' in exporter.text(), False)
 

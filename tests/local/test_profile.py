@@ -303,9 +303,13 @@ def test_retries(profile: LocalProfile, should_fail: str, state: str, attempts: 
 def test_a_killed_worker_crashes_its_run_and_is_restarted(
     profile: LocalProfile,
 ) -> None:
-    run = profile.trigger(WALKTHROUGH, "worker-killed")
-    wait_until(lambda: profile.state_of(run) == "Running")
+    # The flow takes some seconds: all else that takes time comes before or after.
     killed = profile.process(local_profile.OWN_WORKER)
+    deployment = profile.api.get(f"/deployments/name/{WALKTHROUGH}").json()
+    path = f"/deployments/{deployment['id']}/create_flow_run"
+    body = {"parameters": {"should_fail": True}, "state": {"type": "SCHEDULED"}}
+    run = profile.api.post(path, json=body).raise_for_status().json()
+    wait_until(lambda: profile.state_of(run) == "Running")
     killed.kill()
     # Not Running for ever: the run's process misses its worker and says so.
     assert profile.ended(run) == "Crashed"

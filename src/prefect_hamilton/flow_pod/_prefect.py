@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import prefect
-from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun
-from prefect.client.schemas.responses import DeploymentResponse
 
 SUPPORTED = "3.9"
 
@@ -36,6 +33,9 @@ try:
         Intent,
     )
     from prefect.client.base import PrefectHttpxAsyncClient, PrefectHttpxSyncClient
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.responses import DeploymentResponse
     from prefect.context import refresh_global_settings_context
     from prefect.flow_engine import _main as run_engine
     from prefect.logging.handlers import APILogHandler
