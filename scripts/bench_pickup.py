@@ -9,7 +9,7 @@ import shlex
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,13 +104,21 @@ def _await_standby_pods(context: str, count: int) -> None:
     def are_missing() -> bool:
         return len(kind.kubectl(context, "get", "pods", *idle, "--output", "name").split()) < count
 
-    patience = 60 + 10 * count
+    wait_while(are_missing, 60 + 10 * count, f"There are no {count} standby pods ready")
+
+
+def wait_while(
+    holds: Callable[[], bool], patience: float, what: str, interval: float = 0.5
+) -> None:
+    """Wait while a condition holds; exits with status 1 and says what after some seconds."""
     try:
-        Retrying(retry=retry_if_result(bool), stop=stop_after_delay(patience), wait=wait_fixed(1))(
-            are_missing
-        )
+        Retrying(
+            retry=retry_if_result(bool),
+            stop=stop_after_delay(patience),
+            wait=wait_fixed(interval),
+        )(holds)
     except RetryError:
-        typer.echo(f"There were no {count} standby pods ready after {patience} s", err=True)
+        typer.echo(f"{what} after {patience:g} s: see the worker's log", err=True)
         raise typer.Exit(1) from None
 
 
@@ -233,14 +241,7 @@ def _run(client: SyncPrefectClient, deployment: UUID, count: int) -> list[FlowRu
         runs = client.read_flow_runs(flow_run_filter=found)
         return any(run.state is None or not run.state.is_final() for run in runs)
 
-    patience = 60 + 10 * count
-    try:
-        Retrying(
-            retry=retry_if_result(bool), stop=stop_after_delay(patience), wait=wait_fixed(0.5)
-        )(running)
-    except RetryError:
-        typer.echo(f"Not all runs have ended after {patience} s: see the worker's log", err=True)
-        raise typer.Exit(1) from None
+    wait_while(running, 60 + 10 * count, "Not all runs have ended")
     runs = client.read_flow_runs(flow_run_filter=found)
     if failed := [run for run in runs if run.state is None or not run.state.is_completed()]:
         typer.echo(f"{failed[0].name}: {failed[0].state}", err=True)

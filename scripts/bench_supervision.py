@@ -4,8 +4,8 @@ On a cluster of `make kind`, for flow runs in standby pods and in new ones, one 
 """
 
 import statistics
-from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -13,12 +13,12 @@ import typer
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelling
-from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from scripts import bench_pickup, kind
 
-PATIENCE_SECONDS = 300
-INTERVAL_SECONDS = 0.1
+_wait_while = partial(
+    bench_pickup.wait_while, patience=300, what="The flow run has not gone on", interval=0.1
+)
 
 
 def main(
@@ -36,13 +36,17 @@ def main(
             "kill -9 to Crashed": cluster.crashed,
             "Cancelling to the end of the pod": cluster.cancelled,
         }
-        for what, measure in measured.items():
-            for pods, deployment in deployments.items():
-                seconds = [measure(deployment) for _ in range(times)]
-                typer.echo(
-                    f"{what}, {pods}: {times} runs   p50 {statistics.median(seconds):.2f} s"
-                    f"   max {max(seconds):.2f} s"
-                )
+        try:
+            for what, measure in measured.items():
+                for pods, deployment in deployments.items():
+                    _print(f"{what}, {pods}", [measure(deployment) for _ in range(times)])
+        except kind.KindError as error:
+            kind.fail(error)
+
+
+def _print(what: str, seconds: list[float]) -> None:
+    p50, longest = statistics.median(seconds), max(seconds)
+    typer.echo(f"{what}: {len(seconds)} runs   p50 {p50:.2f} s   max {longest:.2f} s")
 
 
 class _Cluster:
@@ -79,12 +83,12 @@ class _Cluster:
         began = datetime.now(UTC)
         self._client.set_flow_run_state(run.id, Cancelling())
         running = ("--field-selector", "status.phase=Running", "--output", "name")
-        _wait_for(lambda: not self._pod(run, "get", *running))
+        _wait_while(lambda: bool(self._pod(run, "get", *running)))
         return (datetime.now(UTC) - began).total_seconds()
 
     def _running(self, deployment: UUID) -> FlowRun:
         run = self._client.create_flow_run_from_deployment(deployment, parameters={"seconds": 600})
-        _wait_for(lambda: self._states(run)[-1].is_running())
+        _wait_while(lambda: not self._states(run)[-1].is_running())
         return run
 
     def _until(self, run: FlowRun, state: StateType, began: datetime) -> float:
@@ -94,13 +98,13 @@ class _Cluster:
             each = ((found.type, found.timestamp) for found in self._states(run))
             return [at for type_, at in each if type_ is state and at > began]
 
-        _wait_for(lambda: bool(reached()))
+        _wait_while(lambda: not reached())
         return (reached()[0] - began).total_seconds()
 
     def _end(self, run: FlowRun) -> None:
-        _wait_for(lambda: self._states(run)[-1].is_running())
+        _wait_while(lambda: not self._states(run)[-1].is_running())
         self._client.set_flow_run_state(run.id, Cancelling())
-        _wait_for(lambda: self._states(run)[-1].is_cancelled())
+        _wait_while(lambda: not self._states(run)[-1].is_cancelled())
 
     def _states(self, run: FlowRun) -> list[State]:
         return self._client.read_flow_run_states(run.id)
@@ -111,18 +115,6 @@ class _Cluster:
 
     def _on_node(self, *command: str) -> str:
         return kind.run("docker", "exec", self._node, *command)
-
-
-def _wait_for(condition: Callable[[], bool]) -> None:
-    try:
-        Retrying(
-            retry=retry_if_result(lambda holds: not holds),
-            stop=stop_after_delay(PATIENCE_SECONDS),
-            wait=wait_fixed(INTERVAL_SECONDS),
-        )(condition)
-    except RetryError:
-        typer.echo(f"No end after {PATIENCE_SECONDS} s: see the worker's log", err=True)
-        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":
