@@ -106,6 +106,13 @@ class LocalProfile:
         self.prefect("deployment", "run", deployment, "--flow-run-name", name, *options)
         return self.runs(flow_runs={"name": {"any_": [name]}})[0]
 
+    def create(self, deployment: str, **body: Any) -> dict[str, Any]:
+        """Create a run over the API, which takes less time than the command line."""
+        found = self.api.get(f"/deployments/name/{deployment}").raise_for_status().json()
+        path = f"/deployments/{found['id']}/create_flow_run"
+        run: dict[str, Any] = self.api.post(path, json=body).raise_for_status().json()
+        return run
+
     def runs(self, **filters: Any) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = (
             self.api.post("/flow_runs/filter", json=filters).raise_for_status().json()

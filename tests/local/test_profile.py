@@ -135,15 +135,9 @@ def test_another_site_or_host_runs_no_command(
 
 
 def test_the_same_request_runs_with_the_password(profile: LocalProfile, tmp_path: Path) -> None:
-    deployment = profile.api.get(f"/deployments/name/{WALKTHROUGH}").json()
     ran = tmp_path / "ran"
-    profile.api.post(
-        f"/deployments/{deployment['id']}/create_flow_run",
-        json={
-            "state": {"type": "SCHEDULED"},
-            "job_variables": {"command": f"touch {ran}"},
-        },
-    ).raise_for_status()
+    order = {"command": f"touch {ran}"}
+    profile.create(WALKTHROUGH, state={"type": "SCHEDULED"}, job_variables=order)
     wait_until(ran.exists)
 
 
@@ -305,10 +299,8 @@ def test_a_killed_worker_crashes_its_run_and_is_restarted(
 ) -> None:
     # The flow takes some seconds: all else that takes time comes before or after.
     killed = profile.process(local_profile.OWN_WORKER)
-    deployment = profile.api.get(f"/deployments/name/{WALKTHROUGH}").json()
-    path = f"/deployments/{deployment['id']}/create_flow_run"
-    body = {"parameters": {"should_fail": True}, "state": {"type": "SCHEDULED"}}
-    run = profile.api.post(path, json=body).raise_for_status().json()
+    fails = {"should_fail": True}
+    run = profile.create(WALKTHROUGH, parameters=fails, state={"type": "SCHEDULED"})
     wait_until(lambda: profile.state_of(run) == "Running")
     killed.kill()
     # Not Running for ever: the run's process misses its worker and says so.
@@ -319,9 +311,7 @@ def test_a_killed_worker_crashes_its_run_and_is_restarted(
 
 
 def test_a_run_that_a_killed_worker_had_only_taken_up_starts_again(profile: LocalProfile) -> None:
-    deployment = profile.api.get(f"/deployments/name/{WALKTHROUGH}").json()
-    path = f"/deployments/{deployment['id']}/create_flow_run"
-    run = profile.api.post(path, json={"state": {"type": "PENDING"}}).raise_for_status().json()
+    run = profile.create(WALKTHROUGH, state={"type": "PENDING"})
 
     profile.process(local_profile.OWN_WORKER).kill()
 
