@@ -282,20 +282,25 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
 
         In the same request, record what Prefect's worker does: worker and work pool.
         """
-        cluster = self._cluster
-        if cluster is None or configuration.cluster_config is not None:
-            async with self._get_configured_kubernetes_client(configuration) as client:
-                cluster = kubernetes.cluster_of(client)
-        if configuration.cluster_config is None:
-            self._cluster = cluster
         labels = {
-            LOCATION_LABEL: f"{cluster}/{configuration.namespace}",
+            LOCATION_LABEL: f"{await self._cluster_of(configuration)}/{configuration.namespace}",
             "prefect.worker.name": self.name,
             "prefect.worker.type": self.type,
             "prefect.work-pool.name": self._work_pool_name,
             "prefect.work-pool.id": str(self.work_pool.id),
         }
         await self.client.update_flow_run_labels(flow_run.id, labels)
+
+    async def _cluster_of(self, configuration: KubernetesWorkerJobConfiguration) -> str:
+        """Return the name of the cluster; the worker's own is found out once."""
+        is_own = configuration.cluster_config is None
+        if is_own and self._cluster is not None:
+            return self._cluster
+        async with self._get_configured_kubernetes_client(configuration) as client:
+            cluster = kubernetes.cluster_of(client)
+        if is_own:
+            self._cluster = cluster
+        return cluster
 
     async def _create_job(self, configuration: JobConfiguration, client: ApiClient) -> V1Job:
         """Create the Job. It may exist already if the response to an earlier request was lost.
