@@ -216,6 +216,25 @@ def test_a_missing_database_is_reported_at_once(postgres: str) -> None:
     assert "Waiting" not in output
 
 
+def test_a_database_that_has_a_url_is_named_in_messages(postgres: str) -> None:
+    database = Database(postgres, "of_a_url")
+    name = "PREFECT_API_DATABASE_CONNECTION_URL"
+    url = urlsplit(database.url.replace("postgresql:", "postgresql+asyncpg:"))
+    where = f"{url.hostname}:{url.port}/of_a_url"
+    stranger = url._replace(netloc=f"stranger@{url.hostname}:{url.port}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Database, "settings", {name: url.geturl()})
+        code, output = database.run(*MIGRATE)
+        assert (code, output.splitlines()[-1]) == (0, f"The schema in {where} is current.")
+        patch.setattr(Database, "settings", {name: stranger.geturl()})
+        code, output = database.run(*MIGRATE)
+
+    assert code == 1
+    assert output == (
+        f'PostgreSQL at {where} refuses user stranger: role "stranger" does not exist\n'
+    )
+
+
 def test_a_lock_in_another_database_does_not_matter(postgres: str) -> None:
     database = Database(postgres, "neighbour")
     with Database(postgres, "busy").connected() as other, database.connected() as connection:

@@ -24,7 +24,6 @@ from prefect.plugins import load_prefect_collections
 from prefect.server.database import provide_database_interface
 from prefect.server.database.alembic_commands import alembic_upgrade
 from prefect.server.models.block_registration import run_block_auto_registration
-from prefect.settings import get_current_settings
 from prefect.utilities.asyncutils import run_sync_in_worker_thread
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateTable, DropTable
@@ -95,8 +94,8 @@ async def migrate(lock_seconds: float) -> None:
     # Takes half a second, in which PostgreSQL may still be starting.
     load_prefect_collections()
     engine = await provide_database_interface().engine()
-    database = get_current_settings().server.database
-    where = f"{database.host}:{database.port}/{database.name}"
+    database = engine.url
+    where = f"{database.host}:{database.port or 5432}/{database.database}"
     try:
         async with locked(engine, where, lock_seconds) as connection:
             await mark_first(connection, where)
@@ -113,7 +112,7 @@ async def migrate(lock_seconds: float) -> None:
             "session in PostgreSQL with pg_terminate_backend()."
         )
     except FATAL as error:
-        sys.exit(f"PostgreSQL at {where} refuses user {database.user}: {error}")
+        sys.exit(f"PostgreSQL at {where} refuses user {database.username}: {error}")
     except sa.exc.DBAPIError as error:
         sys.exit(
             f"The schema in {where} cannot be migrated: {reason(error)}. If an earlier "
