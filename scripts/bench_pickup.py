@@ -1,37 +1,28 @@
 """Measure how quickly runs are picked up: `python -m scripts.bench_pickup --help`.
 
-On the local profile that is up, or with `--kind` on a cluster of `make kind`. Registers a flow that
-does nothing, runs it one by one and many at once, and removes it again. With `--kind`, every run in
-a standby pod is followed by one that must have a new pod, so that both are measured side by side.
+On the local profile that is up, or with `--kind` on a cluster of `make kind`. Runs a flow one by
+one and many at once. With `--kind`, every run in a standby pod is followed by one that must have a
+new pod, and by one of Prefect's own charts if these are given, so that they are measured side by
+side.
 """
 
-import shlex
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
-from uuid import UUID
+from typing import Annotated
 
 import typer
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
-from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from prefect_hamilton.worker.standby import IDLE, LABEL
-from scripts import kind, local_profile, node_usage
+from scripts import bench_arms, kind, node_usage
+from scripts.bench_arms import Arm
 
 MEASURED = (StateType.PENDING, StateType.RUNNING, StateType.COMPLETED)
-ENTRYPOINT = "scripts/no_op_flow.py:no_op"
-GIT_CLONE = "prefect.deployments.steps.git_clone"
-OWN_POD = {"labels": {"prefect-hamilton/bench": "own-pod"}}
-"""Job variables with which no standby pod can serve a run."""
-STANDBY_PODS = "standby pods"
 IDLE_SECONDS = 60
 
 Reached = dict[StateType, datetime]
@@ -45,6 +36,10 @@ def main(
     kind_name: Annotated[
         str, typer.Option("--kind", help="Name of the kind cluster; the local profile if omitted.")
     ] = "",
+    deployment: Annotated[
+        str,
+        typer.Option(help="flow/deployment to run, in place of a flow that does nothing."),
+    ] = "",
     clone: Annotated[bool, typer.Option(help="With --kind: pods clone the flow from Git.")] = True,
     gap: Annotated[float, typer.Option(help="Seconds between two consecutive runs.")] = 0,
     ready: Annotated[
@@ -54,41 +49,65 @@ def main(
     account: Annotated[
         bool, typer.Option(help="With --kind: CPU seconds by what used them; takes a minute more.")
     ] = False,
+    known_charts: Annotated[
+        Path | None,
+        typer.Option(help="With --kind: folder of prefect-server and prefect-worker to compare."),
+    ] = None,
+    known_image: Annotated[
+        str, typer.Option(help="Their image, with tag: it has Prefect and prefect-kubernetes.")
+    ] = "prefecthq/prefect:3-latest-kubernetes",
 ) -> None:
     """Print seconds from a run's creation to Pending, Running and Completed, p50 and p95.
 
     To compare polls, start the profile with another one: `PREFECT_WORKER_QUERY_SECONDS=10 make up`.
     """
+    if known_charts and not kind_name:
+        raise typer.BadParameter("It needs a cluster: give --kind.", param_hint="--known-charts")
     context = kind.context_of(kind_name) if kind_name else ""
-    with connected(kind_name) as client, registered(client, kind_name, clone) as deployments:
+    with ExitStack() as stack:
+        client = stack.enter_context(bench_arms.connected(kind_name))
+        arms = _arms(stack, client, kind_name, deployment, clone)
+        if known_charts:
+            known = bench_arms.of_known_chart(kind_name, known_charts, known_image)
+            try:
+                arms["known chart"] = stack.enter_context(known)
+            except kind.KindError as error:
+                kind.fail(error)
         idle = _idle(context) if context and account else {}
-        _one_by_one(client, deployments, runs, gap)
-        for name, deployment in deployments.items() if at_once > 1 else ():
-            if context and name == STANDBY_PODS:
+        _one_by_one(arms, runs, gap)
+        for name, arm in arms.items() if at_once > 1 else ():
+            if context and name == bench_arms.STANDBY_PODS:
                 _await_standby_pods(context, ready)
             before = _usage(context) if context and account else None
-            _at_once(client, name, deployment, at_once)
+            _at_once(name, arm, at_once)
             if before:
                 _print_usage(before, _usage(context), idle, at_once)
 
 
-def _one_by_one(
-    client: SyncPrefectClient, deployments: Mapping[str, UUID], runs: int, gap: float
-) -> None:
-    """Run each deployment in turn."""
-    reached: dict[str, list[Reached]] = {name: [] for name in deployments}
+def _arms(
+    stack: ExitStack, client: SyncPrefectClient, kind_name: str, deployment: str, clone: bool
+) -> dict[str, Arm]:
+    """Return what is compared on the installation, in this order."""
+    if deployment:
+        return bench_arms.of_deployment(client, kind_name, deployment)
+    return stack.enter_context(bench_arms.of_no_op(client, kind_name, clone))
+
+
+def _one_by_one(arms: Mapping[str, Arm], runs: int, gap: float) -> None:
+    """Run each arm in turn."""
+    reached: dict[str, list[Reached]] = {name: [] for name in arms}
     for _ in range(runs):
-        for name, deployment in deployments.items():
+        for name, arm in arms.items():
             time.sleep(gap)
-            reached[name] += [_reached(client, *_run(client, deployment, 1))]
-    for name in deployments:
+            reached[name] += [_reached(arm, *arm.complete(1))]
+    for name in arms:
         typer.echo(f"{name}, one by one")
         for state in MEASURED:
             _print(reached[name], state)
 
 
-def _at_once(client: SyncPrefectClient, name: str, deployment: UUID, count: int) -> None:
-    runs = [_reached(client, run) for run in _run(client, deployment, count)]
+def _at_once(name: str, arm: Arm, count: int) -> None:
+    runs = [_reached(arm, run) for run in arm.complete(count)]
     began = min(run[StateType.SCHEDULED] for run in runs)
     ended = max(run[StateType.COMPLETED] for run in runs)
     seconds = (ended - began).total_seconds()
@@ -104,22 +123,7 @@ def _await_standby_pods(context: str, count: int) -> None:
     def are_missing() -> bool:
         return len(kind.kubectl(context, "get", "pods", *idle, "--output", "name").split()) < count
 
-    wait_while(are_missing, 60 + 10 * count, f"There are no {count} standby pods ready")
-
-
-def wait_while(
-    holds: Callable[[], bool], patience: float, what: str, interval: float = 0.5
-) -> None:
-    """Wait while a condition holds; exits with status 1 and says what after some seconds."""
-    try:
-        Retrying(
-            retry=retry_if_result(bool),
-            stop=stop_after_delay(patience),
-            wait=wait_fixed(interval),
-        )(holds)
-    except RetryError:
-        typer.echo(f"{what} after {patience:g} s: see the worker's log", err=True)
-        raise typer.Exit(1) from None
+    bench_arms.wait_while(are_missing, 60 + 10 * count, f"There are no {count} standby pods ready")
 
 
 def _usage(context: str) -> node_usage.Usage:
@@ -148,111 +152,10 @@ def _print_usage(
         typer.echo(f"    {part:<28} {cpu:6.2f}")
 
 
-def cluster_settings(kind_name: str, home: Path) -> dict[Any, Any]:
-    """Return what a client of the server on a kind cluster needs; exits with the reason if none."""
-    try:
-        kind.require_cluster(kind_name)
-        port, _ = kind.ports(kind_name)
-        server = kind.prefect_server(kind.context_of(kind_name), port, home)
-    except kind.KindError as error:
-        kind.fail(error)
-    return {
-        PREFECT_API_URL: server.api_url,
-        PREFECT_API_AUTH_STRING: server.environment["PREFECT_API_AUTH_STRING"],
-    }
-
-
-@contextmanager
-def connected(kind_name: str) -> Iterator[SyncPrefectClient]:
-    """Yield a client, which tries again when the server is busy."""
-    with tempfile.TemporaryDirectory() as home:
-        if kind_name:
-            settings = cluster_settings(kind_name, Path(home))
-        else:
-            noted = local_profile.running(local_profile.state_folder())
-            if noted is None:
-                typer.echo("The local profile is not running: run make up", err=True)
-                raise typer.Exit(1)
-            settings = {
-                PREFECT_API_URL: noted.profile.api_url,
-                PREFECT_API_AUTH_STRING: noted.profile.auth_string,
-            }
-        with temporary_settings(settings), get_client(sync_client=True) as client:
-            yield client
-
-
-@contextmanager
-def registered(client: SyncPrefectClient, kind_name: str, clone: bool) -> Iterator[dict[str, UUID]]:
-    """Register the flow for every kind of pod; on the local profile, once."""
-    pods = {STANDBY_PODS: {}, "new pods": OWN_POD} if kind_name else {"processes": {}}
-    with ExitStack() as stack:
-        yield {
-            name: stack.enter_context(_deployment(client, kind_name, clone, name, variables))
-            for name, variables in pods.items()
-        }
-
-
-@contextmanager
-def _deployment(
-    client: SyncPrefectClient, kind_name: str, clone: bool, name: str, variables: dict[str, Any]
-) -> Iterator[UUID]:
-    """Register the flow for as long as it is measured."""
-    root = str(local_profile.ROOT)
-    pull_steps: list[dict[str, Any]] | None
-    pull_steps = [{"prefect.deployments.steps.set_working_directory": {"directory": root}}]
-    if kind_name and clone:
-        pull_steps = client.read_deployment_by_name(kind.DEPLOYMENTS.walkthrough).pull_steps
-        # A repository of flows has fewer files than this one.
-        for step in pull_steps or []:
-            step[GIT_CLONE]["directories"] = [ENTRYPOINT.partition("/")[0]]
-    elif kind_name:
-        pull_steps = [_written()]
-    deployment = client.create_deployment(
-        client.create_flow_from_name("no-op"),
-        name=f"bench-{name.replace(' ', '-')}",
-        work_pool_name="kubernetes" if kind_name else "local-process-pool",
-        entrypoint=ENTRYPOINT,
-        pull_steps=pull_steps,
-        job_variables=variables,
-    )
-    try:
-        yield deployment
-    finally:
-        client.delete_deployment(deployment)
-
-
-def _written() -> dict[str, Any]:
-    """Return a pull step that needs no Git, to measure a run whose code is in the image."""
-    source = (local_profile.ROOT / "scripts" / "no_op_flow.py").read_text()
-    code = (
-        "import pathlib; pathlib.Path('scripts').mkdir(); "
-        f"pathlib.Path('scripts/no_op_flow.py').write_text({source!r})"
-    )
-    script = f"python -c {shlex.quote(code)}"
-    return {"prefect.deployments.steps.run_shell_script": {"script": script}}
-
-
-def _run(client: SyncPrefectClient, deployment: UUID, count: int) -> list[FlowRun]:
-    """Create runs, all at once, and return them when they have ended."""
-    created = [client.create_flow_run_from_deployment(deployment).id for _ in range(count)]
-    found = FlowRunFilter(id=FlowRunFilterId(any_=created))
-
-    def running() -> bool:
-        runs = client.read_flow_runs(flow_run_filter=found)
-        return any(run.state is None or not run.state.is_final() for run in runs)
-
-    wait_while(running, 60 + 10 * count, "Not all runs have ended")
-    runs = client.read_flow_runs(flow_run_filter=found)
-    if failed := [run for run in runs if run.state is None or not run.state.is_completed()]:
-        typer.echo(f"{failed[0].name}: {failed[0].state}", err=True)
-        raise typer.Exit(1)
-    return runs
-
-
-def _reached(client: SyncPrefectClient, run: FlowRun) -> Reached:
+def _reached(arm: Arm, run: FlowRun) -> Reached:
     """Return when a run was first in each state; it was created as Scheduled."""
     reached: Reached = {}
-    for state in client.read_flow_run_states(run.id):
+    for state in arm.client.read_flow_run_states(run.id):
         reached.setdefault(state.type, state.timestamp)
     return reached
 

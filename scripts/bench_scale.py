@@ -36,7 +36,7 @@ from prefect.logging.configuration import setup_logging
 from prefect.settings import temporary_settings
 
 from scripts import kind, node_usage
-from scripts.bench_pickup import cluster_settings
+from scripts.bench_arms import cluster_settings
 from scripts.server_requests import ALL, Requests
 
 RUN_LABEL = "prefect.io/flow-run-id"

@@ -7,17 +7,17 @@ import statistics
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated
-from uuid import UUID
 
 import typer
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelling
 
-from scripts import bench_pickup, kind
+from scripts import bench_arms, kind
+from scripts.bench_arms import Arm
 
 _wait_while = partial(
-    bench_pickup.wait_while, patience=300, what="The flow run has not gone on", interval=0.1
+    bench_arms.wait_while, patience=300, what="The flow run has not gone on", interval=0.1
 )
 
 
@@ -27,8 +27,8 @@ def main(
 ) -> None:
     """Print the seconds from SIGTERM to Scheduled, kill -9 to Crashed, Cancelling to its end."""
     with (
-        bench_pickup.connected(kind_name) as client,
-        bench_pickup.registered(client, kind_name, clone=True) as deployments,
+        bench_arms.connected(kind_name) as client,
+        bench_arms.of_no_op(client, kind_name, clone=True) as arms,
     ):
         cluster = _Cluster(client, kind_name)
         measured = {
@@ -38,8 +38,8 @@ def main(
         }
         try:
             for what, measure in measured.items():
-                for pods, deployment in deployments.items():
-                    _print(f"{what}, {pods}", [measure(deployment) for _ in range(times)])
+                for pods, arm in arms.items():
+                    _print(f"{what}, {pods}", [measure(arm) for _ in range(times)])
         except kind.KindError as error:
             kind.fail(error)
 
@@ -57,18 +57,18 @@ class _Cluster:
         self._context = kind.context_of(kind_name)
         self._node = f"{kind_name}-control-plane"
 
-    def rescheduled(self, deployment: UUID) -> float:
+    def rescheduled(self, arm: Arm) -> float:
         """Delete the pod; returns the seconds until its flow run is Scheduled again."""
-        run = self._running(deployment)
+        run = self._running(arm)
         began = datetime.now(UTC)
         self._pod(run, "delete", "--wait=false")
         seconds = self._until(run, StateType.SCHEDULED, began)
         self._end(run)
         return seconds
 
-    def crashed(self, deployment: UUID) -> float:
+    def crashed(self, arm: Arm) -> float:
         """Kill the processes of the pod; returns the seconds until its flow run is Crashed."""
-        run = self._running(deployment)
+        run = self._running(arm)
         path = "jsonpath={.items[0].status.containerStatuses[0].containerID}"
         container = self._pod(run, "get", "--output", path).rpartition("/")[2]
         find = f"grep -ls {container} /proc/[0-9]*/cgroup | cut -d/ -f3"
@@ -77,17 +77,17 @@ class _Cluster:
         self._on_node("kill", "-9", *processes)
         return self._until(run, StateType.CRASHED, began)
 
-    def cancelled(self, deployment: UUID) -> float:
+    def cancelled(self, arm: Arm) -> float:
         """Cancel the flow run; returns the seconds until its pod has ended."""
-        run = self._running(deployment)
+        run = self._running(arm)
         began = datetime.now(UTC)
         self._client.set_flow_run_state(run.id, Cancelling())
         running = ("--field-selector", "status.phase=Running", "--output", "name")
         _wait_while(lambda: bool(self._pod(run, "get", *running)))
         return (datetime.now(UTC) - began).total_seconds()
 
-    def _running(self, deployment: UUID) -> FlowRun:
-        run = self._client.create_flow_run_from_deployment(deployment, parameters={"seconds": 600})
+    def _running(self, arm: Arm) -> FlowRun:
+        run = arm.create(seconds=600)
         _wait_while(lambda: not self._states(run)[-1].is_running())
         return run
 
