@@ -217,7 +217,7 @@ class Away:
 def delete_flow_pod_without_server(load: ClusterLoad) -> None:
     """As when the node is drained that has the only server."""
     pod = a_flow_pod(load)
-    AWAY.breaks(load)
+    SERVER_AWAY.breaks(load)
     load.cluster.kubectl("wait", "pod", "-l", component("server"), "--for=delete", "--timeout=60s")
     delete(load.cluster, pod, force=False)
 
@@ -327,12 +327,12 @@ def free_disk(load: ClusterLoad) -> None:
     in_node("sh", "-c", f"rm {VOLUME}/*data-{RELEASE}-postgres-0/full")(load)
 
 
-SERVER = f"deploy/{RELEASE}-server"
-GIT = f"deploy/{RELEASE}-git-server"
 APISERVER = "/etc/kubernetes/manifests/kube-apiserver.yaml"
 
 CUT_OFF = Partition()
-AWAY = Away(SERVER)
+SERVER_AWAY = Away(f"deploy/{RELEASE}-server")
+GIT_AWAY = Away(f"deploy/{RELEASE}-git-server")
+POSTGRES_AWAY = Away(POSTGRES)
 
 FAULTS = [
     Fault("worker killed", kill("worker")),
@@ -351,24 +351,19 @@ FAULTS = [
     Fault("Valkey killed", kill("valkey"), needs="valkey"),
     Fault("Valkey restarted empty", empty_valkey, needs="valkey"),
     Fault("PostgreSQL killed", kill("postgres")),
-    Fault(
-        "PostgreSQL away 45 s",
-        scale(f"statefulset/{RELEASE}-postgres", 0),
-        45,
-        scale(f"statefulset/{RELEASE}-postgres", 1),
-    ),
+    Fault("PostgreSQL away 45 s", POSTGRES_AWAY.breaks, 45, POSTGRES_AWAY.mends),
     Fault("PostgreSQL without free connections 45 s", exhaust_connections),
     # Before the disk is full: then the node keeps PostgreSQL's files in memory.
     Fault("node restarted", restart_node),
     Fault("PostgreSQL's disk full 45 s", fill_disk, 45, free_disk),
     Fault("credential replaced", replace_credential, 0, remove_old_credential),
-    Fault("Git server away 60 s", scale(GIT, 0), 60, scale(GIT, 1)),
+    Fault("Git server away 60 s", GIT_AWAY.breaks, 60, GIT_AWAY.mends),
     Fault("flow pod deleted", delete_flow_pod(force=False)),
     Fault(
         "flow pod deleted while the API is away",
         delete_flow_pod_without_server,
         40,
-        AWAY.mends,
+        SERVER_AWAY.mends,
     ),
     Fault("flow pod deleted by force", delete_flow_pod(force=True)),
     Fault("flow pod evicted", evict_flow_pod),

@@ -4,6 +4,7 @@ import time
 
 import httpx
 import pytest
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from prefect_hamilton.worker import metrics, pod_security
 from prefect_hamilton.worker.worker import Worker
@@ -116,7 +117,7 @@ async def fail_to_poll(worker: Worker) -> None:
         worker.client._client.base_url,
         httpx.URL(f"http://127.0.0.1:{services.free_port()}/api"),
     )
-    with pytest.raises(httpx.ConnectError):
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), pytest.raises(httpx.ConnectError):
         await worker.get_and_submit_flow_runs()
     worker.client._client.base_url = address
 
