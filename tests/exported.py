@@ -18,6 +18,10 @@ EXPORTED = {
         "prefect_worker_submissions_total",
     },
     "server": {
+        "docket_task_punctuality_seconds_count",
+        "docket_task_punctuality_seconds_sum",
+        "docket_tasks_failed_total",
+        "docket_tasks_succeeded_total",
         "prefect_server_request_duration_seconds_bucket",
         "prefect_server_request_duration_seconds_count",
         "process_cpu_seconds_total",
@@ -76,7 +80,7 @@ SHORT_FOR, SHORT_WINDOW = "5s", "1m"
 
 def names(expression: str) -> set[str]:
     """Return the metrics in an expression of PromQL; each of our own has a prefix of its source."""
-    prefixes = "container|flows|kube|kubelet|pg|prefect|process|redis"
+    prefixes = "container|docket_tasks?|flows|kube|kubelet|pg|prefect|process|redis"
     return set(re.findall(rf"\b(?:(?:{prefixes})_\w+|up(?={{))", expression)) - {"prefect_hamilton"}
 
 

@@ -246,6 +246,24 @@ def _send_what_is_pending() -> None:
 
 
 @contextmanager
+def background_services(home: Path, **settings: str) -> Iterator[Service]:
+    """The background services in a process of their own, which serves their metrics."""
+    from prefect_hamilton.server.background_services import METRICS_PORT  # imports Prefect
+
+    first_start.prefect(home)
+    port = free_port()
+    command = [sys.executable, "-P", "-m", "prefect_hamilton.server.background_services"]
+    env = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        METRICS_PORT: str(port),
+        **settings,
+    }
+    with _running(command, port, "/metrics", home / "services.log", env) as service:
+        yield service
+
+
+@contextmanager
 def exporter(folder: Path, *options: str, **settings: str) -> Iterator[Service]:
     """The exporter of metrics, for the API that the settings name."""
     port = free_port()

@@ -57,12 +57,14 @@ def retention(*, scheduled: str, succeeded: str | None, due: str) -> dict[str, s
     return series
 
 
-UP = 'up{namespace="flows",job="demo-prefect-hamilton-server"}'
+OF_SERVER = 'namespace="flows",job="demo-prefect-hamilton-server"'
+UP = f"up{{{OF_SERVER}}}"
+SCHEDULED = f'docket_tasks_succeeded_total{{{OF_SERVER},docket_task="schedule_recent_deployments"}}'
 HEALTHY = (
     deployment("server", desired="1x500", available="1x500")
     | job("bootstrap-1a2b3c4d", failed_pods="0x500", failed=False)
     | retention(scheduled="60x500", succeeded="_ _ 120x500", due="86400x500")
-    | {UP: "1x500"}
+    | {UP: "1x500", SCHEDULED: "0+12x500"}
 )
 
 CASES: dict[str, tuple[Object, dict[str, str], str, set[str]]] = {
@@ -187,6 +189,12 @@ def requests(status: str, values: str) -> dict[str, str]:
     return metric("prefect_server_request_duration_seconds_count", values, **own, status=status)
 
 
+def services(name: str, values: str) -> dict[str, str]:
+    """Return a series of background services in pods of their own."""
+    job = "demo-prefect-hamilton-background-services"
+    return metric(f"docket_{name}", values, job=job, docket_task="schedule_recent_deployments")
+
+
 def volume(name: str, values: str) -> dict[str, str]:
     claim = "data-demo-prefect-hamilton-postgres-0"
     labels = f'{{namespace="flows",persistentvolumeclaim="{claim}"}}'
@@ -201,6 +209,17 @@ LIVES: dict[str, tuple[dict[str, str], str, str]] = {
         requests("2xx", "0+90x5 450+90x60") | requests("5xx", "0x5 0+10x20 200x40"),
         "20m",
         "40m",
+    ),
+    "PrefectSchedulerStalled": (
+        {UP: "1x60"} | services("tasks_succeeded_total", "0+12x5 60x20 60+12x30"),
+        "22m",
+        "30m",
+    ),
+    "PrefectServicesLate": (
+        services("task_punctuality_seconds_sum", "0+1x5 5+900x25 22505+1x30")
+        | services("task_punctuality_seconds_count", "0+12x60"),
+        "25m",
+        "45m",
     ),
     "PrefectComponentUnavailable": (
         deployment("worker-kubernetes", desired="1x50", available="1x5 0x15 1x30"),

@@ -29,6 +29,7 @@ pytestmark = [
 ]
 
 LONG_TRANSACTION = "BEGIN; SELECT pg_sleep(600)"
+LOCKED_SCHEDULES = "BEGIN; LOCK TABLE deployment_schedule; SELECT pg_sleep(600)"
 MANY_CONNECTIONS = """
 used="SELECT round(0.7 * current_setting('max_connections')::int) - count(datname)"
 for _ in $(seq $(psql -U postgres -tAc "$used FROM pg_stat_activity")); do
@@ -201,6 +202,16 @@ def test_a_long_transaction(cluster: Monitored) -> None:
             lambda: None,
             lambda: end_sessions(cluster),
             Expected("A transaction stays open", "PrefectPostgresTransactionLong"),
+        )
+
+
+def test_the_scheduler_cannot_read_schedules(cluster: Monitored) -> None:
+    command = ("psql", "-U", "postgres", "-d", "prefect", "-c", LOCKED_SCHEDULES)
+    with in_postgres(cluster, *command):
+        cluster.provoke(
+            lambda: None,
+            lambda: end_sessions(cluster),
+            Expected("A transaction locks the table of schedules", "PrefectSchedulerStalled"),
         )
 
 

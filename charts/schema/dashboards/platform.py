@@ -7,6 +7,7 @@ from charts.schema.dashboards.promql import NAMESPACE, POOL, increase, quantile,
 
 SERVER = f'{NAMESPACE},job=~".*-server"'
 FLOW_PODS = "Those of flow pods are `prefect-job`."
+SERVICES = f'{NAMESPACE},job=~".*-(server|background-services)"'
 ACTIVE = "Pending|Submitting|InfrastructurePending|Running|Retrying"
 
 SERVER_SECTION = Section(
@@ -90,6 +91,37 @@ SERVER_SECTION = Section(
                 Query(
                     rate("prefect_server_request_duration_seconds_count", SERVER, "status"),
                     "{{status}}",
+                ),
+            ),
+            source="server",
+        ),
+        Panel(
+            "Delay of background services",
+            "timeseries",
+            "s",
+            12,
+            "How long after it was due each service of the server began, on average: the"
+            " scheduler is `schedule_recent_deployments`.",
+            (
+                Query(
+                    rate("docket_task_punctuality_seconds_sum", SERVICES, "docket_task")
+                    + " / "
+                    + rate("docket_task_punctuality_seconds_count", SERVICES, "docket_task"),
+                    "{{docket_task}}",
+                ),
+            ),
+            source="server",
+        ),
+        Panel(
+            "Failures of background services",
+            "timeseries",
+            "short",
+            12,
+            "How often each service of the server has failed. It tries again at its next time.",
+            (
+                Query(
+                    increase("docket_tasks_failed_total", SERVICES, "docket_task"),
+                    "{{docket_task}}",
                 ),
             ),
             source="server",

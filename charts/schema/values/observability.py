@@ -199,6 +199,11 @@ class Thresholds(Values):
         le=1,
         description="`PrefectServerErrors`: share of API requests with a status of 500 or more.",
     )
+    service_delay_seconds: int = Field(
+        default=60,
+        ge=1,
+        description="`PrefectServicesLate`: by how much a background service begins late.",
+    )
     event_delay_seconds: int = Field(
         default=60,
         ge=1,

@@ -103,7 +103,8 @@ class Server(Component):
     metrics: bool = Field(
         default=False,
         description="Serve Prometheus metrics at /api/metrics: durations and results of API"
-        " requests, and those of Prefect.",
+        " requests, delays and results of background services, and those of Prefect. Background"
+        " services in pods of their own serve theirs at port 9090.",
     )
     retention: Retention = Field(default_factory=Retention)
     sqlite: Sqlite = Field(default_factory=Sqlite)

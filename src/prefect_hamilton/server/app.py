@@ -35,5 +35,8 @@ def create_app(*, webserver_only: bool) -> FastAPI:
     # Before Prefect's own route of this path, which waits for a connection of the shared pool.
     api.router.routes.insert(0, APIRoute("/ready", availability.readiness, methods=["GET"]))
     if get_current_settings().server.metrics_enabled:
+        from prefect_hamilton.server import service_metrics
+
+        service_metrics.record()
         api.add_middleware(RequestMetrics)
     return app

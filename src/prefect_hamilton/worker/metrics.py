@@ -3,9 +3,8 @@
 No label ever holds the id or the name of a run.
 """
 
-import contextlib
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 
 from prefect.client.schemas.objects import FlowRun
@@ -15,10 +14,9 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
-    start_http_server,
 )
 
-from prefect_hamilton._addresses import EVERY_ADDRESS
+from prefect_hamilton import _metrics_port
 
 PORT = "PREFECT_HAMILTON_WORKER_METRICS_PORT"
 """Variable of the worker: the port of /metrics. Without it, none is served."""
@@ -61,20 +59,9 @@ class Metrics:
             registry=self._registry,
         )
 
-    @contextlib.contextmanager
-    def served(self) -> Iterator[None]:
+    def served(self) -> AbstractContextManager[None]:
         """Serve /metrics, if the environment names a port."""
-        port = int(os.environ.get(PORT) or 0)
-        if not port:
-            yield
-            return
-        server, thread = start_http_server(port, EVERY_ADDRESS, self._registry)
-        try:
-            yield
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+        return _metrics_port.served(PORT, self._registry)
 
     def note_poll(self) -> None:
         """Note that the API has answered a poll."""
