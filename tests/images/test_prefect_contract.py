@@ -30,6 +30,15 @@ POD_SIGNATURES = {
     "prefect._internal.urls:strip_auth_from_urls_in_text": "(text, extra_secrets=None)",
     "prefect.client.base:PrefectHttpxAsyncClient.send": "(self, request, *args, **kwargs)",
     "prefect.client.base:PrefectHttpxSyncClient.send": "(self, request, *args, **kwargs)",
+    # The context that the settings of HTTPX have is used, and none created.
+    "prefect.client.orchestration:PrefectClient": (
+        "(api, *, auth_string=None, api_key=None, api_version=None, httpx_settings=None, "
+        "server_type=None)"
+    ),
+    "prefect.client.orchestration:SyncPrefectClient": (
+        "(api, *, auth_string=None, api_key=None, api_version=None, httpx_settings=None, "
+        "server_type=None)"
+    ),
     "prefect.context:refresh_global_settings_context": "()",
     "prefect.flow_engine:_main": "(argv=None)",
     "prefect.logging.handlers:APILogHandler.aflush": "()",

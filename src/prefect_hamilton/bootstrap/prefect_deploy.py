@@ -28,6 +28,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.templating import apply_values
 from pydantic import BaseModel
 
+from prefect_hamilton import _tls
 from prefect_hamilton.bootstrap.changes import Outcome, differences
 from prefect_hamilton.bootstrap.connection import every
 from prefect_hamilton.bootstrap.objects import comparable
@@ -408,6 +409,7 @@ def main(file: Path) -> int:
     if exchange.refused or exchange.repeated:
         file.write_text(exchange.model_dump_json(), encoding="utf-8")
         return 1
+    _tls.share_context()
     deploying = Deploying(exchange)
     replace_calls(deploying)
     code = 0

@@ -37,8 +37,10 @@ if __name__ == "__main__":
     gc.disable()
     # Imported first, because it ends the pod if the image has an unsupported version of Prefect.
     from prefect_hamilton.flow_pod import _prefect  # noqa: F401, I001
+    from prefect_hamilton import _tls
     from prefect_hamilton.flow_pod import launcher, outages, standby
 
+    _tls.share_context()
     is_standby = bool(os.environ.get(standby.SECONDS))
     if is_standby:
         standby.preload(os.environ.pop(standby.PRELOAD, ""))

@@ -14,6 +14,7 @@ from typing import Any
 
 from prefect.logging.configuration import setup_logging
 
+from prefect_hamilton import _tls
 from prefect_hamilton.flow_pod import _prefect, engine, outages
 
 CHANNEL = ("PREFECT__CONTROL_PORT", "PREFECT__CONTROL_TOKEN")
@@ -34,6 +35,7 @@ def main(
     if not config:
         return
     _become(folder, env, shows_output=shows_output)
+    _tls.share_context()
     outages.repeat_requests()
     threading.Thread(target=_end_with_worker, name="end-with-worker", daemon=True).start()
     channel = {name: env[name] for name in CHANNEL if name in env}
