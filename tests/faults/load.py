@@ -24,6 +24,8 @@ from tests.services import ROOT
 
 INTERVAL = float(os.environ.get("FAULTS_INTERVAL", "4"))
 SETTLE = float(os.environ.get("FAULTS_SETTLE", "600"))
+SCHEDULER_SECONDS = 60
+"""Within which the server has created the runs of a new schedule, though it may be restarted."""
 RECORDER_NAMESPACE = "faults"
 AUTOMATION = "faults: follow"
 MIX = [
@@ -317,7 +319,8 @@ class Load(ABC):
             if verdict.word != "right" or verdict.rows_lost or verdict.rows_doubled:
                 report.wrong.append(self.tell(run_id, name, verdict.word, states, mine[run_id]))
         self.count_subflows(report, asked)
-        self.count_slots(report, [r for r in known.values() if asked[r["id"]] == "each_minute"])
+        scheduled = [run for run in known.values() if asked[run["id"]] == "each_minute"]
+        self.count_slots(report, scheduled, ended)
         self.count_events(report, list(known.values()), asked)
         return report
 
@@ -334,16 +337,18 @@ class Load(ABC):
             states, rows = self.states(run["id"]), list[dict[str, Any]]()
             report.wrong.append(self.tell(run["id"], "subflow", "stuck", states, rows))
 
-    def count_slots(self, report: Report, scheduled: Iterable[Any]) -> None:
-        """Each minute between the first run of the schedule and the last has one."""
+    def count_slots(self, report: Report, scheduled: Iterable[Any], ended: float) -> None:
+        """Each minute of the load has one run of the schedule, once the scheduler knows it."""
         by_minute: dict[str, list[Any]] = defaultdict(list)
         for run in scheduled:
             by_minute[run["expected_start_time"][:16]].append(run)
         self.count_doubled(report, by_minute)
-        minutes = sorted(by_minute)
-        if minutes:
-            first, last = (datetime.fromisoformat(minutes[end]) for end in (0, -1))
-            report.slots_missed = round((last - first).total_seconds() / 60) + 1 - len(minutes)
+        first, last = (int(moment // 60) for moment in (self.began + SCHEDULER_SECONDS, ended))
+        slots = {
+            datetime.fromtimestamp(60 * minute, UTC).isoformat()[:16]
+            for minute in range(first + 1, last + 1)
+        }
+        report.slots_missed = len(slots - set(by_minute))
 
     def count_doubled(self, report: Report, runs: Mapping[str, list[Any]]) -> None:
         """Each slot of the schedule, or cause of an event, has one run."""
