@@ -29,6 +29,12 @@ EXPORTED = {
         "process_resident_memory_bytes",
         "up",
     },
+    "hamilton-ui": {
+        "hamilton_ui_oldest_run_timestamp_seconds",
+        "hamilton_ui_request_duration_seconds_bucket",
+        "hamilton_ui_request_duration_seconds_count",
+        "hamilton_ui_runs",
+    },
     "kube-state-metrics": {
         "kube_cronjob_created",
         "kube_cronjob_next_schedule_time",
@@ -80,7 +86,7 @@ SHORT_FOR, SHORT_WINDOW = "5s", "1m"
 
 def names(expression: str) -> set[str]:
     """Return the metrics in an expression of PromQL; each of our own has a prefix of its source."""
-    prefixes = "container|docket_tasks?|flows|kube|kubelet|pg|prefect|process|redis"
+    prefixes = "container|docket_tasks?|flows|hamilton_ui|kube|kubelet|pg|prefect|process|redis"
     return set(re.findall(rf"\b(?:(?:{prefixes})_\w+|up(?={{))", expression)) - {"prefect_hamilton"}
 
 

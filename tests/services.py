@@ -13,12 +13,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 import httpx
 import psycopg
 import tenacity
 
 from scripts import local_profile
+from scripts.hamilton_ui import package_folder
 from tests import first_start, forks
 
 ROOT = Path(__file__).parent.parent
@@ -176,6 +179,40 @@ def hamilton_ui(state: Path, global_key: str | None = None) -> Iterator[Service]
     command += ["--port", str(port), "--state", str(state)]
     env = {"HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY": global_key or ""}
     with _running(command, port, "/api/ping", state / "server.log", env) as service:
+        yield service
+
+
+@contextmanager
+def hamilton_database(postgres: str, blobs: Path) -> Iterator[dict[str, str]]:
+    """The environment of the image's Hamilton UI, with a new database in a PostgreSQL."""
+    server = urlsplit(postgres)
+    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
+        name = f"hamilton_ui_{uuid4().hex[:8]}"
+        connection.execute(f"CREATE DATABASE {name}")
+        yield {
+            "DB_HOST": server.hostname or "",
+            "DB_PORT": str(server.port),
+            "DB_USER": server.username or "",
+            "DB_PASSWORD": "unused",
+            "DB_NAME": name,
+            "PYTHONPATH": str(package_folder()),
+            "DJANGO_SETTINGS_MODULE": "prefect_hamilton.hamilton_ui.settings",
+            "DJANGO_SECRET_KEY": "of-the-test",
+            "HAMILTON_ENV": "mini",
+            "HAMILTON_AUTH_MODE": "permissive",
+            "HAMILTON_BLOB_STORE": "local",
+            "HAMILTON_LOCAL_BLOB_DIR": str(blobs),
+        }
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def image_hamilton_ui(folder: Path, **settings: str) -> Iterator[Service]:
+    """The Hamilton UI as its image runs it, with an environment of `hamilton_database`."""
+    port = free_port()
+    env = {"PORT": str(port), "TMPDIR": str(folder), **settings}
+    command = [sys.executable, "-m", "prefect_hamilton.hamilton_ui", "serve"]
+    with _running(command, port, "/api/ping", folder / "server.log", env) as service:
         yield service
 
 

@@ -379,7 +379,7 @@ def test_alerts_name_what_the_release_renders(profiles: dict[str, Release]) -> N
     rules = {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
     assert groups[-1]["name"] == "orchestra"
     assert groups[-1]["rules"] == [{"alert": "Mine", "expr": "vector(1) > 2"}]
-    metrics = release.get("Service", "metrics")["metadata"]["name"]
+    metrics = release.get("Service", "orchestra-metrics")["metadata"]["name"]
     assert f'job="{metrics}"' in rules["PrefectRunsLate"]
     # A ServiceMonitor's job is the name of its Service.
     assert (
@@ -460,7 +460,7 @@ def test_prometheus_reaches_the_exporter_and_the_exporter_the_server(
     (server,) = release.get("NetworkPolicy", "-server")["spec"]["ingress"]
     peers = [peer.get("podSelector", {}).get("matchLabels", {}) for peer in server["from"]]
     assert "metrics" in {peer.get(COMPONENT) for peer in peers}
-    service = release.get("Service", "-metrics")
+    service = release.get("Service", "orchestra-metrics")
     monitor = release.get("ServiceMonitor", "-metrics")["spec"]
     assert monitor["selector"]["matchLabels"].items() <= labels(service).items()
     # The series of a new pod continue those of the one before.
@@ -520,6 +520,32 @@ def test_prometheus_reaches_the_workers(profiles: dict[str, Release], default: R
     assert "METRICS_PORT" not in default.text
     assert not [o for o in default.of("Service") if labels(o)[COMPONENT] == "worker"]
     assert "ingress" not in default.get("NetworkPolicy", "-worker")["spec"]
+
+
+def test_prometheus_reaches_the_hamilton_ui(profiles: dict[str, Release], default: Release) -> None:
+    release = profiles["everything"]
+    template = release.get("Deployment", "-ui")["spec"]["template"]
+    (container,) = [c for c in template["spec"]["containers"] if c["name"] == "hamilton-ui"]
+    assert {"name": "metrics", "containerPort": 9090} in container["ports"]
+    assert env(container)["HAMILTON_UI_METRICS_PORT"] == "9090"
+    service = release.get("Service", "-ui-metrics")
+    assert service["spec"]["clusterIP"] == "None"  # each pod has metrics of its own
+    assert service["spec"]["selector"].items() <= labels(template).items()
+    monitor = release.get("ServiceMonitor", "-ui")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= labels(service).items()
+    assert monitor["spec"]["endpoints"][0]["port"] == "metrics"
+    assert labels(monitor)["release"] == "prometheus"
+    peers = profile_values("everything")["networkPolicy"]["metricsFrom"]
+    rules = release.get("NetworkPolicy", "-ui")["spec"]["ingress"]
+    assert rules[1] == {"from": peers, "ports": [{"port": 9090, "protocol": "TCP"}]}
+    # What a load balancer, Ingress or Gateway publishes is the port of the UI alone.
+    assert [port["name"] for port in release.get("Service", "orchestra-ui")["spec"]["ports"]] == [
+        "http"
+    ]
+
+    assert "METRICS_PORT" not in default.text
+    assert not [o for o in default.of("Service") if o["metadata"]["name"].endswith("-ui-metrics")]
+    assert len(default.get("NetworkPolicy", "-ui")["spec"]["ingress"]) == 1
 
 
 def test_the_databases_are_as_before_without_exporters(default: Release) -> None:

@@ -350,7 +350,7 @@ REMOTE = {"server": {"enabled": False}, "hamiltonUi": {"enabled": False}}
             {"gateway": {"enabled": True}, "server": {"host": "a"}, "hamiltonUi": {"host": "b"}},
             "gateway.parentRefs",
         ),
-        ({"serviceMonitor": {"enabled": True}}, "server.metrics or metrics.enabled"),
+        ({"serviceMonitor": {"enabled": True}}, "there is nothing to scrape"),
         (
             {"monitoring": {"valkeyExporter": {"enabled": True}}},
             "valkey.enabled is false",

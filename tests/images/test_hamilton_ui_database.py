@@ -4,14 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import psycopg
 import pytest
 
-from scripts.hamilton_ui import package_folder
+from tests import services
 
 pytestmark = pytest.mark.services
 
@@ -54,42 +51,17 @@ print(json.dumps([ended, {each.tags["name"]: each.run_status for each in DAGRun.
 """
 
 
-@pytest.fixture
-def database(postgres: str) -> Iterator[dict[str, str]]:
-    """The environment that names a new database."""
-    server = urlsplit(postgres)
-    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
-        connection.execute("CREATE DATABASE hamilton_ui")
-        yield {
-            "DB_HOST": server.hostname or "",
-            "DB_PORT": str(server.port),
-            "DB_USER": server.username or "",
-            "DB_PASSWORD": "unused",
-            "DB_NAME": "hamilton_ui",
-        }
-        connection.execute("DROP DATABASE hamilton_ui")
-
-
 def test_a_silent_run_ends_despite_an_update_for_an_unknown_run(
-    database: dict[str, str], tmp_path: Path
+    postgres: str, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env=os.environ
-        | database
-        | {
-            "PYTHONPATH": str(package_folder()),
-            "DJANGO_SETTINGS_MODULE": "server.settings",
-            "DJANGO_SECRET_KEY": "of-the-test",
-            "HAMILTON_ENV": "mini",
-            "HAMILTON_AUTH_MODE": "permissive",
-            "HAMILTON_BLOB_STORE": "local",
-            "HAMILTON_LOCAL_BLOB_DIR": str(tmp_path),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with services.hamilton_database(postgres, tmp_path) as env:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            env=os.environ | env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr
     ended, runs = json.loads(done.stdout.splitlines()[-1])
     assert (ended, runs) == (1, {"silent": "FAILURE", "at work": "RUNNING"})

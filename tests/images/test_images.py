@@ -268,10 +268,11 @@ def test_the_hamilton_ui_migrates_serves_and_prunes(
     for migration in migrations:
         assert migration.wait() == 0, migration.log()
 
-    ui = Container(*hardened, image("hamilton-ui"))
+    ui = Container(*hardened, "--env=HAMILTON_UI_METRICS_PORT=9090", image("hamilton-ui"))
     containers.append(ui)
     url = f"http://{ui.address}:8241"
     assert get(f"{url}/api/ping").text == "ok"
+    assert "hamilton_ui_database_up 1.0" in get(f"http://{ui.address}:9090/metrics").text
     page = get(url)
     assert "default-src 'self'" in page.headers["content-security-policy"]
     assert 'src="https:' not in page.text

@@ -147,10 +147,11 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
   "gateway.enabled needs gateway.parentRefs: the Gateways to which the routes attach." }}
 {{- end }}
 {{- $exporters := or (include "prefect-hamilton.postgres.hasExporter" .) (include "prefect-hamilton.valkey.hasExporter" .) }}
-{{- if and $v.serviceMonitor.enabled (not (or $v.server.metrics $v.metrics.enabled $exporters)) }}
+{{- $hasUiMetrics := and $v.hamiltonUi.enabled $v.hamiltonUi.metrics }}
+{{- if and $v.serviceMonitor.enabled (not (or $v.server.metrics $v.metrics.enabled $hasUiMetrics $exporters)) }}
 {{- $mistakes = append $mistakes (cat
-  "serviceMonitor.enabled needs server.metrics or metrics.enabled, or an exporter of monitoring: there"
-  "is nothing to scrape otherwise.") }}
+  "serviceMonitor.enabled needs metrics.enabled, server.metrics, hamiltonUi.metrics or an exporter of"
+  "monitoring: there is nothing to scrape otherwise.") }}
 {{- end }}
 {{- if and $v.dashboards.enabled (not $v.metrics.enabled) }}
 {{- $mistakes = append $mistakes

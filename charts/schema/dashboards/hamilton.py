@@ -8,6 +8,7 @@ from charts.schema.dashboards.promql import FLOW, NAMESPACE, count, increase, qu
 UI_DEPLOYMENT = f'{NAMESPACE},deployment=~".*-ui"'
 UI_POD = f'{NAMESPACE},pod=~".*-ui-.*",pod!~".*-ui-retention-.*",container!=""'
 RETENTION = f'{NAMESPACE},cronjob=~".*-ui-retention"'
+REQUESTS = "hamilton_ui_request_duration_seconds"
 
 
 def _seconds(share: float) -> Query:
@@ -132,6 +133,61 @@ UI = Section(
                 ),
             ),
             source="postgres",
+        ),
+        Panel(
+            "Requests by status",
+            "timeseries",
+            "ops",
+            12,
+            "Requests of flow pods and browsers in a second. 5xx are errors of the Hamilton UI; it"
+            " also answers so while its database is away.",
+            (Query(rate(f"{REQUESTS}_count", NAMESPACE, "status"), "{{status}}"),),
+            source="hamilton-ui",
+        ),
+        Panel(
+            "Slowest requests",
+            "timeseries",
+            "s",
+            12,
+            "95th percentile of the ten routes that take the longest, by route.",
+            (
+                Query(
+                    f"topk(10, {quantile(0.95, REQUESTS, NAMESPACE, 'route')})",
+                    "{{route}}",
+                ),
+            ),
+            source="hamilton-ui",
+        ),
+        Panel(
+            "Stored runs",
+            "timeseries",
+            "short",
+            12,
+            "Runs in the database, by status.",
+            (
+                Query(
+                    f"sum by (status) (max by (namespace, project, status) "
+                    f"(hamilton_ui_runs{{{NAMESPACE}}}))",
+                    "{{status}}",
+                ),
+            ),
+            source="hamilton-ui",
+        ),
+        Panel(
+            "Age of the oldest run",
+            "timeseries",
+            "s",
+            12,
+            "Time since the oldest run in the database was created, by status. More than the"
+            " retention allows: it deletes no runs, or marks none as failed that stay RUNNING.",
+            (
+                Query(
+                    "time() - min by (status) (hamilton_ui_oldest_run_timestamp_seconds"
+                    f"{{{NAMESPACE}}})",
+                    "{{status}}",
+                ),
+            ),
+            source="hamilton-ui",
         ),
         Panel(
             "CPU of the Hamilton UI",

@@ -37,6 +37,7 @@ NEEDS = {
     "metrics": "",
     "worker": "",
     "server": " Needs `server.metrics`.",
+    "hamilton-ui": " Needs `hamiltonUi.metrics`.",
     "kube-state-metrics": " Needs kube-state-metrics.",
     "kubelet": " Needs the metrics of the kubelet.",
     "postgres": " Needs `monitoring.postgresExporter`.",
@@ -56,7 +57,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Options of each kind of panel. Bars lie, so that long names fit beside them."""
 
 Source = Literal[
-    "metrics", "worker", "server", "kube-state-metrics", "kubelet", "postgres", "valkey"
+    "metrics",
+    "worker",
+    "server",
+    "hamilton-ui",
+    "kube-state-metrics",
+    "kubelet",
+    "postgres",
+    "valkey",
 ]
 Unit = Literal["short", "s", "percentunit", "bytes", "ops", "bool_yes_no"]
 

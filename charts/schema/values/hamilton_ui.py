@@ -107,6 +107,11 @@ class HamiltonUi(Component):
         " namespace of the flow pods. If empty, one with random values is created"
         " on first install.",
     )
+    metrics: bool = Field(
+        default=False,
+        description="Serve Prometheus metrics on port 9090: durations and results of requests, and"
+        " stored runs.",
+    )
     storage: Storage = Field(default_factory=lambda: Storage(size="1Gi"))
     s3: S3 = Field(default_factory=S3)
     retention: HamiltonRetention = Field(default_factory=HamiltonRetention)

@@ -6,6 +6,7 @@ PORT is the port on every address, as a pod needs it (8241), WEB_CONCURRENCY the
 
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 from django.conf import settings
@@ -29,3 +30,13 @@ logconfig_dict = settings.LOGGING | {
         "gunicorn.error": {"level": "INFO", "propagate": True},
     }
 }
+
+if settings.METRICS_PORT:
+    # prometheus_client reads it when it is imported: with the application, before the fork.
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = f"{tempfile.gettempdir()}/hamilton-ui-metrics"
+
+    def when_ready(_: object) -> None:
+        """Serve metrics from the first process, which handles no requests."""
+        from prefect_hamilton.hamilton_ui import metrics
+
+        metrics.serve(settings.METRICS_PORT)

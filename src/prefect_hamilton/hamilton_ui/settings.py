@@ -6,6 +6,7 @@ needs. Added here:
 
 - HAMILTON_UI_HTTPS: `true` if browsers reach this through HTTPS that ends at a proxy, which sets
   X-Forwarded-Proto; cookies are then for HTTPS only.
+- HAMILTON_UI_METRICS_PORT: the port of Prometheus metrics; without it, there are none.
 - LOG_LEVEL: WARNING unless set. Logs are one JSON object per line.
 """
 
@@ -16,6 +17,7 @@ from server.settings import *  # noqa: F403  # Django reads settings as names of
 from server.settings import (
     ALLOWED_HOSTS,
     BASE_DIR,
+    DATABASES,
     HAMILTON_PERMISSIVE_MODE_GLOBAL_KEY,
     MIDDLEWARE,
 )
@@ -46,5 +48,15 @@ SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SESSION_COOKIE_SECURE = HTTPS
 CSRF_COOKIE_SECURE = HTTPS
+
+METRICS_PORT = int(os.environ.get("HAMILTON_UI_METRICS_PORT") or 0)
+if METRICS_PORT:
+    # Around all but the answer to probes, which would be most of the requests.
+    MIDDLEWARE.insert(1, "prefect_hamilton.hamilton_ui.request_metrics.observe_requests")
+    # The same database, for which a scrape waits for 2 seconds only.
+    options = DATABASES["default"].get("OPTIONS", {})
+    DATABASES["metrics"] = DATABASES["default"] | {
+        "OPTIONS": options | {"connect_timeout": 2, "tcp_user_timeout": 2000}
+    }
 
 LOGGING = logging_config({"()": "prefect_hamilton.logs.JsonFormatter"})

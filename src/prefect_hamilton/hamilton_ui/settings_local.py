@@ -36,4 +36,6 @@ DATABASES = {
     }
 }
 
+METRICS_PORT = 0  # none: what counts runs is written for PostgreSQL
+
 LOGGING = logging_config({"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"})

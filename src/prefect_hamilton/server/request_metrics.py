@@ -9,15 +9,13 @@ from typing import Any
 from prometheus_client import Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
-OTHER = "other"
-"""Stands for all other methods, and for paths without a route."""
+from prefect_hamilton import _request_labels
 
 DURATION = Histogram(
     "prefect_server_request_duration_seconds",
     "Time from an API request to the end of its answer, by route, method and class of status.",
-    ("route", "method", "status"),
-    buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
+    _request_labels.LABELS,
+    buckets=_request_labels.BUCKETS,
 )
 
 
@@ -48,6 +46,6 @@ class RequestMetrics:
             await self._app(scope, receive, note)
         finally:
             route: Any = scope.get("route")  # set by the router
-            method = scope["method"] if scope["method"] in METHODS else OTHER
-            labels = (getattr(route, "path", OTHER), method, f"{status // 100}xx")
+            path = getattr(route, "path", None)
+            labels = _request_labels.values(path, scope["method"], status)
             DURATION.labels(*labels).observe(time.perf_counter() - began)

@@ -105,6 +105,9 @@ HAMILTON_LOCAL_BLOB_DIR: /data/blobs
 {{- define "prefect-hamilton.hamilton-ui.serverEnv" -}}
 {{ include "prefect-hamilton.hamilton-ui.blobEnv" . }}
 WEB_CONCURRENCY: {{ .Values.hamiltonUi.processes }}
+{{- if .Values.hamiltonUi.metrics }}
+HAMILTON_UI_METRICS_PORT: 9090
+{{- end }}
 {{- end }}
 
 {{/* Environment of the CronJob, which does not mount the volume. */}}

@@ -40,6 +40,26 @@ PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: false
 {{- end }}
 {{- end }}
 
+{{/* Service of the port `metrics` of a component's pods. Takes root, component and name. */}}
+{{- define "prefect-hamilton.metricsService" -}}
+apiVersion: v1
+kind: Service
+metadata:
+  {{- include "prefect-hamilton.metadata" . | nindent 2 }}
+spec:
+  {{- with include "prefect-hamilton.ipFamilies" .root }}
+  {{- trim . | nindent 2 }}
+  {{- end }}
+  # Only to find the pods: each has metrics of its own.
+  clusterIP: None
+  selector:
+    {{- include "prefect-hamilton.selectorLabels" . | nindent 4 }}
+  ports:
+    - name: metrics
+      port: 9090
+      targetPort: metrics
+{{- end }}
+
 {{/* ServiceMonitor of a component's port `metrics`. Takes root, component and name. */}}
 {{- define "prefect-hamilton.exporterMonitor" -}}
 apiVersion: monitoring.coreos.com/v1
