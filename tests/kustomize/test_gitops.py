@@ -254,7 +254,7 @@ def wanted_keys() -> dict[str, set[str]]:
                 if source and not source.get("optional"):
                     found.setdefault(source["name"], set()).add(source["key"])
         if obj["kind"] == "ServiceMonitor":
-            for source in obj["spec"]["endpoints"][0]["basicAuth"].values():
+            for source in obj["spec"]["endpoints"][0].get("basicAuth", {}).values():
                 found.setdefault(source["name"], set()).add(source["key"])
     return found
 
