@@ -120,7 +120,10 @@ SERVER_SECTION = Section(
             "How often each service of the server has failed. It tries again at its next time.",
             (
                 Query(
-                    increase("docket_tasks_failed_total", SERVICES, "docket_task"),
+                    increase("docket_tasks_failed_total", SERVICES, "docket_task")
+                    # A service that has never failed has no such series.
+                    + " or 0 * "
+                    + increase("docket_tasks_succeeded_total", SERVICES, "docket_task"),
                     "{{docket_task}}",
                 ),
             ),
