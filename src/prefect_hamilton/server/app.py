@@ -14,6 +14,7 @@ from prefect_hamilton.server import (
     notifications,
     policy,
     proactive_triggers,
+    redelivery,
     second_credential,
 )
 from prefect_hamilton.server.request_metrics import RequestMetrics
@@ -32,6 +33,7 @@ def create_app(*, webserver_only: bool) -> FastAPI:
     second_credential.accept(api)
     notifications.report_failures()
     proactive_triggers.replace_windows()
+    redelivery.shorten()
     # Before Prefect's own route of this path, which waits for a connection of the shared pool.
     api.router.routes.insert(0, APIRoute("/ready", availability.readiness, methods=["GET"]))
     if get_current_settings().server.metrics_enabled:

@@ -5,7 +5,7 @@ import runpy
 import sys
 
 from prefect_hamilton import _metrics_port
-from prefect_hamilton.server import notifications, proactive_triggers
+from prefect_hamilton.server import notifications, proactive_triggers, redelivery
 
 METRICS_PORT = "PREFECT_HAMILTON_SERVICES_METRICS_PORT"
 """Variable with the port of /metrics. Without it, none is served."""
@@ -15,6 +15,7 @@ def main() -> None:
     """Run until a signal. Everything else comes from Prefect's settings."""
     notifications.report_failures()
     proactive_triggers.replace_windows()
+    redelivery.shorten()
     if os.environ.get(METRICS_PORT):
         from prefect_hamilton.server import service_metrics
 
