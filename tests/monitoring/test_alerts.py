@@ -7,6 +7,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -29,7 +30,6 @@ pytestmark = [
 ]
 
 LONG_TRANSACTION = "BEGIN; SELECT pg_sleep(600)"
-LOCKED_SCHEDULES = "BEGIN; LOCK TABLE deployment_schedule; SELECT pg_sleep(600)"
 MANY_CONNECTIONS = """
 used="SELECT round(0.7 * current_setting('max_connections')::int) - count(datname)"
 for _ in $(seq $(psql -U postgres -tAc "$used FROM pg_stat_activity")); do
@@ -206,13 +206,16 @@ def test_a_long_transaction(cluster: Monitored) -> None:
 
 
 def test_the_scheduler_cannot_read_schedules(cluster: Monitored) -> None:
-    command = ("psql", "-U", "postgres", "-d", "prefect", "-c", LOCKED_SCHEDULES)
-    with in_postgres(cluster, *command):
-        cluster.provoke(
-            lambda: None,
-            lambda: end_sessions(cluster),
-            Expected("A transaction locks the table of schedules", "PrefectSchedulerStalled"),
-        )
+    def rename(old: str, new: str) -> None:
+        psql = ("psql", "-U", "postgres", "-d", "prefect")
+        statement = f"ALTER TABLE {old} RENAME TO {new}"
+        cluster.kubectl("exec", f"sts/{RELEASE}-postgres", "--", *psql, "-c", statement)
+
+    cluster.provoke(
+        partial(rename, "deployment_schedule", "away"),
+        partial(rename, "away", "deployment_schedule"),
+        Expected("The scheduler cannot read the schedules", "PrefectSchedulerStalled"),
+    )
 
 
 def test_many_connections(cluster: Monitored) -> None:
