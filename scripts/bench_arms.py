@@ -89,7 +89,7 @@ def of_known_chart(kind_name: str, charts: Path, image: str) -> Iterator[Arm]:
         get_client(sync_client=True) as client,
         _registered(client, known_chart.POOL, [_written()]) as deployment,
     ):
-        yield Arm(client, deployment, {"image": image})
+        yield Arm(client, deployment, {"image": image, "namespace": known_chart.NAMESPACE})
 
 
 @contextmanager

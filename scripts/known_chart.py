@@ -78,7 +78,7 @@ def installed(kind_name: str, charts: Path, image: str) -> Iterator[str]:
             "postgresql.enabled=false",
             "secret.host=database,secret.port=5432,secret.database=postgres",
             "secret.username=postgres,secret.password=none",
-            "server.resources.requests=null",  # beside the release, a node of two CPUs is too small
+            "server.resources.requests.cpu=10m",  # beside the release, two CPUs are too few
         )
         _install(
             context,
@@ -86,7 +86,7 @@ def installed(kind_name: str, charts: Path, image: str) -> Iterator[str]:
             f"worker.image.repository={repository},worker.image.prefectTag={tag}",
             f"worker.apiConfig=selfHostedServer,worker.config.workPool={POOL}",
             f"worker.selfHostedServerApiConfig.apiUrl={SERVER_URL}",
-            "worker.resources.requests=null",
+            "worker.resources.requests.cpu=10m",
         )
         with _forwarded(context) as url:
             yield url
