@@ -83,13 +83,15 @@ def of_deployment(client: SyncPrefectClient, kind_name: str, name: str) -> dict[
 @contextmanager
 def of_known_chart(kind_name: str, charts: Path, image: str) -> Iterator[Arm]:
     """Yield the arm of Prefect's own charts. Its flow is not cloned. Raises KindError."""
-    with (
-        known_chart.installed(kind_name, charts, image) as url,
-        temporary_settings({PREFECT_API_URL: url}, restore_defaults={PREFECT_API_AUTH_STRING}),
-        get_client(sync_client=True) as client,
-        _registered(client, known_chart.POOL, [_written()]) as deployment,
-    ):
-        yield Arm(client, deployment, {"image": image, "namespace": known_chart.NAMESPACE})
+    with known_chart.installed(kind_name, charts, image) as url:
+        patience = known_chart.TIMEOUT_SECONDS
+        wait_while(lambda: not known_chart.has_pool(url), patience, "Their work pool is missing")
+        with (
+            temporary_settings({PREFECT_API_URL: url}, restore_defaults={PREFECT_API_AUTH_STRING}),
+            get_client(sync_client=True) as client,
+            _registered(client, known_chart.POOL, [_written()]) as deployment,
+        ):
+            yield Arm(client, deployment, {"image": image, "namespace": known_chart.NAMESPACE})
 
 
 @contextmanager

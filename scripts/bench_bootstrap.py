@@ -7,7 +7,6 @@ is left out: the rest is the work for the bootstrap.
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ import yaml
 from prefect.client.orchestration import PrefectClient
 
 from scripts.local_profile import HOST
+from scripts.ports import free_port
 from scripts.server_requests import ALL, Requests
 
 FLOW = "from prefect import flow\n\n@flow\ndef work():\n    pass\n"
@@ -90,9 +90,7 @@ def write_repository(folder: Path, deployments: int) -> None:
 @contextmanager
 def serve(folder: Path, **settings: str) -> Iterator[tuple[psutil.Process, str]]:
     """Run a Prefect server; yields its process and the address of its API."""
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        port = free.getsockname()[1]
+    port = free_port()
     api = f"http://{HOST}:{port}/api"
     environment = os.environ | {
         "PREFECT_HOME": str(folder / "server"),

@@ -63,6 +63,8 @@ def main(
     """
     if known_charts and not kind_name:
         raise typer.BadParameter("It needs a cluster: give --kind.", param_hint="--known-charts")
+    if ":" not in known_image:
+        raise typer.BadParameter("Give the tag, too: name:tag.", param_hint="--known-image")
     context = kind.context_of(kind_name) if kind_name else ""
     with ExitStack() as stack:
         client = stack.enter_context(bench_arms.connected(kind_name))

@@ -6,18 +6,19 @@ their own, and keep the defaults of their values except for what is given here.
 """
 
 import json
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from scripts import kind
+from scripts.local_profile import HOST
+from scripts.ports import free_port
 
 NAMESPACE = "known-chart"
+HERE = ("--namespace", NAMESPACE)
 POOL = "known-chart"
 DATABASE_IMAGE = "postgres:17"
 TIMEOUT_SECONDS = 180
@@ -55,6 +56,14 @@ DATABASE = {
 }
 
 
+def has_pool(url: str) -> bool:
+    """Whether the API answers, and the worker has created its work pool."""
+    try:
+        return httpx.get(f"{url}/work_pools/{POOL}").is_success
+    except httpx.HTTPError:
+        return False
+
+
 @contextmanager
 def installed(kind_name: str, charts: Path, image: str) -> Iterator[str]:
     """Yield the URL of the API of the charts' server; removes it all again. Raises KindError."""
@@ -63,14 +72,9 @@ def installed(kind_name: str, charts: Path, image: str) -> Iterator[str]:
     kind.load_images(kind_name, [image, DATABASE_IMAGE])
     try:
         kind.kubectl(context, "create", "namespace", NAMESPACE)
-        _kubectl(context, "apply", "-f", "-", text=json.dumps(DATABASE))
-        _kubectl(
-            context,
-            "wait",
-            "pod/database",
-            "--for=condition=Ready",
-            f"--timeout={TIMEOUT_SECONDS}s",
-        )
+        kind.kubectl(context, *HERE, "apply", "-f", "-", text=json.dumps(DATABASE))
+        is_ready = ("--for=condition=Ready", f"--timeout={TIMEOUT_SECONDS}s")
+        kind.kubectl(context, *HERE, "wait", "pod/database", *is_ready)
         _install(
             context,
             charts / "prefect-server",
@@ -96,37 +100,18 @@ def installed(kind_name: str, charts: Path, image: str) -> Iterator[str]:
 
 def _install(context: str, chart: Path, *settings: str) -> None:
     command = ["helm", "upgrade", "--install", chart.name, str(chart), "--kube-context", context]
-    command += ["--namespace", NAMESPACE, "--wait", f"--timeout={TIMEOUT_SECONDS}s"]
+    command += [*HERE, "--wait", f"--timeout={TIMEOUT_SECONDS}s"]
     kind.run(*command, *(f"--set={each}" for each in settings))
 
 
 @contextmanager
 def _forwarded(context: str) -> Iterator[str]:
     """Yield the URL of the API on a free port, forwarded by kubectl until the end."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = ["kubectl", "--context", context, "--namespace", NAMESPACE]
-    command += ["port-forward", "service/prefect-server", f"{port}:4200", "--address", "127.0.0.1"]
+    port = free_port()
+    command = ["kubectl", "--context", context, *HERE]
+    command += ["port-forward", "service/prefect-server", f"{port}:4200", "--address", HOST]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as forward:
         try:
-            url = f"http://127.0.0.1:{port}/api"
-            _await_pool(url)
-            yield url
+            yield f"http://{HOST}:{port}/api"
         finally:
             forward.terminate()
-
-
-def _await_pool(url: str) -> None:
-    """Wait until the worker has created its work pool."""
-    for attempt in Retrying(
-        retry=retry_if_exception_type(httpx.HTTPError),
-        stop=stop_after_delay(TIMEOUT_SECONDS),
-        wait=wait_fixed(1),
-        reraise=True,
-    ):
-        with attempt:
-            httpx.get(f"{url}/work_pools/{POOL}").raise_for_status()
-
-
-def _kubectl(context: str, *arguments: str, text: str | None = None) -> None:
-    kind.run("kubectl", "--context", context, "--namespace", NAMESPACE, *arguments, text=text)
