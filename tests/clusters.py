@@ -99,6 +99,12 @@ class Cluster:
     def get(self, *arguments: str) -> Any:
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))
 
+    def rename_table(self, old: str, new: str) -> None:
+        """Rename a table of Prefect: the statements that need it fail."""
+        psql = ("psql", "-U", "postgres", "-d", "prefect", "-c")
+        statement = f"ALTER TABLE {old} RENAME TO {new}"
+        self.kubectl("exec", f"sts/{self.release}-postgres", "--", *psql, statement)
+
     def helm(self, *arguments: str) -> str:
         return self.run("helm", "--namespace", self.namespace, *arguments)
 

@@ -1,7 +1,11 @@
 """Names of metrics that dashboards and alerts may use: what is really exported, by source."""
 
 import re
+import shutil
+import subprocess
 from typing import Any
+
+import pytest
 
 from prefect_hamilton.exporter import families
 
@@ -88,6 +92,13 @@ def names(expression: str) -> set[str]:
     """Return the metrics in an expression of PromQL; each of our own has a prefix of its source."""
     prefixes = "container|docket_tasks?|flows|hamilton_ui|kube|kubelet|pg|prefect|process|redis"
     return set(re.findall(rf"\b(?:(?:{prefixes})_\w+|up(?={{))", expression)) - {"prefect_hamilton"}
+
+
+def check(text: str) -> None:
+    """Let promtool check what a component serves; skips the test without promtool."""
+    if not shutil.which("promtool"):
+        pytest.skip("promtool is not on PATH: install Debian's package prometheus")
+    subprocess.run(["promtool", "check", "metrics"], input=text, text=True, check=True)
 
 
 def shorten(rule: Any) -> None:

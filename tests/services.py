@@ -22,6 +22,7 @@ import tenacity
 
 from scripts import local_profile
 from scripts.hamilton_ui import package_folder
+from scripts.ports import free_port as free_port
 from tests import first_start, forks
 
 ROOT = Path(__file__).parent.parent
@@ -49,14 +50,6 @@ def output(
     )
     assert not check or done.returncode == 0, f"{command}: {done.stdout}"
     return done.stdout
-
-
-def free_port() -> int:
-    """A free TCP port of 127.0.0.1."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _is_busy(response: httpx.Response) -> bool:

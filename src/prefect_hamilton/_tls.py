@@ -17,7 +17,7 @@ from prefect.settings import get_current_settings
 
 def share_context() -> None:
     """Give the clients of this process, and of what it forks, the same context."""
-    _settings()
+    _settings()  # now: a flow pod may have time before its flow run
     for client in (PrefectClient, SyncPrefectClient):
         setattr(client, "__init__", _sharing(client.__init__))  # noqa: B010  # mypy: a mistake
 

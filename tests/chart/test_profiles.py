@@ -496,30 +496,47 @@ def test_prometheus_reaches_the_exporters_beside_the_databases(
         assert {"from": peers, "ports": [{"port": port, "protocol": "TCP"}]} in rules
 
 
-def test_prometheus_reaches_the_workers(profiles: dict[str, Release], default: Release) -> None:
+@pytest.mark.parametrize(
+    ("component", "variable"),
+    [
+        ("worker", "PREFECT_HAMILTON_WORKER_METRICS_PORT"),
+        ("background-services", "PREFECT_HAMILTON_SERVICES_METRICS_PORT"),
+    ],
+)
+def test_prometheus_reaches_all_pods(
+    component: str, variable: str, profiles: dict[str, Release]
+) -> None:
     release = profiles["everything"]
     peers = profile_values("everything")["networkPolicy"]["metricsFrom"]
-    workers = [o for o in release.of("Deployment") if labels(o)[COMPONENT] == "worker"]
-    service = release.get("Service", "-worker")
+    deployments = [o for o in release.of("Deployment") if labels(o)[COMPONENT] == component]
+    service = release.get("Service", f"-{component}")
     assert service["spec"]["clusterIP"] == "None"  # each pod has metrics of its own
     assert service["spec"]["ports"] == [{"name": "metrics", "port": 9090, "targetPort": "metrics"}]
-    assert workers
-    for worker in workers:
-        template = worker["spec"]["template"]
-        (container,) = [c for c in template["spec"]["containers"] if c["name"] == "worker"]
+    assert deployments
+    for deployment in deployments:
+        template = deployment["spec"]["template"]
+        (container,) = [c for c in template["spec"]["containers"] if c["name"] == component]
         assert {"name": "metrics", "containerPort": 9090} in container["ports"]
-        assert env(container)["PREFECT_HAMILTON_WORKER_METRICS_PORT"] == "9090"
+        assert env(container)[variable] == "9090"
         assert service["spec"]["selector"].items() <= labels(template).items()
-    monitor = release.get("ServiceMonitor", "-worker")
+    monitor = release.get("ServiceMonitor", f"-{component}")
     assert monitor["spec"]["selector"]["matchLabels"].items() <= labels(service).items()
     assert monitor["spec"]["endpoints"][0]["port"] == "metrics"
     assert labels(monitor)["release"] == "prometheus"
-    (rule,) = release.get("NetworkPolicy", "-worker")["spec"]["ingress"]
+    (rule,) = release.get("NetworkPolicy", f"-{component}")["spec"]["ingress"]
     assert rule == {"from": peers, "ports": [{"port": 9090, "protocol": "TCP"}]}
 
+
+def test_without_metrics_pods_have_no_port_for_them(default: Release) -> None:
     assert "METRICS_PORT" not in default.text
     assert not [o for o in default.of("Service") if labels(o)[COMPONENT] == "worker"]
     assert "ingress" not in default.get("NetworkPolicy", "-worker")["spec"]
+
+    split = render({"server": {"replicas": 2}, "valkey": {"enabled": True}})
+    assert "METRICS_PORT" not in split.text
+    services = "background-services"
+    assert not [o for o in split.of("Service") if labels(o)[COMPONENT] == services]
+    assert "ingress" not in split.get("NetworkPolicy", f"-{services}")["spec"]
 
 
 def test_prometheus_reaches_the_hamilton_ui(profiles: dict[str, Release], default: Release) -> None:

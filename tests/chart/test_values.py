@@ -350,7 +350,10 @@ REMOTE = {"server": {"enabled": False}, "hamiltonUi": {"enabled": False}}
             {"gateway": {"enabled": True}, "server": {"host": "a"}, "hamiltonUi": {"host": "b"}},
             "gateway.parentRefs",
         ),
-        ({"serviceMonitor": {"enabled": True}}, "there is nothing to scrape"),
+        (
+            {"serviceMonitor": {"enabled": True}},
+            "needs metrics.enabled, server.metrics, hamiltonUi.metrics or an exporter",
+        ),
         (
             {"monitoring": {"valkeyExporter": {"enabled": True}}},
             "valkey.enabled is false",

@@ -256,9 +256,7 @@ def rename_table(old: str, new: str) -> Callable[[ClusterLoad], None]:
     """The API's statements then fail with an error that is no outage: it answers 500."""
 
     def breaks(load: ClusterLoad) -> None:
-        sql = f"ALTER TABLE {old} RENAME TO {new}"
-        command = ["psql", "-U", "postgres", "-d", "prefect", "-c", sql]
-        load.cluster.kubectl("exec", f"{RELEASE}-postgres-0", "--", *command)
+        load.cluster.rename_table(old, new)
 
     return breaks
 

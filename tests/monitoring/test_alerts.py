@@ -206,14 +206,9 @@ def test_a_long_transaction(cluster: Monitored) -> None:
 
 
 def test_the_scheduler_cannot_read_schedules(cluster: Monitored) -> None:
-    def rename(old: str, new: str) -> None:
-        psql = ("psql", "-U", "postgres", "-d", "prefect")
-        statement = f"ALTER TABLE {old} RENAME TO {new}"
-        cluster.kubectl("exec", f"sts/{RELEASE}-postgres", "--", *psql, "-c", statement)
-
     cluster.provoke(
-        partial(rename, "deployment_schedule", "away"),
-        partial(rename, "away", "deployment_schedule"),
+        partial(cluster.rename_table, "deployment_schedule", "away"),
+        partial(cluster.rename_table, "away", "deployment_schedule"),
         Expected("The scheduler cannot read the schedules", "PrefectSchedulerStalled"),
     )
 

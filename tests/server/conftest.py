@@ -9,6 +9,11 @@ from tests import services
 from tests.server.runs import Api
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 @pytest.fixture(scope="session")
 def postgres_database(postgres: str) -> str:
     """A database for Prefect; its URL as Prefect wants it."""

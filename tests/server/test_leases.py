@@ -110,11 +110,6 @@ def test_runs_keep_their_slot_when_the_server_is_restarted(start: Starts) -> Non
         assert [active_slots(client, each) for each in deployments] == [0, 0]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this be the database of the server that this process is."""
     interface = SimpleNamespace(database_config=SimpleNamespace(connection_url=url))

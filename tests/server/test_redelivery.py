@@ -14,11 +14,6 @@ pytestmark = pytest.mark.anyio
 NAME = "of-the-test"
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def test_what_a_lost_worker_had_taken_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background_workers, "Worker", Worker)  # put back afterwards
     monkeypatch.setattr(redelivery, "TIMEOUT", timedelta(seconds=1))
