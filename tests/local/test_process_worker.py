@@ -167,7 +167,8 @@ def test_a_flow_run_is_forked_with_its_folder_and_variables(pool: Pool) -> None:
 
 
 def test_the_next_run_has_an_edited_flow(pool: Pool) -> None:
-    for value in (2, 3):
+    # Of different lengths: Python takes a file of the same second and size for the one it compiled.
+    for value in (2, 33):
         pool.code.write_text(FLOW.replace("VALUE = 1", f"VALUE = {value}"))
         assert pool.end(pool.run()) == "COMPLETED"
         assert pool.notes()["value"] == value
