@@ -6,6 +6,8 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger, task
 
+from prefect_hamilton.metrics import report_quality_breach
+
 
 @task
 def wait_for_word() -> None:
@@ -42,3 +44,9 @@ def shows(variables: list[str], files: list[str]) -> None:
         get_run_logger().info("%s is %s", name, os.environ.get(name))
     for file in files:
         get_run_logger().info("%s has %s", file, Path(file).read_text(encoding="utf-8"))
+
+
+@flow
+def breaches() -> None:
+    """Report that the quality of data is too low."""
+    report_quality_breach("7 of 10 rows are rejected.")

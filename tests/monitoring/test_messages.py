@@ -19,6 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "pending": {"seconds": 10, "deployments": ["without-room"]},
     "pool": {"seconds": 10},
     "zombie": {"enabled": True, "seconds": 90},
+    "quality": {},
 }
 
 
@@ -49,6 +50,11 @@ def test_each_preset_sends_one_message(
 
     began = ends(eat_memory(cluster), "Crashed")
     arrives("A flow run crashes: out of memory", "failed", "eats-memory crashed", began)
+
+    run = cluster.wait_for_state(cluster.start(cluster.probe("breaches")), "Completed")
+    began = datetime.fromisoformat(run["start_time"])
+    subject = "breaches: the quality of data is too low"
+    arrives("A flow reports that the quality is too low", "quality", subject, began)
 
     began = datetime.now(UTC)
     without_room = cluster.probe("waits", name="without-room")
