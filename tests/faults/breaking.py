@@ -236,6 +236,14 @@ def run_out_of_memory(load: ClusterLoad) -> None:
     load.create("eats_memory").result()
 
 
+def track_without_hamilton_ui(load: ClusterLoad) -> None:
+    """One flow run is under way when the Hamilton UI goes, the others start without it."""
+    load.create("tracks").result()
+    HAMILTON_UI_AWAY.breaks(load)
+    for _ in range(3):
+        load.create("tracks").result()
+
+
 class Partition:
     """The first worker's packets to the API are dropped in the node."""
 
@@ -313,7 +321,9 @@ def fill_disk(load: ClusterLoad) -> None:
     folder = kind.run(*ask, f"ls -d {VOLUME}/*data-{RELEASE}-postgres-0").strip()
     if "tmpfs" not in kind.run(*ask, f"stat --file-system --format %T {folder}"):
         scale(POSTGRES, 0)(load)
-        load.cluster.kubectl("wait", "pod", f"{RELEASE}-postgres-0", "--for=delete")
+        load.cluster.kubectl(
+            "wait", "pod", f"{RELEASE}-postgres-0", "--for=delete", "--timeout=180s"
+        )
         moved = f"cp -a {folder} /tmp/postgres && mount -t tmpfs -o size=1g tmpfs {folder}"
         in_node("sh", "-ec", f"{moved} && cp -a /tmp/postgres/. {folder}")(load)
         scale(POSTGRES, 1)(load)
@@ -331,6 +341,7 @@ CUT_OFF = Partition()
 SERVER_AWAY = Away(f"deploy/{RELEASE}-server")
 GIT_AWAY = Away(f"deploy/{RELEASE}-git-server")
 POSTGRES_AWAY = Away(POSTGRES)
+HAMILTON_UI_AWAY = Away(f"deploy/{RELEASE}-ui")
 
 FAULTS = [
     Fault("worker killed", kill("worker")),
@@ -356,6 +367,13 @@ FAULTS = [
     Fault("PostgreSQL's disk full 45 s", fill_disk, 45, free_disk),
     Fault("credential replaced", replace_credential, 0, remove_old_credential),
     Fault("Git server away 60 s", GIT_AWAY.breaks, 60, GIT_AWAY.mends),
+    Fault(
+        "Hamilton UI away 45 s",
+        track_without_hamilton_ui,
+        45,
+        HAMILTON_UI_AWAY.mends,
+        needs="hamilton-ui",
+    ),
     Fault("flow pod deleted", delete_flow_pod(force=False)),
     Fault(
         "flow pod deleted while the API is away",

@@ -34,7 +34,7 @@ MIX = [
 ]
 """Kinds of runs; a load has as many of each as this list says, in an order of its own."""
 ACTIVE = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
-OTHERS = ("follows", "each_minute", "eats_memory")
+OTHERS = ("follows", "each_minute", "eats_memory", "tracks")
 FLOW_PODS = "app.kubernetes.io/component=flow-run"
 
 

@@ -14,6 +14,9 @@ import tenacity
 from prefect import flow, runtime, task
 from prefect.concurrency.sync import concurrency
 
+from prefect_hamilton import dataflow
+from tests.library import totals
+
 RECORDER = os.environ.get("FAULTS_RECORDER", "http://recorder.faults:8080/rows")
 
 
@@ -132,6 +135,21 @@ def follows(cause: str) -> None:
     """Started by the automation, once for each run of `leads` that Completed."""
     with execution():
         work()
+
+
+@task
+def calculate() -> None:
+    run = dataflow.execute(totals, ["total"], inputs={"x": 1})
+    assert run["total"] == 3
+
+
+@flow
+def tracks() -> None:
+    """Execute a dataflow that the Hamilton UI shows, if there is one."""
+    with execution():
+        for _ in range(3):
+            calculate()
+            work(5)
 
 
 @flow
