@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from charts.schema import kubernetes
 from charts.schema.dashboards import DASHBOARDS
 from charts.schema.values import SECTIONS, ChartValues
-from charts.schema.values.common import Global, PodDisruptionBudget, PodSettings, Resources
+from charts.schema.values.common import Global, Image, PodDisruptionBudget, PodSettings, Resources
 from charts.schema.values.flows import FlowRepository, FlowSettings
 from charts.schema.values.workers import Pool, Queue
 
@@ -120,8 +120,9 @@ def values_schema() -> dict[str, Any]:
 def _require(model: type[BaseModel], instance: Any, defaults: dict[str, Any]) -> dict[str, Any]:
     """Return a schema that rejects null for values whose default the templates need.
 
-    These are sections, switches and lists that must not be empty; a key without content is null.
-    Other values may be null, which Kubernetes treats as not set.
+    These are sections, switches, lists that must not be empty, and tags of images that are not the
+    chart's version; a key without content is null. Other values may be null, which Kubernetes
+    treats as not set.
     """
     required = []
     properties = {}
@@ -132,7 +133,11 @@ def _require(model: type[BaseModel], instance: Any, defaults: dict[str, Any]) ->
             required.append(alias)
             if inner := _require(type(default), default, defaults[alias]):
                 properties[alias] = inner
-        elif isinstance(default, bool) or any(isinstance(m, MinLen) for m in field.metadata):
+        elif (
+            isinstance(default, bool)
+            or any(isinstance(each, MinLen) for each in field.metadata)
+            or (isinstance(instance, Image) and alias == "tag" and default)
+        ):
             required.append(alias)
     found = {"required": required, "properties": properties}
     return {key: part for key, part in found.items() if part}

@@ -338,6 +338,11 @@ REMOTE = {"server": {"enabled": False}, "hamiltonUi": {"enabled": False}}
         ({"postgres": {"host": "db"}}, "set only one of them"),
         ({"postgres": {"enabled": False, "host": "db"}}, "set postgres.existingSecret"),
         ({"postgres": {"tls": {"enabled": True}}}, "the bundled one has no certificate"),
+        ({"postgres": {"image": {"tag": ""}}}, "none of postgres: set the tag or the digest"),
+        (
+            {"monitoring": {"valkeyExporter": {"enabled": True, "image": {"tag": ""}}}},
+            "monitoring.valkeyExporter.image.tag is empty",
+        ),
         ({"hamiltonUi": {"replicas": 2}}, "hamiltonUi.s3.bucket"),
         ({"secrets": {"enabled": False}}, "existingSecret"),
         ({"ingress": {"enabled": True}}, "needs server.host"),
@@ -524,6 +529,7 @@ def test_null_is_refused_or_means_the_default(profile: str) -> None:
         ({"worker": {"enabled": None}}, "enabled"),
         ({"server": {"autoscaling": None}}, "autoscaling"),
         ({"flows": {"deployments": None}}, "deployments"),
+        ({"postgres": {"image": {"tag": None}}}, "tag"),
     ],
 )
 def test_null_for_a_section_or_switch_is_refused(values: dict[str, Any], missing: str) -> None:

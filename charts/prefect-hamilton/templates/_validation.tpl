@@ -25,6 +25,17 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
 {{- $mistakes = concat $mistakes (include "prefect-hamilton.podMistakes" (dict
   "what" $where "where" $where "settings" $exporter) | fromYamlArray) }}
 {{- end }}
+{{- $thirdParty := dict "postgres" $v.postgres "valkey" $v.valkey }}
+{{- range $name, $exporter := $v.monitoring }}
+{{- $_ := set $thirdParty (printf "monitoring.%s" $name) $exporter }}
+{{- end }}
+{{- range $where, $section := $thirdParty }}
+{{- if and $section.enabled (not (or $section.image.tag $section.image.digest)) }}
+{{- $mistakes = append $mistakes (printf
+  "%s.image.tag is empty, and the version of the chart is none of %s: set the tag or the digest."
+  $where $section.image.repository) }}
+{{- end }}
+{{- end }}
 
 {{- if $v.server.enabled }}
 {{- if $v.api.url }}
