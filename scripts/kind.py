@@ -266,6 +266,8 @@ def install_back_ends(name: str, operator: str, timeout: int) -> None:
     load_images(name, back_ends.images(kubectl_))
     say(f"Installing the back ends in namespace {back_ends.NAMESPACE}")
     back_ends.install(kubectl_, operator, timeout)
+    # The kubelet has metrics of local volumes, and none of folders, which are kind's default.
+    kubectl_("annotate", "storageclass", "standard", "defaultVolumeType=local", "--overwrite")
 
 
 def flows_image(repository: Path, build: bool) -> list[str]:

@@ -26,6 +26,8 @@ for target in sys.argv[1:]:
         continue
     print(target)
 """
+VOLUMES = "/var/local-path-provisioner"
+"""Folder of the volumes in the node of a kind cluster."""
 LONG_LIVED = f"app.kubernetes.io/instance={RELEASE},app.kubernetes.io/component!=flow-run"
 
 eventually = tenacity.retry(
@@ -104,6 +106,26 @@ class Cluster:
         psql = ("psql", "-U", "postgres", "-d", "prefect", "-c")
         statement = f"ALTER TABLE {old} RENAME TO {new}"
         self.kubectl("exec", f"sts/{self.release}-postgres", "--", *psql, statement)
+
+    def in_node(self, command: str) -> str:
+        """Run a command of the shell in the node of the kind cluster; returns its output."""
+        return kind.run("docker", "exec", f"{self.name}-control-plane", "sh", "-ec", command)
+
+    def put_postgres_on_small_disk(self) -> str:
+        """Move the files of PostgreSQL to a disk of 1 GB in memory; returns the node's folder."""
+        folder = self.in_node(f"ls -d {VOLUMES}/*data-{self.release}-postgres-0").strip()
+        if "tmpfs" not in self.in_node(f"stat --file-system --format %T {folder}"):
+            workload = f"sts/{self.release}-postgres"
+            self.kubectl("scale", workload, "--replicas=0")
+            pod = f"{self.release}-postgres-0"
+            self.kubectl("wait", "pod", pod, "--for=delete", "--timeout=180s")
+            self.in_node(
+                f"cp -a {folder} /tmp/postgres && mount -t tmpfs -o size=1g tmpfs {folder}"
+                f" && cp -a /tmp/postgres/. {folder}"
+            )
+            self.kubectl("scale", workload, "--replicas=1")
+            self.kubectl("rollout", "status", workload, "--timeout=180s")
+        return folder
 
     def helm(self, *arguments: str) -> str:
         return self.run("helm", "--namespace", self.namespace, *arguments)

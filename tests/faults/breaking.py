@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scripts import kind
-from tests.clusters import NAMESPACE, RELEASE, Cluster, eventually
+from tests.clusters import NAMESPACE, RELEASE, VOLUMES, Cluster, eventually
 from tests.faults.load import FLOW_PODS, ClusterLoad, component
 from tests.services import ROOT
 
@@ -155,16 +155,17 @@ def scale(workload: str, replicas: int) -> Callable[[ClusterLoad], None]:
     return breaks
 
 
-def in_node(*command: str) -> Callable[[ClusterLoad], None]:
+def in_node(command: str) -> Callable[[ClusterLoad], None]:
     def breaks(load: ClusterLoad) -> None:
-        kind.run("docker", "exec", f"{load.cluster.name}-control-plane", *command)
+        load.cluster.in_node(command)
 
     return breaks
 
 
 def restart_node(load: ClusterLoad) -> None:
-    mounts = kind.run("docker", "exec", f"{load.cluster.name}-control-plane", "mount")
-    assert VOLUME not in mounts, "the node would lose PostgreSQL's files: take another cluster"
+    assert VOLUMES not in load.cluster.in_node("mount"), (
+        "the node would lose PostgreSQL's files: take another cluster"
+    )
     for pod in names(load.cluster, FLOW_PODS):
         _note(load, pod, force=True)
     kind.run("docker", "restart", f"{load.cluster.name}-control-plane")
@@ -248,16 +249,16 @@ class Partition:
     """The first worker's packets to the API are dropped in the node."""
 
     def __init__(self) -> None:
-        self._rule: list[str] = []
+        self._rule = ""
 
     def breaks(self, load: ClusterLoad) -> None:
         (pod, *_) = load.cluster.get("pods", "-l", component("worker"))["items"]
         address = pod["status"]["podIP"]
-        self._rule = ["FORWARD", "-s", address, "-p", "tcp", "--dport", "4200", "-j", "DROP"]
-        in_node("iptables", "-I", *self._rule)(load)
+        self._rule = f"FORWARD -s {address} -p tcp --dport 4200 -j DROP"
+        load.cluster.in_node(f"iptables -I {self._rule}")
 
     def mends(self, load: ClusterLoad) -> None:
-        in_node("iptables", "-D", *self._rule)(load)
+        load.cluster.in_node(f"iptables -D {self._rule}")
 
 
 def rename_table(old: str, new: str) -> Callable[[ClusterLoad], None]:
@@ -310,29 +311,17 @@ def remove_old_credential(load: ClusterLoad) -> None:
     execute(2)(load)
 
 
-VOLUME = "/var/local-path-provisioner"
 POSTGRES = f"statefulset/{RELEASE}-postgres"
 
 
 def fill_disk(load: ClusterLoad) -> None:
-    """Move PostgreSQL's files to a file system of 1 GB, and take the rest of it."""
-    node = f"{load.cluster.name}-control-plane"
-    ask = ("docker", "exec", node, "sh", "-ec")
-    folder = kind.run(*ask, f"ls -d {VOLUME}/*data-{RELEASE}-postgres-0").strip()
-    if "tmpfs" not in kind.run(*ask, f"stat --file-system --format %T {folder}"):
-        scale(POSTGRES, 0)(load)
-        load.cluster.kubectl(
-            "wait", "pod", f"{RELEASE}-postgres-0", "--for=delete", "--timeout=180s"
-        )
-        moved = f"cp -a {folder} /tmp/postgres && mount -t tmpfs -o size=1g tmpfs {folder}"
-        in_node("sh", "-ec", f"{moved} && cp -a /tmp/postgres/. {folder}")(load)
-        scale(POSTGRES, 1)(load)
-        load.cluster.kubectl("rollout", "status", POSTGRES, "--timeout=180s")
-    in_node("sh", "-c", f"cat /dev/zero > {folder}/full || true")(load)
+    """Take the rest of PostgreSQL's disk."""
+    folder = load.cluster.put_postgres_on_small_disk()
+    load.cluster.in_node(f"cat /dev/zero > {folder}/full || true")
 
 
 def free_disk(load: ClusterLoad) -> None:
-    in_node("sh", "-c", f"rm {VOLUME}/*data-{RELEASE}-postgres-0/full")(load)
+    load.cluster.in_node(f"rm {VOLUMES}/*data-{RELEASE}-postgres-0/full")
 
 
 APISERVER = "/etc/kubernetes/manifests/kube-apiserver.yaml"
@@ -386,8 +375,8 @@ FAULTS = [
     Fault("flow pod out of memory", run_out_of_memory),
     Fault(
         "Kubernetes API away 60 s",
-        in_node("mv", APISERVER, "/root/"),
+        in_node(f"mv {APISERVER} /root/"),
         60,
-        in_node("mv", "/root/kube-apiserver.yaml", APISERVER),
+        in_node(f"mv /root/kube-apiserver.yaml {APISERVER}"),
     ),
 ]

@@ -253,3 +253,25 @@ def test_no_success(cluster: Monitored) -> None:
             (("flow", "ui-walkthrough-retries"),),
         ),
     )
+
+
+def test_a_full_volume(cluster: Monitored) -> None:
+    folder = cluster.put_postgres_on_small_disk()
+    kind.wait_until_ready(cluster.context, timeout=180)
+    cluster.provoke(
+        # PostgreSQL goes on with the rest.
+        partial(
+            cluster.in_node,
+            f"head -c $(($(df --output=avail {folder} | tail -1) - 30720))K /dev/zero"
+            f" > {folder}/full",
+        ),
+        partial(cluster.in_node, f"rm {folder}/full"),
+        *(
+            Expected(
+                "The volume of PostgreSQL is full but for 30 MB",
+                alert,
+                (("persistentvolumeclaim", f"data-{RELEASE}-postgres-0"),),
+            )
+            for alert in ("PrefectVolumeFilling", "PrefectVolumeGrowing")
+        ),
+    )

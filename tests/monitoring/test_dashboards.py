@@ -12,8 +12,6 @@ from tests.monitoring.conftest import Monitored, until
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.usefixtures("runs")]
 
 EMPTY = {
-    "Use of volumes": "the volumes of kind are folders, of which the kubelet has no numbers",
-    "Use of the volume": "the volumes of kind are folders, of which the kubelet has no numbers",
     "Standby pods": "every run has a pod of its own from its beginning",
 }
 """Panels without data, by reason."""
