@@ -29,6 +29,11 @@ pytestmark = [
     pytest.mark.usefixtures("runs", "short_rules"),
 ]
 
+SIXTY_MEGABYTES = """
+export REDISCLI_AUTH="$VALKEY_PASSWORD"
+for key in 1 2 3 4 5 6; do head -c 10000000 /dev/zero | valkey-cli -x SET filler:$key; done
+"""
+LESS = 'REDISCLI_AUTH="$VALKEY_PASSWORD" valkey-cli DEL filler:1 filler:2 filler:3'
 LONG_TRANSACTION = "BEGIN; SELECT pg_sleep(600)"
 MANY_CONNECTIONS = """
 used="SELECT round(0.7 * current_setting('max_connections')::int) - count(datname)"
@@ -128,6 +133,15 @@ def test_no_valkey(cluster: Monitored) -> None:
         lambda: cluster.scale("sts/valkey", 0),
         lambda: cluster.scale("sts/valkey", 1),
         Expected("Valkey scaled to 0", "PrefectValkeyDown"),
+    )
+
+
+def test_much_data_in_valkey(cluster: Monitored) -> None:
+    inside = ("exec", f"sts/{RELEASE}-valkey", "--container=valkey", "--", "sh", "-c")
+    cluster.provoke(
+        partial(cluster.kubectl, *inside, SIXTY_MEGABYTES),
+        partial(cluster.kubectl, *inside, LESS),
+        Expected("Data take half of Valkey's memory", "PrefectValkeyMemoryHigh"),
     )
 
 
