@@ -18,6 +18,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 PACKAGES = [
+    "alembic.command",
+    "anyio._backends._asyncio",
     "flows.data_pipeline",
     "flows.dataflows.metrics_transform",
     "flows.dataflows.metrics_quality",
@@ -27,10 +29,14 @@ PACKAGES = [
     "prefect.cli.server",
     "prefect.flow_engine",
     "prefect.server.api.server",
+    "prefect.server.database.query_components",
     "prefect_hamilton.bootstrap.apply",
     "prefect_hamilton.bootstrap.record",
     "prefect_hamilton.bootstrap.register_deployments",
+    # The plugins that every command and every server of Prefect loads.
+    "prefect_dask",
     "prefect_kubernetes",
+    "prefect_redis",
     "pytest",  # as multiprocessing imports the program that starts a process
     "typer",
     "uvicorn.protocols.http.auto",
