@@ -1,8 +1,9 @@
 """What a server makes at its first start, made once for all servers of the tests.
 
-A server with a new database runs hundreds of migrations, which takes longer than all else that most
-tests do with it. Here one process makes each database, whichever asks first, and all others copy
-it. A server that starts with a copy checks it, and makes only what it lacks.
+A server with a new database runs hundreds of migrations and registers the types of blocks, which
+takes longer than all else that most tests do with it. Here one process makes each database,
+whichever asks first, and all others copy it. A server that starts with a copy checks it, and makes
+only what it lacks.
 """
 
 import os
@@ -13,6 +14,23 @@ from pathlib import Path
 
 from scripts import local_profile
 from tests import shared
+
+PREFECT_START = """
+import asyncio
+from prefect.plugins import load_prefect_collections
+from prefect.server.database import provide_database_interface
+from prefect.server.models.block_registration import run_block_auto_registration
+
+async def start():
+    database = provide_database_interface()
+    await database.create_db()
+    async with await database.session() as session:
+        await run_block_auto_registration(session)
+
+load_prefect_collections()
+asyncio.run(start())
+"""
+"""What the server does with its database before it answers."""
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,7 +64,7 @@ def _copy(made: Path, folder: Path) -> None:
 
 
 def _migrate_prefect(home: Path) -> None:
-    _run("-m", "prefect", "server", "database", "upgrade", "--yes", PREFECT_HOME=str(home))
+    _run("-c", PREFECT_START, PREFECT_HOME=str(home))
     _keep_only("prefect.db", home)
 
 

@@ -243,6 +243,8 @@ def prefect_server(
     is_own = python == sys.executable
     if is_own and not any("DATABASE" in name for name in settings):
         first_start.prefect(home)
+        # Its types of blocks are there already.
+        settings = {"PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false"} | settings
     port = port or free_port()
     command = [str(python), "-m", *program]
     command += ["--host", "127.0.0.1", "--port", str(port)]
