@@ -49,20 +49,25 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bootstrap(api: str, tmp_path: Path, repository: Path) -> Bootstrap:
+    """Return the bootstrap of a repository with these deployments and one more, or with none.
+
+    For deployments it starts a process of Prefect, which takes most of its time.
+    """
+
     def run(
         command: str,
-        deployments: list[dict[str, Any]],
+        deployments: list[dict[str, Any]] | None,
         state: dict[str, Any] | None = None,
         *options: str,
         queues: Sequence[dict[str, Any]] = (),
         code: int = 0,
     ) -> subprocess.CompletedProcess[str]:
+        if deployments is not None:
+            deployments = [*deployments, {"name": "always"}]
         whole = [
-            {"entrypoint": "work.py:work", "work_pool": {"name": "pool"}} | d for d in deployments
+            {"entrypoint": "work.py:work", "work_pool": {"name": "pool"}} | d
+            for d in deployments or []
         ]
-        whole.append(
-            {"name": "always", "entrypoint": "work.py:work", "work_pool": {"name": "pool"}}
-        )
         (repository / "prefect.yaml").write_text(yaml.safe_dump({"deployments": whole, "pull": []}))
         (repository / "prefect-state.yaml").write_text(yaml.safe_dump(state or {}))
         git("add", ".", cwd=repository)
@@ -197,23 +202,23 @@ def test_a_field_that_leaves_an_automation_has_its_default_and_a_pause_stays(
         (found,) = automations(client, "bare")
         return found
 
-    bootstrap("apply", [], {"automations": [full]})
+    bootstrap("apply", None, {"automations": [full]})
     assert not stored()["enabled"]
-    plan = bootstrap("plan", [], {"automations": [bare]}, code=2).stdout
+    plan = bootstrap("plan", None, {"automations": [bare]}, code=2).stdout
     assert "enabled false → true" in plan
     assert 'tags ["a"] → []' in plan
     assert "actions_on_resolve differs" in plan
-    bootstrap("apply", [], {"automations": [bare]})
+    bootstrap("apply", None, {"automations": [bare]})
     after = stored()
     assert (after["enabled"], after["tags"], after["actions_on_resolve"]) == (True, [], [])
 
     # A person pauses it, which stays, and adds an action, which does not.
     edit(client, after["id"], enabled=False, actions_on_trigger=[nothing])
-    plan = bootstrap("plan", [], {"automations": [bare]}, code=2).stdout
+    plan = bootstrap("plan", None, {"automations": [bare]}, code=2).stdout
     assert "~ automation bare: actions_on_trigger differs\n" in plan
-    bootstrap("apply", [], {"automations": [bare]})
+    bootstrap("apply", None, {"automations": [bare]})
     assert (stored()["enabled"], stored()["actions_on_trigger"]) == (False, [])
-    assert " 1 removed" in bootstrap("apply", []).stdout
+    assert " 1 removed" in bootstrap("apply", None).stdout
 
 
 def test_an_automation_that_a_person_made_under_the_same_name_is_left_as_it_is(
@@ -234,30 +239,32 @@ def test_an_automation_that_a_person_made_under_the_same_name_is_left_as_it_is(
 
     # One that was there before, and one that is made or changed after the bootstrap's own.
     before = made("shared")
-    assert "beside another one" in bootstrap("plan", [], {"automations": [ours]}, code=2).stdout
-    assert "beside another one" in bootstrap("apply", [], {"automations": [ours]}).stdout
+    assert "beside another one" in bootstrap("plan", None, {"automations": [ours]}, code=2).stdout
+    assert "beside another one" in bootstrap("apply", None, {"automations": [ours]}).stdout
     after = made("shared")
     (own,) = actions().keys() - {before, after}
-    assert bootstrap("plan", [], {"automations": [ours]}).stdout.count("\n") == 1
+    assert bootstrap("plan", None, {"automations": [ours]}).stdout.count("\n") == 1
 
     changed = ours | {"actions": [nothing, nothing]}
-    bootstrap("apply", [], {"automations": [changed]})
+    bootstrap("apply", None, {"automations": [changed]})
     hers = {before: ["cancel-flow-run"], after: ["cancel-flow-run"]}
     assert actions() == hers | {own: ["do-nothing", "do-nothing"]}
 
     # Its own gets its name back, and is the one that goes.
     edit(client, own, name="renamed")
-    assert 'name "renamed" → "shared"' in bootstrap("apply", [], {"automations": [changed]}).stdout
-    assert " 1 removed" in bootstrap("apply", []).stdout
+    assert (
+        'name "renamed" → "shared"' in bootstrap("apply", None, {"automations": [changed]}).stdout
+    )
+    assert " 1 removed" in bootstrap("apply", None).stdout
     assert actions() == hers
 
     # One that is as in Git already is taken over, but not deleted.
     same = ours | {"actions": [cancel], "enabled": False}
-    taken = bootstrap("apply", [], {"automations": [same]}).stdout
+    taken = bootstrap("apply", None, {"automations": [same]}).stdout
     assert " 0 created, 0 updated" in taken
-    bootstrap("apply", [], {"automations": [same | {"actions": [nothing]}]})
+    bootstrap("apply", None, {"automations": [same | {"actions": [nothing]}]})
     assert sorted(actions().values()) == [["cancel-flow-run"], ["do-nothing"]]
-    assert "not created by the bootstrap" in bootstrap("apply", []).stdout
+    assert "not created by the bootstrap" in bootstrap("apply", None).stdout
     for id_ in hers:
         client._client.delete(f"/automations/{id_}").raise_for_status()
 
@@ -276,39 +283,48 @@ def test_the_only_repository_cannot_take_over_what_the_release_itself_names(
     bootstrap("apply", [])
 
 
-@pytest.mark.parametrize("changed", [0, 1])
 def test_a_change_of_one_of_two_triggers_with_one_name_is_written(
-    client: SyncPrefectClient, bootstrap: Bootstrap, changed: int
+    client: SyncPrefectClient, bootstrap: Bootstrap
 ) -> None:
-    both = [AFTER | {"name": "same", "expect": [f"event-{number}"]} for number in range(2)]
-    of_both = {"name": "triggered", "triggers": both}
-    bootstrap("apply", [of_both])
-    assert bootstrap("plan", [of_both]).stdout.count("\n") == 1
-    both[changed] = both[changed] | {"expect": ["changed"]}
-    plan = bootstrap("plan", [of_both], code=2).stdout
-    assert "~ trigger work/triggered same" in plan
-    bootstrap("apply", [of_both])
-    expected = [each["trigger"]["expect"] for each in automations(client, "same")]
-    assert sorted(expected) == [["changed"], [f"event-{1 - changed}"]]
+    def triggered(number: int, *events: str) -> dict[str, Any]:
+        triggers = [AFTER | {"name": f"same-{number}", "expect": [event]} for event in events]
+        return {"name": f"triggered-{number}", "triggers": triggers}
+
+    both = [triggered(number, "event-0", "event-1") for number in range(2)]
+    bootstrap("apply", both)
+    assert bootstrap("plan", both).stdout.count("\n") == 1
+    # The first one of a deployment, and the second one of another.
+    changed = [triggered(0, "changed", "event-1"), triggered(1, "event-0", "changed")]
+    plan = bootstrap("plan", changed, code=2).stdout
+    bootstrap("apply", changed)
+    for number, kept in enumerate(("event-1", "event-0")):
+        assert f"~ trigger work/triggered-{number} same-{number}" in plan
+        expected = [each["trigger"]["expect"] for each in automations(client, f"same-{number}")]
+        assert sorted(expected) == [["changed"], [kept]]
     bootstrap("apply", [])
 
 
-@pytest.mark.parametrize("slug", [None, "nightly"])
 def test_schedules_that_git_no_longer_has_go(
-    client: SyncPrefectClient, bootstrap: Bootstrap, slug: str | None
+    client: SyncPrefectClient, bootstrap: Bootstrap
 ) -> None:
-    with_slug = {"slug": slug} if slug else {}
-    schedule = {"interval": 600} | with_slug
+    slugs = {600: "nightly", 60: "b"}
 
-    def schedules(**keys: Any) -> int:
-        bootstrap("apply", [{"name": "scheduled"} | keys])
-        return len(client.read_deployment_by_name("work/scheduled").schedules)
+    def schedules(intervals: list[int] | None) -> list[int]:
+        """Count those of two deployments, of which the second names each with a slug."""
+        deployments: list[dict[str, Any]] = [{"name": "scheduled"}, {"name": "with-slugs"}]
+        if intervals is not None:
+            plain, named = deployments
+            plain["schedules"] = [{"interval": each} for each in intervals]
+            named["schedules"] = [{"interval": each, "slug": slugs[each]} for each in intervals]
+        bootstrap("apply", deployments)
+        found = [client.read_deployment_by_name(f"work/{each['name']}") for each in deployments]
+        return [len(each.schedules) for each in found]
 
-    assert schedules(schedules=[schedule, {"interval": 60} | (with_slug and {"slug": "b"})]) == 2
-    assert schedules(schedules=[schedule]) == 1
-    assert schedules(schedules=[]) == 0
-    assert schedules(schedules=[schedule]) == 1
-    assert schedules() == 0
+    assert schedules([600, 60]) == [2, 2]
+    assert schedules([600]) == [1, 1]
+    assert schedules([]) == [0, 0]
+    assert schedules([600]) == [1, 1]
+    assert schedules(None) == [0, 0]
 
 
 def test_queues_have_the_priorities_of_the_file_and_go_with_it(
@@ -322,24 +338,24 @@ def test_queues_have_the_priorities_of_the_file_and_go_with_it(
         found = client._client.post("/work_pools/pool/queues/filter", json={}).json()
         return {queue["name"]: queue["priority"] for queue in found}
 
-    plan = bootstrap("plan", [], queues=queues, code=2).stdout
+    plan = bootstrap("plan", None, queues=queues, code=2).stdout
     assert "+ work queue pool/urgent" in plan
-    bootstrap("apply", [], queues=queues)
+    bootstrap("apply", None, queues=queues)
     assert {"urgent": 1, "later": 2}.items() <= priorities().items()
     assert set(priorities()) == {"default", "urgent", "later", "any"}
     assert len(set(priorities().values())) == 4
-    assert bootstrap("plan", [], queues=queues).stdout.count("\n") == 1
+    assert bootstrap("plan", None, queues=queues).stdout.count("\n") == 1
 
     changed = (later | {"priority": 1}, urgent | {"priority": 2, "concurrency_limit": None})
-    plan = bootstrap("plan", [], queues=changed, code=2).stdout
+    plan = bootstrap("plan", None, queues=changed, code=2).stdout
     assert "concurrency_limit 2 → null" in plan
     assert "- work queue pool/any" in plan
-    bootstrap("apply", [], queues=changed)
+    bootstrap("apply", None, queues=changed)
     assert {"later": 1, "urgent": 2}.items() <= priorities().items()
     assert len(set(priorities().values())) == 3
-    assert bootstrap("plan", [], queues=changed).stdout.count("\n") == 1
+    assert bootstrap("plan", None, queues=changed).stdout.count("\n") == 1
 
-    assert " 2 removed" in bootstrap("apply", []).stdout
+    assert " 2 removed" in bootstrap("apply", None).stdout
     assert set(priorities()) == {"default"}
 
 
