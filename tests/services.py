@@ -60,6 +60,9 @@ def _is_busy(response: httpx.Response) -> bool:
 class BusyTransport(httpx.HTTPTransport):
     """Asks again while SQLite is locked and nothing was written, as Prefect's client does."""
 
+    def __init__(self) -> None:
+        super().__init__(verify=local_profile.tls())
+
     @tenacity.retry(
         retry=tenacity.retry_if_result(_is_busy),
         stop=tenacity.stop_after_delay(60),
@@ -92,8 +95,7 @@ class Service:
 
     def wait_until_ready(self, seconds: float = 180) -> None:
         """Return when the server answers; RuntimeError with its log when it ends or does not."""
-        # One client: each reads the certificates of all authorities first.
-        with httpx.Client(base_url=self.url, timeout=2) as client:
+        with httpx.Client(base_url=self.url, timeout=2, verify=local_profile.tls()) as client:
             for attempt in tenacity.Retrying(
                 retry=tenacity.retry_if_exception_type(httpx.HTTPError),
                 stop=tenacity.stop_after_delay(seconds),
@@ -400,8 +402,8 @@ def prometheus(
 def ask(prometheus: Service, expression: str) -> list[dict[str, Any]]:
     """Evaluate an expression; its series, each with `metric` (labels) and `value`."""
     url = f"{prometheus.url}/api/v1/query"
-    answer = httpx.get(url, params={"query": expression}).raise_for_status().json()
-    found: list[dict[str, Any]] = answer["data"]["result"]
+    answer = httpx.get(url, params={"query": expression}, verify=local_profile.tls())
+    found: list[dict[str, Any]] = answer.raise_for_status().json()["data"]["result"]
     return found
 
 

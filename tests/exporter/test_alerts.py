@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from prefect_hamilton.metrics import TRACKING_EVENT
+from scripts import local_profile
 from tests import services
 from tests.chart.charts import render
 from tests.exported import shorten
@@ -46,7 +47,8 @@ def rules() -> Any:
 
 def firing(prometheus: services.Service, **labels: str) -> set[str]:
     """Names of the alerts that fire with these labels."""
-    answer = httpx.get(f"{prometheus.url}/api/v1/alerts", timeout=30).raise_for_status()
+    url = f"{prometheus.url}/api/v1/alerts"
+    answer = httpx.get(url, timeout=30, verify=local_profile.tls()).raise_for_status()
     return {
         each["labels"]["alertname"]
         for each in answer.json()["data"]["alerts"]
