@@ -311,6 +311,19 @@ def test_schedules_that_git_no_longer_has_go(
     assert schedules() == 0
 
 
+def test_one_of_two_equal_schedules_goes(client: SyncPrefectClient, bootstrap: Bootstrap) -> None:
+    schedule = {"cron": "0 9 * * *"}
+
+    def schedules(*wanted: dict[str, Any]) -> int:
+        bootstrap("apply", [{"name": "doubled", "schedules": list(wanted)}])
+        return len(client.read_deployment_by_name("work/doubled").schedules)
+
+    assert schedules(schedule, schedule) == 2
+    assert schedules(schedule) == 1
+    assert schedules(schedule, schedule) == 2
+    bootstrap("apply", [])
+
+
 def test_queues_have_the_priorities_of_the_file_and_go_with_it(
     client: SyncPrefectClient, bootstrap: Bootstrap
 ) -> None:

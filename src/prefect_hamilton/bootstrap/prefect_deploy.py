@@ -32,7 +32,7 @@ from prefect_hamilton import _tls
 from prefect_hamilton.bootstrap.changes import Outcome, differences
 from prefect_hamilton.bootstrap.connection import every
 from prefect_hamilton.bootstrap.objects import comparable
-from prefect_hamilton.bootstrap.schedules import Given, describe, is_same
+from prefect_hamilton.bootstrap.schedules import Given, describe, stored_for
 
 NEW = UUID(int=0)
 """Stands for the id of a deployment that is not created, because nothing is written."""
@@ -138,10 +138,10 @@ class Deploying:
                 id_ = await PREFECTS.apply(deployment, schedules=wanted or None, version_info=info)
             self._note(deployment.full_name, id_, "created", [], _signed("+", wanted))
             return id_
-        gone = [each for each in stored.schedules if not _among(wanted, each)]
-        new = [
-            each for each in wanted if not any(is_same(each, other) for other in stored.schedules)
-        ]
+        kept = stored_for(wanted, stored.schedules)
+        ids = {same.id for same in kept if same}
+        gone = [each for each in stored.schedules if each.id not in ids]
+        new = [each for each, same in zip(wanted, kept, strict=True) if same is None]
         lines = list(differences(_stored_fields(stored), fields(deployment, stored), PUBLIC))
         resumed = bool(known and known.ending and known.id == stored.id)
         if resumed:
@@ -177,11 +177,10 @@ class Deploying:
                 for each in stored.schedules:
                     if not schedules or (each.slug and not (all_named and each.slug in slugs)):
                         await client.delete_deployment_schedule(stored.id, each.id)
+            kept = stored_for(schedules, stored.schedules)
             schedules = [
-                {"active": other.active} | each
-                if (other := next((o for o in stored.schedules if is_same(each, o)), None))
-                else each
-                for each in schedules
+                {"active": same.active} | each if same else each
+                for each, same in zip(schedules, kept, strict=True)
             ]
         await PREFECTS.apply(deployment, schedules=schedules or None, version_info=version_info)
 
@@ -303,10 +302,6 @@ def _stored_fields(stored: DeploymentResponse) -> dict[str, Any]:
         "concurrency_limit": limit.limit if limit else None,
         "concurrency_options": options and options.model_dump(mode="json", exclude_none=True),
     }
-
-
-def _among(wanted: list[Given], stored: Any) -> bool:
-    return any(is_same(each, stored) for each in wanted)
 
 
 def _by_name(automations: Iterable[AutomationCore]) -> dict[str, list[Any]]:
