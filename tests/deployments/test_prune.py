@@ -324,6 +324,18 @@ def test_one_of_two_equal_schedules_goes(client: SyncPrefectClient, bootstrap: B
     bootstrap("apply", [])
 
 
+def test_a_trigger_that_was_written_before_one_failed_goes_with_its_key(
+    client: SyncPrefectClient, bootstrap: Bootstrap
+) -> None:
+    of_cloud = {"metric": {"name": "lateness", "threshold": 1, "operator": ">"}, "type": "metric"}
+    half = {"name": "half", "triggers": [AFTER | {"name": "written"}, of_cloud]}
+    bootstrap("apply", [half], code=1)
+    assert len(automations(client, "written")) == 1
+    bootstrap("apply", [{"name": "half"}])
+    assert automations(client, "written") == []
+    bootstrap("apply", [])
+
+
 def test_queues_have_the_priorities_of_the_file_and_go_with_it(
     client: SyncPrefectClient, bootstrap: Bootstrap
 ) -> None:

@@ -63,14 +63,17 @@ class Known(BaseModel):
 
 
 class Result(BaseModel):
-    """What became of a deployment."""
+    """What became of a deployment.
+
+    `triggers` are its automations, or None if not all of them could be written.
+    """
 
     name: str
     id: UUID
     outcome: Outcome
     differences: list[str]
     parts: list[str]
-    triggers: list[UUID]
+    triggers: list[UUID] | None = None
 
 
 class Wanted(BaseModel):
@@ -212,7 +215,7 @@ class Deploying:
                     result.parts.append(f"{sign} trigger {name}")
             if result.outcome == "unchanged":
                 result.outcome = "updated"
-        result.triggers = ids or []
+        result.triggers = ids
 
     async def _replace_triggers(
         self, client: PrefectClient, deployment_id: UUID, wanted: list[AutomationCore]
@@ -240,9 +243,7 @@ class Deploying:
     def _note(
         self, name: str, id_: UUID, outcome: Outcome, lines: list[str], parts: list[str]
     ) -> None:
-        self._open = Result(
-            name=name, id=id_, outcome=outcome, differences=lines, parts=parts, triggers=[]
-        )
+        self._open = Result(name=name, id=id_, outcome=outcome, differences=lines, parts=parts)
         # Recorded even if its triggers cannot be written.
         self.exchange.results.append(self._open)
 
