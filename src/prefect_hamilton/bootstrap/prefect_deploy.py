@@ -173,6 +173,8 @@ class Deploying:
         The server refuses schedules without slugs in place of such with slugs, and never deletes
         one with a slug: what does not stay is deleted first. A paused schedule stays paused.
         """
+        # Prefect sends only fields that were set: one that left the file would stay as it is.
+        deployment.enforce_parameter_schema = deployment.enforce_parameter_schema
         if schedules is not None:
             slugs = {each.get(key) for each in schedules for key in ("slug", "replaces")}
             all_named = all(each.get("slug") for each in schedules)
