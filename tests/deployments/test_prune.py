@@ -324,6 +324,26 @@ def test_one_of_two_equal_schedules_goes(client: SyncPrefectClient, bootstrap: B
     bootstrap("apply", [])
 
 
+def test_a_pause_of_a_person_stays_and_one_of_git_goes_with_its_key(
+    client: SyncPrefectClient, bootstrap: Bootstrap
+) -> None:
+    resting = {"name": "resting"}
+
+    def is_paused(**keys: Any) -> bool:
+        bootstrap("apply", [resting | keys])
+        assert bootstrap("plan", [resting | keys]).stdout.count("\n") == 1
+        return client.read_deployment_by_name("work/resting").paused
+
+    assert not is_paused()
+    client.pause_deployment(client.read_deployment_by_name("work/resting").id)
+    assert is_paused()
+    assert is_paused(tags=["a"])
+    assert not is_paused(paused=False)
+    assert is_paused(paused=True)
+    assert not is_paused()
+    bootstrap("apply", [])
+
+
 def test_a_trigger_that_was_written_before_one_failed_goes_with_its_key(
     client: SyncPrefectClient, bootstrap: Bootstrap
 ) -> None:
