@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
@@ -494,6 +495,16 @@ def test_prometheus_reaches_the_exporters_beside_the_databases(
         assert labels(monitor)["release"] == "prometheus"
         rules = release.get("NetworkPolicy", f"-{component}")["spec"]["ingress"]
         assert {"from": peers, "ports": [{"port": port, "protocol": "TCP"}]} in rules
+
+
+def test_queries_of_the_postgres_exporter_end_before_prometheus_gives_up(
+    profiles: dict[str, Release],
+) -> None:
+    pod = profiles["everything"].get("StatefulSet", "-postgres")["spec"]["template"]["spec"]
+    (exporter,) = [each for each in pod["containers"] if each["name"] == "exporter"]
+    settings = parse_qs(urlsplit(f"//{env(exporter)['DATA_SOURCE_URI']}").query)
+    (milliseconds,) = settings["statement_timeout"]
+    assert 0 < int(milliseconds) < 10_000
 
 
 @pytest.mark.parametrize(

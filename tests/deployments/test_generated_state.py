@@ -9,30 +9,30 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefect.events.schemas.automations import EventTrigger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_hamilton.bootstrap import desired_state, prefect_schemas
 from prefect_hamilton.bootstrap.apply import Options, apply
+from tests.deployments.generated import (
+    SECRET,
+    TEXT,
+    VALUES,
+    WORDS,
+    Object,
+    Objects,
+    content,
+    examples,
+    from_model,
+    several,
+)
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 
-Object = dict[str, Any]
-Objects = st.SearchStrategy[Object]
-
 REFERENCE = {"from_env": "GENERATED_SECRET"}
-SECRET = "https://example.org/secret"
-WORDS = st.text("abcdefghij", min_size=1, max_size=3)
-# PostgreSQL stores no character 0, and UTF-8 has no surrogates.
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 LIMITS = st.integers(0, 1000)
-VALUES = st.recursive(
-    st.booleans() | st.integers(-(2**31), 2**31) | st.floats(-1e9, 1e9) | TEXT,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
-    max_leaves=6,
-)
 BLOCK_TYPES = (
     *("custom-webhook", "discord-webhook", "local-file-system", "mattermost-webhook"),
     *("opsgenie-webhook", "pager-duty-webhook", "redis-database", "remote-file-system", "secret"),
@@ -46,45 +46,6 @@ ACTIONS = (
     {"type": "resume-work-queue", "work_queue": "pool/default"},
     {"type": "pause-deployment", "source": "inferred"},
 )
-
-
-def from_schema(schema: Object, definitions: Object) -> st.SearchStrategy[Any]:
-    """Return values that a JSON Schema allows, as far as Prefect's models use its keywords."""
-    if reference := schema.get("$ref"):
-        return from_schema(definitions[reference.rpartition("/")[2]], definitions)
-    if choices := schema.get("anyOf"):
-        return st.one_of(from_schema(each, definitions) for each in choices)
-    if "const" in schema or "enum" in schema:
-        return st.sampled_from(schema.get("enum") or [schema["const"]])
-    match schema.get("type"):
-        case "string":
-            return st.just(SECRET) if "format" in schema else TEXT
-        case "integer":
-            return st.integers(1, 60000)
-        case "number":
-            return st.floats(1, 60)
-        case "boolean":
-            return st.booleans()
-        case "null":
-            return st.none()
-        case "array":
-            return st.lists(from_schema(schema["items"], definitions), max_size=3)
-        case "object":
-            inner = schema.get("additionalProperties")
-            values = from_schema(inner, definitions) if isinstance(inner, dict) else VALUES
-            return st.dictionaries(WORDS, values, max_size=2)
-    return VALUES
-
-
-def from_model(schema: Object, **instead: st.SearchStrategy[Any]) -> Objects:
-    """Return what the schema of a model allows; these fields get values of their own."""
-    definitions = schema.get("$defs", {}) | schema.get("definitions", {})
-    fields = {
-        name: instead[name] if name in instead else from_schema(each, definitions)
-        for name, each in schema["properties"].items()
-    }
-    required = {name: fields.pop(name) for name in schema.get("required", ())}
-    return st.fixed_dictionaries(required, optional=fields)
 
 
 def blocks(slug: str) -> Objects:
@@ -145,10 +106,6 @@ def _is_automation(automation: Object) -> bool:
     return True
 
 
-def several(objects: Objects, key: str = "name") -> st.SearchStrategy[list[Object]]:
-    return st.lists(objects, max_size=3, unique_by=lambda each: each[key])
-
-
 queues = st.fixed_dictionaries(
     {"name": WORDS},
     optional={"description": TEXT, "concurrency_limit": st.none() | LIMITS},
@@ -181,12 +138,6 @@ states = st.fixed_dictionaries(
         ),
         "automations": several(automations()),
     }
-)
-
-
-# Of one name after the other: most examples update what an earlier one has created.
-examples = settings(
-    deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -246,18 +197,6 @@ def successors(draw: st.DrawFn, state: Object) -> Object:
     return after
 
 
-OF_THE_SERVER = {
-    "id",
-    "created",
-    "updated",
-    "block_schema",
-    "block_type",
-    "priority",
-    "last_polled",
-}
-"""What two objects with the same content may differ in; a new queue has the lowest priority."""
-
-
 def stored(api: str) -> Object:
     """Return all objects of the server, by kind and name."""
     types = {"slug": {"any_": list(BLOCK_TYPES)}}
@@ -276,16 +215,6 @@ def stored(api: str) -> Object:
             for path, body in paths.items()
             for each in http.post(f"/{path}/filter", json=body).raise_for_status().json()
         }
-
-
-def content(node: Any) -> Any:
-    """Return the node without ids, and with each list sorted: Prefect's sets are lists in JSON."""
-    if isinstance(node, dict):
-        kept = {name for name in node if not name.endswith("_id")} - OF_THE_SERVER
-        return {name: content(node[name]) for name in sorted(kept)}
-    if isinstance(node, list):
-        return sorted(map(content, node), key=json.dumps)
-    return node
 
 
 @pytest.mark.parametrize("api", ["sqlite"], indirect=True, scope="module")

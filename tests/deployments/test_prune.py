@@ -327,6 +327,51 @@ def test_schedules_that_git_no_longer_has_go(
     assert schedules(None) == [0, 0]
 
 
+def test_one_of_two_equal_schedules_goes(client: SyncPrefectClient, bootstrap: Bootstrap) -> None:
+    schedule = {"cron": "0 9 * * *"}
+
+    def schedules(*wanted: dict[str, Any]) -> int:
+        bootstrap("apply", [{"name": "doubled", "schedules": list(wanted)}])
+        return len(client.read_deployment_by_name("work/doubled").schedules)
+
+    assert schedules(schedule, schedule) == 2
+    assert schedules(schedule) == 1
+    assert schedules(schedule, schedule) == 2
+    bootstrap("apply", [])
+
+
+def test_a_pause_of_a_person_stays_and_one_of_git_goes_with_its_key(
+    client: SyncPrefectClient, bootstrap: Bootstrap
+) -> None:
+    resting = {"name": "resting"}
+
+    def is_paused(**keys: Any) -> bool:
+        bootstrap("apply", [resting | keys])
+        assert bootstrap("plan", [resting | keys]).stdout.count("\n") == 1
+        return client.read_deployment_by_name("work/resting").paused
+
+    assert not is_paused()
+    client.pause_deployment(client.read_deployment_by_name("work/resting").id)
+    assert is_paused()
+    assert is_paused(tags=["a"])
+    assert not is_paused(paused=False)
+    assert is_paused(paused=True)
+    assert not is_paused()
+    bootstrap("apply", [])
+
+
+def test_a_trigger_that_was_written_before_one_failed_goes_with_its_key(
+    client: SyncPrefectClient, bootstrap: Bootstrap
+) -> None:
+    of_cloud = {"metric": {"name": "lateness", "threshold": 1, "operator": ">"}, "type": "metric"}
+    half = {"name": "half", "triggers": [AFTER | {"name": "written"}, of_cloud]}
+    bootstrap("apply", [half], code=1)
+    assert len(automations(client, "written")) == 1
+    bootstrap("apply", [{"name": "half"}])
+    assert automations(client, "written") == []
+    bootstrap("apply", [])
+
+
 def test_queues_have_the_priorities_of_the_file_and_go_with_it(
     client: SyncPrefectClient, bootstrap: Bootstrap
 ) -> None:

@@ -50,7 +50,8 @@ class Entry(BaseModel):
     `created` is whether the bootstrap created it: nothing else is ever removed. `ending` is a
     deployment that is removed when its runs have ended. `triggers` are the automations of a
     deployment's triggers; None if it is not known which they are. `disabled` is an automation that
-    its source has disabled: a person who pauses one leaves no trace here.
+    its source has disabled, or a deployment that it has paused: a person who pauses one leaves no
+    trace here.
     """
 
     kind: str

@@ -26,13 +26,13 @@ from prefect.events.schemas.automations import Automation, AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.templating import apply_values
-from pydantic import BaseModel
+from pydantic import BaseModel, PrivateAttr
 
 from prefect_hamilton import _tls
 from prefect_hamilton.bootstrap.changes import Outcome, differences
 from prefect_hamilton.bootstrap.connection import every
 from prefect_hamilton.bootstrap.objects import comparable
-from prefect_hamilton.bootstrap.schedules import Given, describe, is_same
+from prefect_hamilton.bootstrap.schedules import Given, describe, stored_for
 
 NEW = UUID(int=0)
 """Stands for the id of a deployment that is not created, because nothing is written."""
@@ -60,17 +60,23 @@ class Known(BaseModel):
     id: UUID
     triggers: list[UUID] | None = None
     ending: bool = False
+    disabled: bool = False
 
 
 class Result(BaseModel):
-    """What became of a deployment."""
+    """What became of a deployment.
+
+    `triggers` are its automations, or None if not all of them could be written. `disabled` is
+    whether its file pauses it.
+    """
 
     name: str
     id: UUID
     outcome: Outcome
     differences: list[str]
     parts: list[str]
-    triggers: list[UUID]
+    triggers: list[UUID] | None = None
+    disabled: bool
 
 
 class Wanted(BaseModel):
@@ -105,6 +111,17 @@ class Exchange(BaseModel):
     results: list[Result] = []
 
 
+class FromFile(RunnerDeployment):
+    """A deployment of a file: to Prefect, one without `paused` is not paused."""
+
+    _paused_by_file: bool | None = PrivateAttr(default=None)
+
+    def __init__(self, **content: Any) -> None:
+        super().__init__(**content)
+        if content.get("paused") is not None:
+            self._paused_by_file = self.paused
+
+
 class Deploying:
     """The state of one `prefect deploy`."""
 
@@ -136,26 +153,23 @@ class Deploying:
             id_ = NEW
             if self.exchange.write:
                 id_ = await PREFECTS.apply(deployment, schedules=wanted or None, version_info=info)
-            self._note(deployment.full_name, id_, "created", [], _signed("+", wanted))
+            self._note(deployment, id_, "created", [], _signed("+", wanted))
             return id_
-        gone = [each for each in stored.schedules if not _among(wanted, each)]
-        new = [
-            each for each in wanted if not any(is_same(each, other) for other in stored.schedules)
-        ]
+        ours = known and known.id == stored.id and (known.ending or known.disabled)
+        if paused_by_file(deployment) is None and not ours:  # left to people
+            deployment.paused = stored.paused
+        kept = stored_for(wanted, stored.schedules)
+        ids = {same.id for same in kept if same}
+        gone = [each for each in stored.schedules if each.id not in ids]
+        new = [each for each, same in zip(wanted, kept, strict=True) if same is None]
         lines = list(differences(_stored_fields(stored), fields(deployment, stored), PUBLIC))
-        resumed = bool(known and known.ending and known.id == stored.id)
-        if resumed:
-            lines.append("paused true → false")
         if lines or gone or new:
             if self.exchange.write:
                 await self._update(deployment, stored, wanted if gone or new else None, info)
-                if resumed:
-                    async with get_client() as client:
-                        await client.resume_deployment(stored.id)
             parts = [*_signed("-", gone), *_signed("+", new)]
-            self._note(deployment.full_name, stored.id, "updated", lines, parts)
+            self._note(deployment, stored.id, "updated", lines, parts)
         else:
-            self._note(deployment.full_name, stored.id, "unchanged", [], [])
+            self._note(deployment, stored.id, "unchanged", [], [])
         return stored.id
 
     async def _update(
@@ -170,6 +184,8 @@ class Deploying:
         The server refuses schedules without slugs in place of such with slugs, and never deletes
         one with a slug: what does not stay is deleted first. A paused schedule stays paused.
         """
+        # Prefect sends only fields that were set: one that left the file would stay as it is.
+        deployment.enforce_parameter_schema = deployment.enforce_parameter_schema
         if schedules is not None:
             slugs = {each.get(key) for each in schedules for key in ("slug", "replaces")}
             all_named = all(each.get("slug") for each in schedules)
@@ -177,11 +193,10 @@ class Deploying:
                 for each in stored.schedules:
                     if not schedules or (each.slug and not (all_named and each.slug in slugs)):
                         await client.delete_deployment_schedule(stored.id, each.id)
+            kept = stored_for(schedules, stored.schedules)
             schedules = [
-                {"active": other.active} | each
-                if (other := next((o for o in stored.schedules if is_same(each, o)), None))
-                else each
-                for each in schedules
+                {"active": same.active} | each if same else each
+                for each, same in zip(schedules, kept, strict=True)
             ]
         await PREFECTS.apply(deployment, schedules=schedules or None, version_info=version_info)
 
@@ -213,7 +228,7 @@ class Deploying:
                     result.parts.append(f"{sign} trigger {name}")
             if result.outcome == "unchanged":
                 result.outcome = "updated"
-        result.triggers = ids or []
+        result.triggers = ids
 
     async def _replace_triggers(
         self, client: PrefectClient, deployment_id: UUID, wanted: list[AutomationCore]
@@ -239,13 +254,28 @@ class Deploying:
         return self._stored
 
     def _note(
-        self, name: str, id_: UUID, outcome: Outcome, lines: list[str], parts: list[str]
+        self,
+        deployment: RunnerDeployment,
+        id_: UUID,
+        outcome: Outcome,
+        lines: list[str],
+        parts: list[str],
     ) -> None:
         self._open = Result(
-            name=name, id=id_, outcome=outcome, differences=lines, parts=parts, triggers=[]
+            name=deployment.full_name,
+            id=id_,
+            outcome=outcome,
+            differences=lines,
+            parts=parts,
+            disabled=bool(paused_by_file(deployment)),
         )
         # Recorded even if its triggers cannot be written.
         self.exchange.results.append(self._open)
+
+
+def paused_by_file(deployment: RunnerDeployment) -> bool | None:
+    """Return the key `paused` of the deployment; None if its file has none."""
+    return deployment._paused_by_file if isinstance(deployment, FromFile) else deployment.paused
 
 
 def fields(deployment: RunnerDeployment, stored: DeploymentResponse) -> dict[str, Any]:
@@ -270,8 +300,6 @@ def fields(deployment: RunnerDeployment, stored: DeploymentResponse) -> dict[str
         ),
         "paused": content["paused"],
     }
-    if wanted["paused"] is None:  # left to people
-        wanted["paused"] = stored.paused
     if deployment._version_from_flow:  # that of each commit: no reason to update
         wanted["version"] = stored.version
     if wanted["description"] in (None, "None") and stored.description in (None, "None", ""):
@@ -303,10 +331,6 @@ def _stored_fields(stored: DeploymentResponse) -> dict[str, Any]:
         "concurrency_limit": limit.limit if limit else None,
         "concurrency_options": options and options.model_dump(mode="json", exclude_none=True),
     }
-
-
-def _among(wanted: list[Given], stored: Any) -> bool:
-    return any(is_same(each, stored) for each in wanted)
 
 
 def _by_name(automations: Iterable[AutomationCore]) -> dict[str, list[Any]]:
@@ -353,6 +377,7 @@ def replace_calls(deploying: Deploying) -> None:
 
     if not deploying.exchange.write:
         setattr(_core, "run_steps", no_steps)  # noqa: B010  # an import of Prefect's
+    setattr(_core, "RunnerDeployment", FromFile)  # noqa: B010  # an import of Prefect's
     RunnerDeployment.apply = apply  # type: ignore[method-assign,assignment]
     PrefectClient.delete_resource_owned_automations = delete_owned  # type: ignore[method-assign,assignment]
     PrefectClient.create_automation = create_automation  # type: ignore[method-assign,assignment]

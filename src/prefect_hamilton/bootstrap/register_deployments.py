@@ -315,7 +315,9 @@ async def deploy(
     if not any(repository.files.values()):
         return []
     known = {
-        entry.name: Known(id=entry.id, triggers=entry.triggers, ending=entry.ending)
+        entry.name: Known(
+            id=entry.id, triggers=entry.triggers, ending=entry.ending, disabled=entry.disabled
+        )
         for entry in created
         if entry.kind == DEPLOYMENT
     }
@@ -361,6 +363,7 @@ async def deploy(
             source=repository.source,
             created=result.outcome == "created" or bool(before and before.created),
             triggers=result.triggers,
+            disabled=result.disabled,
         )
         change = Change(
             result.outcome,

@@ -1,7 +1,10 @@
-"""Schedules of deployments: as text, and whether two of them are the same."""
+"""Schedules of deployments: as text, and which of those that are stored are given."""
 
+from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
+from prefect._internal.schemas.validators import normalize_rrule_string
 from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 
@@ -23,10 +26,25 @@ def describe(given: DeploymentSchedule | Given) -> str:
     return f"{when} {schedule.timezone or 'UTC'}"
 
 
-def is_same(given: Given, stored: DeploymentSchedule) -> bool:
+def stored_for(
+    given: list[Given], stored: list[DeploymentSchedule]
+) -> list[DeploymentSchedule | None]:
+    """Return for each given schedule the one that is stored; None if there is none or no more."""
+    left = list(stored)
+    found: list[DeploymentSchedule | None] = [None] * len(given)
+    # First those that say whether they are active: the others may be either.
+    for number in sorted(range(len(given)), key=lambda each: given[each].get("active") is None):
+        same = next((each for each in left if _is_same(given[number], each)), None)
+        if same:
+            found[number] = same
+            left.remove(same)
+    return found
+
+
+def _is_same(given: Given, stored: DeploymentSchedule) -> bool:
     """Whether what is stored is what is given; what is not given, such as a pause, may be any."""
     return (
-        _content(given["schedule"], given["schedule"])
+        _content(_started(given["schedule"], stored.schedule), given["schedule"])
         == _content(stored.schedule, given["schedule"])
         and type(given["schedule"]) is type(stored.schedule)
         and given.get("slug") == stored.slug
@@ -40,3 +58,17 @@ def _content(schedule: Any, given: Any) -> dict[str, Any]:
     anchored = "anchor_date" in given.model_fields_set
     content: dict[str, Any] = schedule.model_dump(exclude=None if anchored else {"anchor_date"})
     return content | {"timezone": content.get("timezone") or "UTC"}
+
+
+def _started(given: Any, stored: Any) -> Any:
+    """Return what is given with the start that Prefect adds to a stored rule without one.
+
+    It depends on when the rule was stored.
+    """
+    if isinstance(given, RRuleSchedule) and isinstance(stored, RRuleSchedule):
+        first = stored.rrule.partition("\n")[0]
+        with suppress(ValueError):  # the stored rule has no start, or a person gave it one with Z
+            start = datetime.strptime(first, "DTSTART:%Y%m%dT%H%M%S")
+            rule = normalize_rrule_string(given.rrule, now=start)
+            return given.model_copy(update={"rrule": rule})
+    return given

@@ -68,8 +68,9 @@ REVOKE CONNECT ON DATABASE "{{ $database.name }}" FROM PUBLIC;
     "image" $exporter.image
     "settings" .settings) | nindent 2 }}
   env:
+    # Each scrape opens a connection: queries that wait for a lock would use up those of the server. Prometheus waits 10 s.
     - name: DATA_SOURCE_URI
-      value: {{ printf "127.0.0.1:5432/%s?sslmode=disable" $database | quote }}
+      value: {{ printf "127.0.0.1:5432/%s?sslmode=disable&statement_timeout=5000" $database | quote }}
     - name: DATA_SOURCE_USER
       value: postgres
     - name: DATA_SOURCE_PASS
