@@ -19,6 +19,9 @@ class Api:
     def post(self, path: str, **body: Any) -> Any:
         return self._ask("POST", path, json=body)
 
+    def post_list(self, path: str, content: list[Any]) -> None:
+        self._ask("POST", path, json=content)
+
     def patch(self, path: str, **body: Any) -> None:
         self._ask("PATCH", path, json=body)
 

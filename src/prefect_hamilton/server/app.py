@@ -15,6 +15,7 @@ from prefect_hamilton.server import (
     policy,
     proactive_triggers,
     redelivery,
+    repeated_actions,
     second_credential,
 )
 from prefect_hamilton.server.request_metrics import RequestMetrics
@@ -34,6 +35,7 @@ def create_app(*, webserver_only: bool) -> FastAPI:
     notifications.report_failures()
     proactive_triggers.replace_windows()
     redelivery.shorten()
+    repeated_actions.recognize()
     # Before Prefect's own route of this path, which waits for a connection of the shared pool.
     api.router.routes.insert(0, APIRoute("/ready", availability.readiness, methods=["GET"]))
     if get_current_settings().server.metrics_enabled:

@@ -5,7 +5,12 @@ import runpy
 import sys
 
 from prefect_hamilton import _metrics_port
-from prefect_hamilton.server import notifications, proactive_triggers, redelivery
+from prefect_hamilton.server import (
+    notifications,
+    proactive_triggers,
+    redelivery,
+    repeated_actions,
+)
 
 METRICS_PORT = "PREFECT_HAMILTON_SERVICES_METRICS_PORT"
 """Variable with the port of /metrics. Without it, none is served."""
@@ -16,6 +21,7 @@ def main() -> None:
     notifications.report_failures()
     proactive_triggers.replace_windows()
     redelivery.shorten()
+    repeated_actions.recognize()
     if os.environ.get(METRICS_PORT):
         from prefect_hamilton.server import service_metrics
 

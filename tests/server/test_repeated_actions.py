@@ -1,0 +1,157 @@
+"""An event whose evaluation the database could not store at first has one action, not several."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from prefect.server.events.schemas.automations import Automation, Firing
+from prefect.server.events.schemas.events import ReceivedEvent
+
+from prefect_hamilton.server.repeated_actions import RepeatableAction
+from tests import services
+from tests.profiles import wait_until
+from tests.server.runs import Api
+
+pytestmark = pytest.mark.services
+
+TRIGGER = {
+    "type": "event",
+    "posture": "Reactive",
+    "expect": ["something"],
+    "for_each": ["prefect.resource.id"],
+    "threshold": 1,
+    "within": 0,
+}
+FAILURES = 3
+FAIL_AT_COMMIT = f"""
+CREATE SEQUENCE commits;
+CREATE FUNCTION fail_at_first() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF nextval('commits') <= {FAILURES} THEN
+    RAISE EXCEPTION 'the disk is full';
+  END IF;
+  RETURN NULL;
+END $$;
+CREATE CONSTRAINT TRIGGER fail_at_first AFTER INSERT ON automation_bucket
+DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fail_at_first();
+"""
+"""The counter of a sequence goes on also where a transaction fails."""
+
+
+@pytest.fixture
+def database(postgres: str) -> Iterator[str]:
+    name = "repeated_actions"
+    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield f"{postgres}/{name}"
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def api(database: str, tmp_path: Path) -> Iterator[Api]:
+    url = database.replace("postgresql:", "postgresql+asyncpg:")
+    with services.prefect_server(
+        tmp_path,
+        program=services.OWN_SERVER,
+        background_services=True,
+        PREFECT_API_DATABASE_CONNECTION_URL=url,
+    ) as server:
+        yield Api(server.url)
+
+
+def test_an_event_that_is_evaluated_again_creates_one_flow_run(api: Api, database: str) -> None:
+    flow = api.post("/flows/", name="follows")["id"]
+    deployment = api.post("/deployments/", name="follows", flow_id=flow)["id"]
+    run = {"type": "run-deployment", "source": "selected", "deployment_id": deployment}
+    parameters = {"cause": "{{ event.resource.id }}"}
+    action = {**run, "parameters": parameters}
+    api.post("/automations/", name="follow", trigger=TRIGGER, actions=[action])
+
+    def happens(what: str) -> None:
+        event = {
+            "id": str(uuid4()),
+            "occurred": datetime.now(UTC).isoformat(),
+            "event": "something",
+            "resource": {"prefect.resource.id": what},
+        }
+        api.post_list("/events", [event])
+
+    def causes() -> list[Any]:
+        found = api.post("/flow_runs/filter", deployments={"id": {"any_": [deployment]}})
+        return sorted(each["parameters"]["cause"] for each in found)
+
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(FAIL_AT_COMMIT)
+
+        def commits() -> int:
+            row = connection.execute("SELECT last_value FROM commits").fetchone()
+            assert row
+            return int(row[0])
+
+        happens("first")
+        wait_until(lambda: commits() > FAILURES)
+    # Its actions come after those of the first one.
+    happens("second")
+    wait_until(lambda: "second" in causes())
+    assert causes() == ["first", "second"]
+
+
+def something() -> ReceivedEvent:
+    resource = {"prefect.resource.id": "anything"}
+    return ReceivedEvent(
+        occurred=datetime.now(UTC), event="something", resource=resource, id=uuid4()
+    )
+
+
+def action(automation: Automation, event: ReceivedEvent, *causes: Firing) -> RepeatableAction:
+    """An action of the automation, whose trigger has fired for an event."""
+    firing = fire(automation.trigger, event, *causes)
+    return RepeatableAction(
+        automation=automation,
+        firing=firing,
+        triggered=firing.triggered,
+        triggering_labels={},
+        triggering_event=firing.triggering_event,
+        action=automation.actions[0],
+    )
+
+
+def fire(trigger: Any, event: ReceivedEvent, *causes: Firing) -> Firing:
+    return Firing(
+        trigger=trigger,
+        trigger_states={"Triggered"},
+        triggered=datetime.now(UTC),
+        triggering_firings=list(causes),
+        triggering_event=event,
+    )
+
+
+def automation(trigger: dict[str, Any]) -> Automation:
+    return Automation(name="acts", trigger=trigger, actions=[{"type": "do-nothing"}])
+
+
+def test_an_action_is_the_same_only_for_the_same_events() -> None:
+    reacts, event = automation(TRIGGER), something()
+    first, again, other = (action(reacts, each).id for each in (event, event, something()))
+    assert first == again != other
+
+
+def test_a_proactive_trigger_fires_repeatedly_after_the_same_event() -> None:
+    waits, event = automation(TRIGGER | {"posture": "Proactive", "within": 30}), something()
+    first, again = (action(waits, event).id for _ in range(2))
+    assert first != again
+
+
+def test_two_triggers_of_a_compound_one_may_fire_for_the_same_event() -> None:
+    children = [TRIGGER, TRIGGER | {"expect": ["something", "more"]}]
+    either = automation({"type": "compound", "require": "any", "triggers": children, "within": 60})
+    event = something()
+    one, other = either.trigger.triggers
+    by_one, by_other, again = (
+        action(either, event, fire(child, event)).id for child in (one, other, other)
+    )
+    assert by_one != by_other == again
