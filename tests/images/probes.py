@@ -3,6 +3,7 @@
 import ctypes
 import os
 import select
+import threading
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
@@ -45,6 +46,19 @@ def probe(end: str = "return") -> None:
     while end == "wait":
         # Not time.sleep, which fails under libfaketime.
         select.select([], [], [], 0.1)
+
+
+@flow
+def part() -> None:
+    pass
+
+
+@flow
+def calls_a_subflow() -> None:
+    part()
+    # Each has been started by a flow run, and sleeps.
+    threads = [each for each in threading.enumerate() if each.name.endswith("(run)")]
+    get_run_logger().info("%d threads of heartbeats", len(threads))
 
 
 @flow

@@ -55,6 +55,15 @@ def test_an_asynchronous_flow_completes(pods: Pods) -> None:
     pods.wait_for_log(run, "in an event loop")
 
 
+def test_a_subflow_is_not_held_up_by_its_heartbeats(pods: Pods) -> None:
+    run = pods.flow_run("calls_a_subflow")
+
+    assert pods.execute(run)[0] == 0
+
+    # That of the subflow, which has ended, and that of the flow.
+    pods.wait_for_log(run, "2 threads of heartbeats")
+
+
 def at_each_start(folder: Path, code: str) -> str:
     """The PYTHONPATH with which each start of Python first runs the code."""
     folder.mkdir()

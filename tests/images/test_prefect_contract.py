@@ -41,6 +41,7 @@ POD_SIGNATURES = {
     ),
     "prefect.context:refresh_global_settings_context": "()",
     "prefect.flow_engine:_main": "(argv=None)",
+    "prefect.flow_engine:_send_heartbeats": "(engine, join_on_exit=True)",
     "prefect.logging.handlers:APILogHandler.aflush": "()",
     "prefect.logging.loggers:flow_run_logger": (
         "(flow_run=None, flow=None, flow_run_id=None, **kwargs)"

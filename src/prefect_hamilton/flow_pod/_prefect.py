@@ -7,6 +7,7 @@ private name, except `pull_errors`, which the image of the server also uses.
 
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ if prefect.__version__.split(".")[:2] != SUPPORTED.split("."):
     exit_unsupported()
 
 try:
+    from prefect import flow_engine
     from prefect._internal.attempt_control import (
         AttemptConclusion,
         EngineOutcomeReceipt,
@@ -37,7 +39,7 @@ try:
     from prefect.client.schemas.objects import FlowRun
     from prefect.client.schemas.responses import DeploymentResponse
     from prefect.context import refresh_global_settings_context
-    from prefect.flow_engine import _main as run_engine
+    from prefect.flow_engine import _main, _send_heartbeats
     from prefect.logging.handlers import APILogHandler
     from prefect.logging.loggers import flow_run_logger
     from prefect.runner import _workspace_supervisor
@@ -97,6 +99,16 @@ PULL_STEP_LOGGER = "prefect._internal"
 
 Launch = Callable[..., Coroutine[Any, Any, int]]
 """As `_launch_engine`: the engine's command, and by name its `cwd` and `environment`."""
+
+
+def run_engine(arguments: list[str]) -> int:
+    """Run the flow in this process, as `python -m prefect.engine`; returns the exit code.
+
+    Synchronous flows and their subflows end without their threads of heartbeats, as asynchronous
+    ones do in Prefect: such a thread sleeps for whole seconds before it notices the end.
+    """
+    setattr(flow_engine, "_send_heartbeats", partial(_send_heartbeats, join_on_exit=False))  # noqa: B010
+    return _main(arguments)
 
 
 async def prepare_workspace(
