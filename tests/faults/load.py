@@ -162,6 +162,10 @@ class Load(ABC):
         """Return names of what still runs, but of the schedule."""
         return []
 
+    def ended_while_running(self, states: list[Any]) -> bool:
+        """Whether a fault ended the run's process in the moment before its flow wrote a row."""
+        return False
+
     def infrastructure(self, run_id: str) -> list[str]:
         """Return what is left of a run's infrastructure, a line each."""
         return []
@@ -315,6 +319,8 @@ class Load(ABC):
             states = histories.get(run_id, [])
             pairs = [(state["type"], state["name"]) for state in states]
             verdict = judge(Run(run_id, name, pairs), mine[run_id], self.hit, self.forced)
+            if verdict.word == "wrongly Crashed" and self.ended_while_running(states):
+                verdict.word = "Crashed with its pod"
             report.add(verdict)
             if verdict.word != "right" or verdict.rows_lost or verdict.rows_doubled:
                 report.wrong.append(self.tell(run_id, name, verdict.word, states, mine[run_id]))

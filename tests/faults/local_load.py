@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,14 @@ class LocalLoad(Load):
                 self.hit.add(row["pod"])
                 self.forced.add(row["pod"])
         return rows
+
+    def ended_while_running(self, states: list[Any]) -> bool:
+        """Whether the worker was killed while the run was Running."""
+        times = {s["type"]: datetime.fromisoformat(s["timestamp"]).timestamp() for s in states}
+        began, ended = times.get("RUNNING"), times.get("CRASHED")
+        if began is None or ended is None:
+            return False
+        return any(began - NOTICE_SECONDS <= at <= ended for at in self.ends)
 
     def processes(self, command: str) -> list[psutil.Process]:
         """The process of a command of the profile, and those that it has started."""

@@ -282,7 +282,7 @@ def test_a_full_volume(cluster: Monitored) -> None:
         partial(cluster.in_node, f"rm {folder}/full"),
         *(
             Expected(
-                "The volume of PostgreSQL is full but for 30 MB",
+                "The volume of PostgreSQL is full except for 30 MB",
                 alert,
                 (("persistentvolumeclaim", f"data-{RELEASE}-postgres-0"),),
             )
