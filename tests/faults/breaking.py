@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scripts import kind
+from tests import faketime
 from tests.clusters import NAMESPACE, RELEASE, VOLUMES, Cluster, eventually
 from tests.faults.load import FLOW_PODS, ClusterLoad, component
 from tests.services import ROOT
@@ -178,10 +179,10 @@ def empty_valkey(load: ClusterLoad) -> None:
         delete(load.cluster, pod, force=True)
 
 
-def a_flow_pod(load: ClusterLoad, *, force: bool = False) -> str:
-    """A flow pod of `takes_long` that runs, and that a fault ends now."""
-    load.create("takes_long").result()
-    deployment = load.deployments["takes_long"]
+def a_flow_pod(load: ClusterLoad, flow: str = "takes_long", *, force: bool = False) -> str:
+    """A flow pod that runs, and that a fault ends now."""
+    load.create(flow).result()
+    deployment = load.deployments[flow]
     selector = f"{FLOW_PODS},prefect.io/deployment-id={deployment}"
     for _ in range(240):
         pods = load.cluster.get("pods", "-l", selector)["items"]
@@ -198,6 +199,11 @@ def delete_flow_pod(*, force: bool) -> Callable[[ClusterLoad], None]:
         delete(load.cluster, a_flow_pod(load, force=force), force=force)
 
     return breaks
+
+
+def delete_flow_pod_with_wrong_clock(load: ClusterLoad) -> None:
+    """It says when its flow run is due again."""
+    delete(load.cluster, a_flow_pod(load, "has_wrong_clock"), force=False)
 
 
 class Away:
@@ -373,6 +379,11 @@ FAULTS = [
     Fault("flow pod deleted by force", delete_flow_pod(force=True)),
     Fault("flow pod evicted", evict_flow_pod),
     Fault("flow pod out of memory", run_out_of_memory),
+    *(
+        [Fault("flow pod with a wrong clock deleted", delete_flow_pod_with_wrong_clock)]
+        if faketime.LIBRARY
+        else []
+    ),
     Fault(
         "Kubernetes API away 60 s",
         in_node(f"mv {APISERVER} /root/"),

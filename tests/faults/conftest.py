@@ -26,12 +26,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from scripts import chart_images, kind
+from tests import faketime
 from tests.clusters import NAMESPACE, RELEASE, Cluster
-from tests.faults.load import ClusterLoad, Recorder
+from tests.faults.load import CLOCK_IMAGE, ClusterLoad, Recorder
 from tests.faults.verdict import Report, table
 from tests.services import ROOT, free_port
 
@@ -89,12 +91,23 @@ def bare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Clu
                 kind.create_cluster(NAME, cluster.port, cluster.hamilton_port, kind.NODE_IMAGE)
             files = [kind.VALUES, *(VALUES / f"{profile}.yaml" for profile in PROFILES)]
             images = {i for each in files[1:] for i in chart_images.images([files[0], each])}
+            if faketime.LIBRARY:
+                build_clock_image(tmp_path_factory.mktemp("clock"), faketime.LIBRARY)
+                images.add(CLOCK_IMAGE)
             identity = kind.load_images(NAME, sorted(images))
             Recorder(cluster).install()
             yield cluster, identity
         finally:
             if not EXISTING:
                 kind.run("kind", "delete", "cluster", "--name", NAME)
+
+
+def build_clock_image(folder: Path, library: Path) -> None:
+    """Build the image of flow pods with libfaketime."""
+    shutil.copy(library, folder)
+    lines = f"FROM prefect-hamilton/flows:0.1.0\nCOPY {library.name} /usr/lib/\n"
+    (folder / "Dockerfile").write_text(lines)
+    kind.run("docker", "build", "--quiet", "--tag", CLOCK_IMAGE, str(folder))
 
 
 @pytest.fixture(scope="session")

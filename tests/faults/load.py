@@ -18,6 +18,7 @@ import httpx
 import tenacity
 
 from scripts import kind
+from tests import faketime
 from tests.clusters import RELEASE, WALKTHROUGH, Cluster, eventually
 from tests.faults.verdict import FINAL, Report, Run, judge, longest_gap
 from tests.services import ROOT
@@ -34,7 +35,10 @@ MIX = [
 ]
 """Kinds of runs; a load has as many of each as this list says, in an order of its own."""
 ACTIVE = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
-OTHERS = ("follows", "each_minute", "eats_memory", "tracks")
+OTHERS = ("follows", "each_minute", "eats_memory", "tracks", "has_wrong_clock")
+CLOCK_IMAGE = "prefect-hamilton/flows:clock"
+CLOCK = {"image": CLOCK_IMAGE, "env": faketime.clock("+5m", "/usr/lib/libfaketime.so.1")}
+"""Job variables of a pod whose clock is ahead."""
 FLOW_PODS = "app.kubernetes.io/component=flow-run"
 
 
@@ -419,6 +423,9 @@ class ClusterLoad(Load):
         # Nothing of an earlier load holds a slot.
         self.cluster.kubectl("delete", "jobs", "-l", FLOW_PODS)
         super().register()
+        self.ask(
+            "PATCH", f"/deployments/{self.deployments['has_wrong_clock']}", job_variables=CLOCK
+        )
 
     @eventually
     def active(self) -> list[str]:

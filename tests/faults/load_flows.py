@@ -4,6 +4,7 @@ They run in flow pods, cloned with the working tree, and need what the image `fl
 """
 
 import os
+import select
 import time
 import uuid
 from collections.abc import Iterator
@@ -98,6 +99,14 @@ def takes_long() -> None:
     with execution():
         for _ in range(5):
             work(5)
+
+
+@flow
+def has_wrong_clock() -> None:
+    """Last as long as `takes_long`, in a pod with another clock."""
+    with execution():
+        # Not time.sleep, which fails under libfaketime.
+        select.select([], [], [], 25)
 
 
 @flow

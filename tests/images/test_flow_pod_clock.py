@@ -1,33 +1,19 @@
-"""A flow pod whose clock differs from the server's by five minutes.
-
-libfaketime gives the process another clock, as a node whose clock is not synchronized has one.
-"""
+"""A flow pod whose clock differs from the server's by five minutes."""
 
 import signal
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from prefect.client.schemas.objects import StateType
 
+from tests.faketime import LIBRARY, clock
 from tests.images.pods import Pods
-
-FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 pytestmark = [
     pytest.mark.services,
-    pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not installed"),
+    pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed"),
     pytest.mark.parametrize("offset", ["-5m", "+5m"]),
 ]
-
-
-def clock(offset: str) -> dict[str, str]:
-    """The environment of a pod with that clock; what measures durations is not changed."""
-    return {
-        "LD_PRELOAD": str(FAKETIME),
-        "FAKETIME": offset,
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
 
 
 def test_the_flow_runs_once(pods: Pods, offset: str) -> None:
