@@ -1,10 +1,19 @@
 """What the tests of generated desired states share: values that Prefect's own schemas allow."""
 
+import asyncio
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from prefect_hamilton.bootstrap import desired_state
+from prefect_hamilton.bootstrap.apply import Options, apply
+from prefect_hamilton.bootstrap.changes import Change
+from prefect_hamilton.bootstrap.register_deployments import Flows
 
 Object = dict[str, Any]
 Objects = st.SearchStrategy[Object]
@@ -77,6 +86,20 @@ def from_model(schema: Object, **instead: st.SearchStrategy[Any]) -> Objects:
 
 def several(objects: Objects, key: str = "name") -> st.SearchStrategy[list[Object]]:
     return st.lists(objects, max_size=3, unique_by=lambda each: each[key])
+
+
+def bring_about(
+    api: str, file: Path, repositories: Sequence[Flows] = (), **options: Any
+) -> list[Change]:
+    """Apply the state in a file, and the repositories; returns the changes."""
+    done = apply(
+        desired_state.load([file]),
+        report=lambda change: None,
+        options=Options(**options),
+        repositories=repositories,
+    )
+    with temporary_settings({PREFECT_API_URL: api}):
+        return asyncio.run(done).changes
 
 
 def content(node: Any) -> Any:

@@ -3,7 +3,6 @@
 After others, they leave what they leave on an empty server.
 """
 
-import asyncio
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,7 @@ import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from prefect.events import DeploymentEventTrigger
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from prefect_hamilton.bootstrap import desired_state
-from prefect_hamilton.bootstrap.apply import Options, apply
 from prefect_hamilton.bootstrap.changes import Change
 from prefect_hamilton.bootstrap.register_deployments import Flows
 from tests import forks
@@ -30,6 +26,7 @@ from tests.deployments.generated import (
     WORDS,
     Object,
     Objects,
+    bring_about,
     content,
     examples,
     from_model,
@@ -162,14 +159,8 @@ def bootstrap(api: str, folder: Path, wanted: list[Object], **options: Any) -> l
     (folder / "work.py").write_text(FLOW)
     (folder / "state.json").write_text(json.dumps(STATE))
     (folder / "prefect.yaml").write_text(yaml.safe_dump({"pull": [], "deployments": wanted}))
-    done = apply(
-        desired_state.load([folder / "state.json"]),
-        report=lambda change: None,
-        options=Options(release="generated", **options),
-        repositories=[Flows("file:///generated", "main", ("*",), checkout=folder)],
-    )
-    with temporary_settings({PREFECT_API_URL: api}):
-        return asyncio.run(done).changes
+    repositories = [Flows("file:///generated", "main", ("*",), checkout=folder)]
+    return bring_about(api, folder / "state.json", repositories, release="generated", **options)
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 After another state, it leaves what it leaves on an empty server.
 """
 
-import asyncio
 import json
 from typing import Any
 
@@ -12,10 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefect.events.schemas.automations import EventTrigger
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_hamilton.bootstrap import desired_state, prefect_schemas
-from prefect_hamilton.bootstrap.apply import Options, apply
 from tests.deployments.generated import (
     SECRET,
     TEXT,
@@ -23,6 +20,7 @@ from tests.deployments.generated import (
     WORDS,
     Object,
     Objects,
+    bring_about,
     content,
     examples,
     from_model,
@@ -149,10 +147,7 @@ def test_a_state_that_is_applied_twice_is_written_once(
     file = tmp_path_factory.mktemp("state") / "state.json"
 
     def outcomes(**options: Any) -> set[str]:
-        state = desired_state.load([file])
-        done = apply(state, report=lambda change: None, options=Options(**options))
-        with temporary_settings({PREFECT_API_URL: api}):
-            return {change.outcome for change in asyncio.run(done).changes}
+        return {change.outcome for change in bring_about(api, file, **options)}
 
     @settings(examples, max_examples=25)
     @given(state=states)
@@ -224,19 +219,13 @@ def test_a_state_after_another_leaves_what_it_leaves_on_an_empty_server(
     monkeypatch.setenv("GENERATED_SECRET", SECRET)
     file = tmp_path_factory.mktemp("state") / "state.json"
 
-    def bring_about(state: Object) -> Object:
+    def left_by(state: Object) -> Object:
         file.write_text(json.dumps(state))
-        done = apply(
-            desired_state.load([file]),
-            report=lambda change: None,
-            options=Options(release="generated"),
-        )
-        with temporary_settings({PREFECT_API_URL: api}):
-            asyncio.run(done)
+        bring_about(api, file, release="generated")
         return stored(api)
 
     def empty() -> None:
-        bring_about({})
+        left_by({})
         httpx.delete(f"{api}/work_pools/pool")
 
     @settings(examples, max_examples=10)
@@ -244,9 +233,9 @@ def test_a_state_after_another_leaves_what_it_leaves_on_an_empty_server(
     def check(pair: tuple[Object, Object]) -> None:
         first, second = pair
         empty()
-        bring_about(first)
-        after = bring_about(second)
+        left_by(first)
+        after = left_by(second)
         empty()
-        assert after == bring_about(second)
+        assert after == left_by(second)
 
     check()

@@ -62,8 +62,7 @@ class LocalLoad(Load):
         for row in rows:
             row["pod"] = row["execution"]
             until = ended.get(row["execution"], time.time())
-            began = row["arrived"] - NOTICE_SECONDS
-            if row["event"] == "start" and any(began <= at <= until for at in self.ends):
+            if row["event"] == "start" and self._was_killed(row["arrived"], until):
                 self.hit.add(row["pod"])
                 self.forced.add(row["pod"])
         return rows
@@ -72,9 +71,11 @@ class LocalLoad(Load):
         """Whether the worker was killed while the run was Running."""
         times = {s["type"]: datetime.fromisoformat(s["timestamp"]).timestamp() for s in states}
         began, ended = times.get("RUNNING"), times.get("CRASHED")
-        if began is None or ended is None:
-            return False
-        return any(began - NOTICE_SECONDS <= at <= ended for at in self.ends)
+        return began is not None and ended is not None and self._was_killed(began, ended)
+
+    def _was_killed(self, began: float, until: float) -> bool:
+        """Whether the worker was killed in this time, or just before it."""
+        return any(began - NOTICE_SECONDS <= at <= until for at in self.ends)
 
     def processes(self, command: str) -> list[psutil.Process]:
         """The process of a command of the profile, and those that it has started."""

@@ -20,14 +20,12 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
   "what" $where "where" $where "settings" $section) | fromYamlArray) }}
 {{- end }}
 {{- end }}
-{{- range $name, $exporter := $v.monitoring }}
-{{- $where := printf "monitoring.%s" $name }}
-{{- $mistakes = concat $mistakes (include "prefect-hamilton.podMistakes" (dict
-  "what" $where "where" $where "settings" $exporter) | fromYamlArray) }}
-{{- end }}
 {{- $thirdParty := dict "postgres" $v.postgres "valkey" $v.valkey }}
 {{- range $name, $exporter := $v.monitoring }}
-{{- $_ := set $thirdParty (printf "monitoring.%s" $name) $exporter }}
+{{- $where := printf "monitoring.%s" $name }}
+{{- $_ := set $thirdParty $where $exporter }}
+{{- $mistakes = concat $mistakes (include "prefect-hamilton.podMistakes" (dict
+  "what" $where "where" $where "settings" $exporter) | fromYamlArray) }}
 {{- end }}
 {{- range $where, $section := $thirdParty }}
 {{- if and $section.enabled (not (or $section.image.tag $section.image.digest)) }}

@@ -6,7 +6,6 @@ new ids: a flow run was created each time. With ids that follow from the cause, 
 an action that it has done, and the server a flow run that exists.
 """
 
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -37,7 +36,8 @@ def _events(firing: Firing) -> str | None:
     A proactive trigger fires because no event came, each time after the same last one.
     """
     found = []
-    for each in _leaves(firing):
+    # Without those of triggers that fired because of their own triggers.
+    for each in (each for each in firing.all_firings() if not each.triggering_firings):
         trigger, event = each.trigger, each.triggering_event
         if not isinstance(trigger, EventTrigger) or trigger.posture is not Posture.Reactive:
             return None
@@ -45,14 +45,6 @@ def _events(firing: Firing) -> str | None:
             return None
         found.append(f"{trigger.id} {event.id}")
     return " ".join(sorted(found))
-
-
-def _leaves(firing: Firing) -> Iterator[Firing]:
-    """Yield the firings of triggers that have no triggers of their own."""
-    if not firing.triggering_firings:
-        yield firing
-    for each in firing.triggering_firings:
-        yield from _leaves(each)
 
 
 def recognize() -> None:
