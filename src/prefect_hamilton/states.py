@@ -69,12 +69,12 @@ async def propose(
 ) -> OrchestrationResult[Any]:
     """Propose a state for a run that is in the state `expected`; returns the server's answer.
 
-    The client repeats the request under one transition id, so that the server counts it once.
-    `options` are those of an HTTP request.
+    The client repeats the request under one transition id, that of the state if it has one, so
+    that the server counts it once. `options` are those of an HTTP request.
     """
     proposed = to_state_create(state)
     proposed.state_details.flow_run_id = flow_run_id
-    proposed.state_details.transition_id = uuid4()
+    proposed.state_details.transition_id = state.state_details.transition_id or uuid4()
     response = await client.request(
         "POST",
         "/flow_runs/{id}/set_state",

@@ -4,13 +4,15 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 from unittest.mock import Mock
+from uuid import UUID
 
+import anyio
 import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.process import ProcessWorker
 
-from prefect_hamilton.worker import process, wake
+from prefect_hamilton.worker import process, taking_up, wake
 from prefect_hamilton.worker.taking_up import WAITS
 from tests import services
 from tests.worker.conftest import Pool
@@ -61,6 +63,32 @@ async def test_a_run_that_an_outage_kept_from_its_process_waits_again(
     state = pool.api.state(run)
     assert (state["name"], answers) == ("AwaitingRetry", [])
     assert state["message"].startswith(WAITS)
+
+
+async def test_a_run_goes_on_whose_pending_was_accepted_but_answered_too_late(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine sleeps between the request and its answer, so that the time is over first."""
+    run = pool.new_run()
+    monkeypatch.setattr(taking_up, "PROPOSAL_SECONDS", 0.5)
+    async with working(pool, monkeypatch) as worker:
+        request = worker.client.request
+        lost: list[httpx.Response] = []
+
+        async def sleep(method: Any, path: Any, **options: Any) -> httpx.Response:
+            response: httpx.Response = await request(method, path, **options)
+            if path.endswith("/set_state") and not lost:
+                lost.append(response)
+                await anyio.sleep_forever()
+            return response
+
+        monkeypatch.setattr(worker.client, "request", sleep)
+        [found] = await worker._get_scheduled_flow_runs()
+        assert await worker._propose_pending_state(found.flow_run)
+
+    assert lost[0].json()["status"] == "ACCEPT"
+    assert pool.api.states(run) == ["SCHEDULED", "PENDING"]
+    assert worker._attempts[run] == UUID(pool.api.state(run)["id"])
 
 
 async def test_an_outage_does_not_end_the_worker(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import anyio
 import httpx
@@ -129,6 +129,7 @@ class TakingUp(AnyWorker):  # type: ignore[misc]
     ) -> State[Any] | None:
         """Propose a state for a run that is in the state `found`; None, and a log, if refused."""
         logger = self.get_flow_run_logger(flow_run)
+        wanted.state_details.transition_id = uuid4()
         try:
             with anyio.fail_after(PROPOSAL_SECONDS):
                 answer = await propose(
@@ -139,6 +140,9 @@ class TakingUp(AnyWorker):  # type: ignore[misc]
                     timeout=ANSWER_SECONDS,
                 )
         except (httpx.HTTPError, TimeoutError) as error:
+            accepted = await self._find_accepted(flow_run, wanted)
+            if accepted is not None:
+                return accepted
             logger.warning(
                 "Flow run '%s' was not taken up, because the API did not answer: %s: %s",
                 flow_run.id,
@@ -154,3 +158,17 @@ class TakingUp(AnyWorker):  # type: ignore[misc]
         if not answer.state.is_pending():
             logger.warning("Flow run '%s' is skipped: %s", flow_run.id, wanted.message)
         return answer.state
+
+    async def _find_accepted(self, flow_run: FlowRun, wanted: State[Any]) -> State[Any] | None:
+        """Return the run's state if it is the proposed one: then only the answer was lost.
+
+        The machine may have slept, for example. No poll would find a run that is Pending.
+        """
+        try:
+            await self._await_answer()
+            with anyio.fail_after(ANSWER_SECONDS):
+                state = (await self.client.read_flow_run(flow_run.id)).state
+        except (httpx.HTTPError, TimeoutError):
+            return None
+        same = state and state.state_details.transition_id == wanted.state_details.transition_id
+        return state if same else None
