@@ -65,11 +65,22 @@ def api(database: str, tmp_path: Path) -> Iterator[Api]:
 
 def test_an_event_that_is_evaluated_again_creates_one_flow_run(api: Api, database: str) -> None:
     flow = api.post("/flows/", name="follows")["id"]
-    deployment = api.post("/deployments/", name="follows", flow_id=flow)["id"]
-    run = {"type": "run-deployment", "source": "selected", "deployment_id": deployment}
-    parameters = {"cause": "{{ event.resource.id }}"}
-    action = {**run, "parameters": parameters}
-    api.post("/automations/", name="follow", trigger=TRIGGER, actions=[action])
+
+    def follow(name: str, trigger: dict[str, Any], cause: str) -> tuple[str, str]:
+        """Return the ids of an automation and of the deployment that it runs with a parameter."""
+        deployment: str = api.post("/deployments/", name=name, flow_id=flow)["id"]
+        run = {"type": "run-deployment", "source": "selected", "deployment_id": deployment}
+        actions = [{**run, "parameters": {"cause": cause}}]
+        automation = api.post("/automations/", name=name, trigger=trigger, actions=actions)
+        return automation["id"], deployment
+
+    first, deployment = follow("first", TRIGGER, "{{ event.resource.id }}")
+    triggered = TRIGGER | {
+        "expect": ["prefect.automation.triggered"],
+        "match": {"prefect.resource.id": f"prefect.automation.{first}"},
+    }
+    cause = "{{ event.payload.triggering_event.resource['prefect.resource.id'] }}"
+    _, next_deployment = follow("next", triggered, cause)
 
     def happens(what: str) -> None:
         event = {
@@ -80,7 +91,7 @@ def test_an_event_that_is_evaluated_again_creates_one_flow_run(api: Api, databas
         }
         api.post_list("/events", [event])
 
-    def causes() -> list[Any]:
+    def causes(deployment: str) -> list[Any]:
         found = api.post("/flow_runs/filter", deployments={"id": {"any_": [deployment]}})
         return sorted(each["parameters"]["cause"] for each in found)
 
@@ -96,8 +107,8 @@ def test_an_event_that_is_evaluated_again_creates_one_flow_run(api: Api, databas
         wait_until(lambda: commits() > FAILURES)
     # Its actions come after those of the first one.
     happens("second")
-    wait_until(lambda: "second" in causes())
-    assert causes() == ["first", "second"]
+    wait_until(lambda: "second" in causes(next_deployment))
+    assert causes(deployment) == causes(next_deployment) == ["first", "second"]
 
 
 def something() -> ReceivedEvent:

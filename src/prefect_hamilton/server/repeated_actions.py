@@ -3,19 +3,24 @@
 Prefect publishes the actions of an automation before it commits the evaluation of the event. If
 the database fails at that moment, the event is evaluated again, and its actions are published with
 new ids: a flow run was created each time. With ids that follow from the cause, Prefect recognizes
-an action that it has done, and the server a flow run that exists.
+an action that it has done, and the server a flow run that exists. The same is true of the event
+that an automation was triggered, for which other automations may act.
 """
 
+from functools import wraps
 from typing import Any
 from uuid import UUID, uuid5
 
 from prefect.server.events import triggers
 from prefect.server.events.schemas.automations import (
+    CompositeTrigger,
     EventTrigger,
     Firing,
     Posture,
     TriggeredAction,
+    TriggerState,
 )
+from prefect.server.events.schemas.events import ReceivedEvent
 
 NAMESPACE = UUID("bcf1f1f2-1548-4b07-b967-7e4124678363")
 
@@ -26,8 +31,14 @@ class RepeatableAction(TriggeredAction):
     def model_post_init(self, context: Any) -> None:
         """Derive the id from the events."""
         super().model_post_init(context)
-        if self.firing and (events := _events(self.firing)):
-            self.id = uuid5(NAMESPACE, f"{self.automation.id} {self.action_index} {events}")
+        if self.firing and (id_ := _id(self.firing, self.action_index)):
+            self.id = id_
+
+
+def _id(firing: Firing, part: object) -> UUID | None:
+    """Return the id of a part of what the firing causes; None if it is to be new each time."""
+    events = _events(firing)
+    return uuid5(NAMESPACE, f"{firing.trigger.automation.id} {part} {events}") if events else None
 
 
 def _events(firing: Firing) -> str | None:
@@ -48,5 +59,19 @@ def _events(firing: Firing) -> str | None:
 
 
 def recognize() -> None:
-    """Give the actions of this process such ids."""
+    """Give the actions of this process, and the events about their automations, such ids."""
     setattr(triggers, "TriggeredAction", RepeatableAction)  # noqa: B010  # an import of Prefect's
+    for kind in (EventTrigger, CompositeTrigger):
+        _give_ids(kind)
+
+
+def _give_ids(kind: type[Any]) -> None:
+    prefects = kind.create_automation_state_change_event
+
+    @wraps(prefects)
+    def create(self: Any, firing: Firing, trigger_state: TriggerState) -> ReceivedEvent:
+        event: ReceivedEvent = prefects(self, firing, trigger_state)
+        event.id = _id(firing, trigger_state.value) or event.id
+        return event
+
+    kind.create_automation_state_change_event = create
