@@ -58,6 +58,9 @@ SHOWN = ("updated ", "removed ", "ending ", "kept ")
 RECOVERY_SECONDS = 120
 """Time that a restarted worker waits for the server, in seconds."""
 
+ORPHAN_SECONDS = 10
+"""Time that flow runs have to end after their worker was killed."""
+
 PAGE = 200
 """Maximum number of flow runs that the server returns per request."""
 
@@ -187,7 +190,7 @@ def recover() -> None:
     try:
         _await(lambda: _server(noted.profile), RECOVERY_SECONDS, state)
         # Orphans end by themselves, or report how they crashed.
-        orphans = local_profile.executed_flow_runs(state)
+        orphans = local_profile.await_flow_runs(state, ORPHAN_SECONDS)
         count = restart_interrupted_runs(noted.profile, now, leave=orphans)
     except (ProfileError, httpx.HTTPError) as error:
         fail(ProfileError(f"Interrupted flow runs were not rescheduled ({error}): run make up."))

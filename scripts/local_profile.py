@@ -29,6 +29,7 @@ import httpx
 import psutil
 from packaging.version import Version
 from pydantic import BaseModel, ValidationError
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from prefect_hamilton.server import ui_files
 
@@ -315,11 +316,21 @@ def executed_flow_runs(state: Path) -> set[str]:
     found = set()
     for process in processes(state):
         with contextlib.suppress(psutil.Error, OSError):
-            found.add(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
+            if flow_run := process.environ().get("PREFECT__FLOW_RUN_ID"):
+                found.add(flow_run)
             if FORKED in _command(process):
                 # It keeps a file open that is named after its flow run.
                 found.update(Path(file.path).name for file in process.open_files())
     return found
+
+
+def await_flow_runs(state: Path, seconds: float) -> set[str]:
+    """Wait until no process executes a flow run; returns the ids of those that still are."""
+    with contextlib.suppress(RetryError):
+        Retrying(retry=retry_if_result(bool), stop=stop_after_delay(seconds), wait=wait_fixed(0.2))(
+            executed_flow_runs, state
+        )
+    return executed_flow_runs(state)
 
 
 def manager(state: Path) -> psutil.Process | None:

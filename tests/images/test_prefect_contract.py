@@ -40,6 +40,8 @@ POD_SIGNATURES = {
         "server_type=None)"
     ),
     "prefect.context:refresh_global_settings_context": "()",
+    "prefect.flow_engine:AsyncFlowRunEngine.begin_run": "(self)",
+    "prefect.flow_engine:FlowRunEngine.begin_run": "(self)",
     "prefect.flow_engine:_main": "(argv=None)",
     "prefect.flow_engine:_send_heartbeats": "(engine, join_on_exit=True)",
     "prefect.logging.handlers:APILogHandler.aflush": "()",

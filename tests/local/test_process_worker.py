@@ -48,6 +48,22 @@ def probe(notes: str, seconds: float = 0):
 VALUE = 1
 """
 
+SLOW_TO_BEGIN = """
+import os, time
+from pathlib import Path
+from prefect import flow
+from prefect.runtime import flow_run
+
+def slow_name():
+    Path(flow_run.parameters["notes"]).write_text(str(os.getpid()))
+    time.sleep(300)
+
+@flow(flow_run_name=slow_name)
+def probe(notes: str, seconds: float = 0):
+    pass
+"""
+"""Its name is asked for just before the flow run becomes Running."""
+
 
 class Pool:
     """A process pool with a worker, and a deployment of a flow in a folder."""
@@ -72,6 +88,24 @@ class Pool:
             pull_steps=steps,
             enforce_parameter_schema=False,
         )["id"]
+
+    def start_worker(self) -> None:
+        command = ["-m", "prefect_hamilton.worker", "start", "--type", "process", "--pool", "pool"]
+        env = {
+            late.VARIABLE: "600",
+            "PREFECT_API_URL": f"{self.url}/api",
+            "PREFECT_HOME": str(self.state / "home"),
+            local_profile.MARKER: str(self.state),
+        }
+        with (self.state / "log").open("ab") as log:
+            # SIGINT is ignored, as in a script's background job.
+            self.worker = subprocess.Popen(
+                ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, *command],
+                env=os.environ | env,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def run(self, seconds: float = 0, **job_variables: Any) -> UUID:
         """A flow run that lasts some seconds."""
@@ -98,7 +132,7 @@ class Pool:
         return UUID(run["id"])
 
     def notes(self) -> Any:
-        """What the flow found, as soon as it has begun."""
+        """What the flow has noted, as soon as it has."""
         wait_until(lambda: self._notes.exists() and self._notes.read_text() != "")
         return json.loads(self._notes.read_text())
 
@@ -119,30 +153,14 @@ class Pool:
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     folder = tmp_path_factory.mktemp("process-worker")
-    command = ["-m", "prefect_hamilton.worker", "start", "--type", "process", "--pool", "pool"]
     with services.prefect_server(folder / "server", program=services.OWN_SERVER) as server:
         found = Pool(server.url, folder)
-        env = {
-            late.VARIABLE: "600",
-            "PREFECT_API_URL": f"{server.url}/api",
-            "PREFECT_HOME": str(folder / "home"),
-            local_profile.MARKER: str(folder),
-        }
-        with (folder / "log").open("wb") as log:
-            # SIGINT is ignored, as in a script's background job.
-            worker = subprocess.Popen(
-                ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", sys.executable, *command],
-                env=os.environ | env,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        found.worker = worker
+        found.start_worker()
         try:
             yield found
         finally:
-            worker.terminate()
-            worker.wait(timeout=60)
+            found.worker.terminate()
+            found.worker.wait(timeout=60)
 
 
 def due_at(run: dict[str, Any]) -> datetime:
@@ -227,6 +245,20 @@ def test_a_killed_run_is_crashed(pool: Pool) -> None:
     psutil.Process(pool.notes()["pid"]).kill()
     assert pool.end(run) == "CRASHED"
     assert "status code -9" in str(pool.api.state(run)["message"]).replace(":", "")
+
+
+def test_a_run_that_has_not_begun_is_still_pending_when_its_worker_was_killed(pool: Pool) -> None:
+    """Its flow has done nothing: the profile starts it again."""
+    pool.code.write_text(SLOW_TO_BEGIN)
+    run = pool.run()
+    process = pool.notes()
+    pool.worker.kill()
+    pool.worker.wait(timeout=60)
+    wait_until(lambda: not psutil.pid_exists(process))
+    assert pool.api.state(run)["type"] == "PENDING"
+
+    pool.code.write_text(FLOW)
+    pool.start_worker()
 
 
 def test_flow_runs_end_with_the_process_group_of_their_worker(pool: Pool) -> None:

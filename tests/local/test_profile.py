@@ -21,6 +21,7 @@ import psutil
 import pytest
 import yaml
 from prefect.server.schemas.schedules import CronSchedule
+from tenacity import RetryError
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect as websocket
 from websockets.typing import Origin, Subprotocol
@@ -316,6 +317,27 @@ def test_a_run_that_a_killed_worker_had_only_taken_up_starts_again(profile: Loca
     profile.process(local_profile.OWN_WORKER).kill()
 
     assert profile.ended(run) == "Completed"
+
+
+def test_a_run_whose_process_ends_silently_after_its_worker_was_killed_starts_again(
+    profile: LocalProfile,
+) -> None:
+    run = profile.create(WALKTHROUGH, state={"type": "PENDING"})
+    env = {local_profile.MARKER: str(profile.state), "PREFECT__FLOW_RUN_ID": run["id"]}
+    with subprocess.Popen(["sleep", "300"], env=env) as orphan:
+        assert run["id"] in local_profile.executed_flow_runs(profile.state)
+        profile.process(local_profile.OWN_WORKER).kill()
+        wait_until(lambda: is_recovering(profile))
+        with pytest.raises(RetryError):
+            wait_until(lambda: not is_recovering(profile), seconds=3)
+        orphan.kill()
+
+    assert profile.ended(run) == "Completed"
+
+
+def is_recovering(profile: LocalProfile) -> bool:
+    commands = [process.cmdline() for process in local_profile.processes(profile.state)]
+    return any("recover" in command for command in commands)
 
 
 def test_a_run_survives_the_death_of_the_server(profile: LocalProfile) -> None:

@@ -39,7 +39,12 @@ try:
     from prefect.client.schemas.objects import FlowRun
     from prefect.client.schemas.responses import DeploymentResponse
     from prefect.context import refresh_global_settings_context
-    from prefect.flow_engine import _main, _send_heartbeats
+    from prefect.flow_engine import (
+        AsyncFlowRunEngine,
+        FlowRunEngine,
+        _main,
+        _send_heartbeats,
+    )
     from prefect.logging.handlers import APILogHandler
     from prefect.logging.loggers import flow_run_logger
     from prefect.runner import _workspace_supervisor
@@ -84,6 +89,7 @@ __all__ = [
     "StateProposer",
     "WorkspaceHookRunner",
     "WorkspaceSupervisorConfig",
+    "after_begin",
     "create_isolated_termination_scope",
     "flow_run_logger",
     "get_sys_executable",
@@ -109,6 +115,24 @@ def run_engine(arguments: list[str]) -> int:
     """
     setattr(flow_engine, "_send_heartbeats", partial(_send_heartbeats, join_on_exit=False))  # noqa: B010
     return _main(arguments)
+
+
+def after_begin(call: Callable[[], None]) -> None:
+    """Make the engine call this in this process when a flow run has become Running."""
+    begin, begin_async = FlowRunEngine.begin_run, AsyncFlowRunEngine.begin_run
+
+    def begin_run(self: FlowRunEngine[Any, Any]) -> Any:
+        state = begin(self)
+        call()
+        return state
+
+    async def begin_run_async(self: AsyncFlowRunEngine[Any, Any]) -> Any:
+        state = await begin_async(self)
+        call()
+        return state
+
+    setattr(FlowRunEngine, "begin_run", begin_run)  # noqa: B010  # a method of Prefect's
+    setattr(AsyncFlowRunEngine, "begin_run", begin_run_async)  # noqa: B010
 
 
 async def prepare_workspace(

@@ -37,7 +37,11 @@ def main(
     _become(folder, env, shows_output=shows_output)
     _tls.share_context()
     outages.repeat_requests()
-    threading.Thread(target=_end_with_worker, name="end-with-worker", daemon=True).start()
+    has_begun = threading.Event()
+    _prefect.after_begin(has_begun.set)
+    threading.Thread(
+        target=_end_with_worker, args=[has_begun], name="end-with-worker", daemon=True
+    ).start()
     channel = {name: env[name] for name in CHANNEL if name in env}
     # Its name tells a worker that is started again which flow run this is.
     with Path(config).with_name(env["PREFECT__FLOW_RUN_ID"]).open("w"):
@@ -51,14 +55,18 @@ def main(
     sys.exit(code)
 
 
-def _end_with_worker() -> None:
+def _end_with_worker(has_begun: threading.Event) -> None:
     """End this process when the worker has ended, so that no flow run is left unsupervised.
 
-    The engine then sets the run to Crashed. A worker that is stopped ends its flow runs itself.
+    The engine then sets the run to Crashed, unless it has not begun: such a run keeps its state,
+    and is rescheduled by the local profile. A worker that is stopped ends its flow runs itself.
     """
     if (worker := multiprocessing.parent_process()) is not None:
         worker.join()
-        os.kill(os.getpid(), signal.SIGTERM)
+        if has_begun.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            os.killpg(0, signal.SIGKILL)
 
 
 def _become(folder: str, env: dict[str, str], *, shows_output: bool) -> None:
