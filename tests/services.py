@@ -19,6 +19,7 @@ from uuid import uuid4
 import httpx
 import psycopg
 import tenacity
+from psycopg import sql
 
 from scripts import local_profile
 from scripts.hamilton_ui import package_folder
@@ -177,28 +178,37 @@ def hamilton_ui(state: Path, global_key: str | None = None) -> Iterator[Service]
         yield service
 
 
-@contextmanager
-def hamilton_database(postgres: str, blobs: Path) -> Iterator[dict[str, str]]:
-    """The environment of the image's Hamilton UI, with a new database in a PostgreSQL."""
-    server = urlsplit(postgres)
+def create_database(postgres: str, name: str) -> str:
+    """Create an empty database of a PostgreSQL server; returns its URL."""
     with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
-        name = f"hamilton_ui_{uuid4().hex[:8]}"
-        connection.execute(f"CREATE DATABASE {name}")
-        yield {
-            "DB_HOST": server.hostname or "",
-            "DB_PORT": str(server.port),
-            "DB_USER": server.username or "",
-            "DB_PASSWORD": "unused",
-            "DB_NAME": name,
-            "PYTHONPATH": str(package_folder()),
-            "DJANGO_SETTINGS_MODULE": "prefect_hamilton.hamilton_ui.settings",
-            "DJANGO_SECRET_KEY": "of-the-test",
-            "HAMILTON_ENV": "mini",
-            "HAMILTON_AUTH_MODE": "permissive",
-            "HAMILTON_BLOB_STORE": "local",
-            "HAMILTON_LOCAL_BLOB_DIR": str(blobs),
-        }
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        for statement in ("DROP DATABASE IF EXISTS {} WITH (FORCE)", "CREATE DATABASE {}"):
+            connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
+    return f"{postgres}/{name}"
+
+
+def as_prefects(database: str) -> str:
+    """The URL of a database as Prefect's server takes it."""
+    return database.replace("postgresql:", "postgresql+asyncpg:")
+
+
+def hamilton_database(postgres: str, blobs: Path) -> dict[str, str]:
+    """The environment of the image's Hamilton UI, with a new database in a PostgreSQL."""
+    name = f"hamilton_ui_{uuid4().hex[:8]}"
+    server = urlsplit(create_database(postgres, name))
+    return {
+        "DB_HOST": server.hostname or "",
+        "DB_PORT": str(server.port),
+        "DB_USER": server.username or "",
+        "DB_PASSWORD": "unused",
+        "DB_NAME": name,
+        "PYTHONPATH": str(package_folder()),
+        "DJANGO_SETTINGS_MODULE": "prefect_hamilton.hamilton_ui.settings",
+        "DJANGO_SECRET_KEY": "of-the-test",
+        "HAMILTON_ENV": "mini",
+        "HAMILTON_AUTH_MODE": "permissive",
+        "HAMILTON_BLOB_STORE": "local",
+        "HAMILTON_LOCAL_BLOB_DIR": str(blobs),
+    }
 
 
 @contextmanager

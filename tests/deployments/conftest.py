@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
-from psycopg import sql
 
 from tests import services
 from tests.deployments.git_server import ROOT, TOKEN, GitServer, git, wait_for_port
@@ -108,10 +106,8 @@ def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """The server of all tests keeps its data in SQLite, that of some in PostgreSQL as well."""
     settings: dict[str, Any] = {}
     if request.param == "postgres":
-        url, database = request.getfixturevalue("postgres"), request.node.path.stem
-        with psycopg.connect(f"{url}/postgres", autocommit=True) as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
-        url = f"{url}/{database}".replace("postgresql:", "postgresql+asyncpg:")
-        settings["PREFECT_API_DATABASE_CONNECTION_URL"] = url
+        postgres = request.getfixturevalue("postgres")
+        url = services.create_database(postgres, request.node.path.stem)
+        settings["PREFECT_API_DATABASE_CONNECTION_URL"] = services.as_prefects(url)
     with services.prefect_server(tmp_path_factory.mktemp("server"), **settings) as server:
         yield f"{server.url}/api"

@@ -70,9 +70,9 @@ def release_postgres(programs: Path) -> Iterator[str]:
     with services.postgres(programs) as url:
         with psycopg.connect(f"{url}/postgres", autocommit=True) as connection:
             connection.execute("CREATE ROLE postgres SUPERUSER LOGIN")
-            connection.execute("CREATE DATABASE prefect")
-            connection.execute("CREATE DATABASE hamilton")
-        with psycopg.connect(f"{url}/prefect", autocommit=True) as connection:
+        services.create_database(url, "hamilton")
+        prefect = services.create_database(url, "prefect")
+        with psycopg.connect(prefect, autocommit=True) as connection:
             connection.execute("CREATE TABLE flow_run AS SELECT generate_series(1, 1000) AS number")
         yield url
 

@@ -43,13 +43,11 @@ LAST_SUCCESS = "prefect_deployment_last_success_timestamp_seconds"
 @pytest.fixture(scope="module")
 def server(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Service]:
     """A server with 1,000 flows that have three deployments each."""
-    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
-        connection.execute("CREATE DATABASE many_deployments")
-    database = f"{postgres}/many_deployments"
+    database = services.create_database(postgres, "many_deployments")
     with services.prefect_server(
         tmp_path_factory.mktemp("server"),
         program=services.OWN_SERVER,
-        PREFECT_API_DATABASE_CONNECTION_URL=database.replace(":", "+asyncpg:", 1),
+        PREFECT_API_DATABASE_CONNECTION_URL=services.as_prefects(database),
         PREFECT_SERVER_METRICS_ENABLED="true",
     ) as server:
         with psycopg.connect(database, autocommit=True) as connection:

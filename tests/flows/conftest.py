@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import psycopg
 import pytest
+
+from tests import services
 
 
 @pytest.fixture(params=["duckdb", "postgres"])
@@ -14,11 +15,7 @@ def any_warehouse(
     if request.param == "duckdb":
         url = f"duckdb:///{tmp_path}/warehouse.duckdb"
     else:
-        server = request.getfixturevalue("postgres")
-        with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-            connection.execute("DROP DATABASE IF EXISTS warehouse WITH (FORCE)")
-            connection.execute("CREATE DATABASE warehouse")
-        url = f"{server}/warehouse"
+        url = services.create_database(request.getfixturevalue("postgres"), "warehouse")
     monkeypatch.setenv("WAREHOUSE_URL", url)
     return url
 

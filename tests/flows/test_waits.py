@@ -17,6 +17,7 @@ from flows.data_pipeline import enterprise_data_pipeline
 from flows.tables import METRICS
 from prefect_hamilton import warehouse
 from prefect_hamilton.warehouse import WarehouseError
+from tests import services
 from tests.flows.test_warehouse import TARGET, rows, stored
 
 UPDATE = "UPDATE prod.metrics SET value = 7"
@@ -25,13 +26,11 @@ UPDATE = "UPDATE prod.metrics SET value = 7"
 @pytest.fixture
 def loaded(postgres: str) -> str:
     """A PostgreSQL warehouse with three rows; returns the URL."""
-    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
-        connection.execute("DROP DATABASE IF EXISTS warehouse WITH (FORCE)")
-        connection.execute("CREATE DATABASE warehouse")
-    with warehouse.connect(f"{postgres}/warehouse") as opened:
+    url = services.create_database(postgres, "warehouse")
+    with warehouse.connect(url) as opened:
         opened.prepare(TARGET, [METRICS])
         opened.upsert(TARGET, [(METRICS, rows(3))])
-    return f"{postgres}/warehouse"
+    return url
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-import psycopg
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -23,7 +22,7 @@ from prefect_hamilton import warehouse
 from prefect_hamilton.flows.failed_run_report import failed_run_report
 from prefect_hamilton.warehouse import Target, WarehouseError
 from tests.flows.test_reports import markdown
-from tests.services import ROOT
+from tests.services import ROOT, create_database
 
 TARGET = Target.parse("warehouse.prod.metrics")
 NO_WAREHOUSE = "No warehouse: save the Secret block warehouse-url or set WAREHOUSE_URL"
@@ -193,9 +192,7 @@ def test_a_run_and_the_report_of_its_failure_show_no_password(
 
 def test_several_hosts_are_tried_in_turn(postgres: str) -> None:
     address = urlsplit(postgres)
-    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
-        connection.execute("DROP DATABASE IF EXISTS warehouse WITH (FORCE)")
-        connection.execute("CREATE DATABASE warehouse")
+    create_database(postgres, "warehouse")
     hosts = f"127.0.0.1:1,127.0.0.1:{address.port}"
     url = f"postgresql://{address.username}@{hosts}/warehouse"
     warehouse.check(url, TARGET)

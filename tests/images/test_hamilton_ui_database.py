@@ -54,14 +54,13 @@ print(json.dumps([ended, {each.tags["name"]: each.run_status for each in DAGRun.
 def test_a_silent_run_ends_despite_an_update_for_an_unknown_run(
     postgres: str, tmp_path: Path
 ) -> None:
-    with services.hamilton_database(postgres, tmp_path) as env:
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM],
-            env=os.environ | env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=os.environ | services.hamilton_database(postgres, tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     ended, runs = json.loads(done.stdout.splitlines()[-1])
     assert (ended, runs) == (1, {"silent": "FAILURE", "at work": "RUNNING"})

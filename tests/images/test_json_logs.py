@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import opentelemetry.sdk.trace
-import psycopg
 import pytest
 
 from prefect_hamilton import logs
 from prefect_hamilton.logs import JsonFormatter
 from tests.images.pods import Pods
-from tests.services import OWN_SERVER, prefect_server
+from tests.services import OWN_SERVER, as_prefects, create_database, prefect_server
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]
 
@@ -113,9 +112,7 @@ def test_a_bootstrap_that_fails_says_so_as_an_error(tmp_path: Path) -> None:
 
 
 def test_the_migration_writes_json(postgres: str) -> None:
-    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
-        connection.execute("CREATE DATABASE json_logs")
-    url = f"{postgres}/json_logs".replace("postgresql:", "postgresql+asyncpg:")
+    url = as_prefects(create_database(postgres, "json_logs"))
     settings = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": url}
 
     status, lines = executed("prefect_hamilton.server.migrate", **settings)

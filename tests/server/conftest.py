@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import psycopg
 import pytest
 
 from tests import services
@@ -17,9 +16,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def postgres_database(postgres: str) -> str:
     """A database for Prefect; its URL as Prefect wants it."""
-    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
-        connection.execute("CREATE DATABASE prefect_server")
-    return f"{postgres}/prefect_server".replace("postgresql:", "postgresql+asyncpg:")
+    return services.as_prefects(services.create_database(postgres, "prefect_server"))
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])

@@ -39,7 +39,7 @@ def database(postgres: str) -> Database:
 
 @pytest.fixture
 def url(database: Database) -> str:
-    return database.url.replace("postgresql:", "postgresql+asyncpg:")
+    return services.as_prefects(database.url)
 
 
 Starts = Callable[[], AbstractContextManager[services.Service]]

@@ -15,7 +15,6 @@ import psycopg
 import pytest
 import tenacity
 from alembic.script import ScriptDirectory
-from psycopg import sql
 
 from prefect_hamilton.server import migrate
 from tests import services
@@ -53,9 +52,7 @@ class Database:
 
     def __init__(self, server: str, name: str) -> None:
         self.name = name
-        self.url = f"{server}/{name}"
-        with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        self.url = services.create_database(server, name)
 
     @property
     def settings(self) -> dict[str, str]:
@@ -219,7 +216,7 @@ def test_a_missing_database_is_reported_at_once(postgres: str) -> None:
 def test_a_database_that_has_a_url_is_named_in_messages(postgres: str) -> None:
     database = Database(postgres, "of_a_url")
     name = "PREFECT_API_DATABASE_CONNECTION_URL"
-    url = urlsplit(database.url.replace("postgresql:", "postgresql+asyncpg:"))
+    url = urlsplit(services.as_prefects(database.url))
     where = f"{url.hostname}:{url.port}/of_a_url"
     stranger = url._replace(netloc=f"stranger@{url.hostname}:{url.port}")
     with pytest.MonkeyPatch.context() as patch:

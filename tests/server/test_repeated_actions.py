@@ -43,22 +43,17 @@ DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fail_at_first();
 
 
 @pytest.fixture
-def database(postgres: str) -> Iterator[str]:
-    name = "repeated_actions"
-    with psycopg.connect(f"{postgres}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-        yield f"{postgres}/{name}"
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+def database(postgres: str) -> str:
+    return services.create_database(postgres, "repeated_actions")
 
 
 @pytest.fixture
 def api(database: str, tmp_path: Path) -> Iterator[Api]:
-    url = database.replace("postgresql:", "postgresql+asyncpg:")
     with services.prefect_server(
         tmp_path,
         program=services.OWN_SERVER,
         background_services=True,
-        PREFECT_API_DATABASE_CONNECTION_URL=url,
+        PREFECT_API_DATABASE_CONNECTION_URL=services.as_prefects(database),
     ) as server:
         yield Api(server.url)
 

@@ -95,12 +95,12 @@ def serving(folder: Path, env: dict[str, str]) -> Iterator[Ui]:
 
 
 @pytest.fixture(scope="module")
-def database(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def database(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment that names a database with the schema of the Hamilton UI."""
-    with services.hamilton_database(postgres, tmp_path_factory.mktemp("blobs")) as env:
-        command = [sys.executable, "-m", "prefect_hamilton.hamilton_ui", "migrate"]
-        subprocess.run(command, env=os.environ | env, check=True)
-        yield env
+    env = services.hamilton_database(postgres, tmp_path_factory.mktemp("blobs"))
+    command = [sys.executable, "-m", "prefect_hamilton.hamilton_ui", "migrate"]
+    subprocess.run(command, env=os.environ | env, check=True)
+    return env
 
 
 @pytest.fixture(scope="module")
