@@ -65,6 +65,25 @@ def test_a_run_that_its_flow_retried_is_taken_up_by_another_pod(
     assert waiting.taken_up()
 
 
+@pytest.mark.parametrize("was", ["PENDING", "RUNNING", "retried"])
+def test_what_a_pod_that_was_ended_sends_late_does_not_start_its_run(
+    waiting: Waiting, was: str
+) -> None:
+    """The run would be Running without a pod."""
+    if was == "PENDING":
+        waiting.reschedule()
+        assert waiting.api.propose(waiting.run, "PENDING") == "ACCEPT"
+    elif was == "retried":
+        assert waiting.fail() == "AwaitingRetry"
+    waiting.reschedule()
+
+    assert waiting.api.propose(waiting.run, "RUNNING") == "ABORT"
+
+    assert waiting.taken_up()
+    for state in ("PENDING", "RUNNING"):
+        assert waiting.api.propose(waiting.run, state) == "ACCEPT"
+
+
 def test_an_execution_that_was_ended_uses_up_no_retry(waiting: Waiting) -> None:
     waiting.reschedule()
     for state in ("PENDING", "RUNNING"):

@@ -4,6 +4,7 @@ import pytest
 
 from tests import services
 from tests.server.runs import FINAL, Api
+from tests.server.test_retries import Waiting
 
 pytestmark = pytest.mark.services
 
@@ -20,3 +21,14 @@ def test_pending_is_refused_for_a_run_that_has_ended(
         assert api.propose(run, state) == "ACCEPT"
 
     assert api.propose(run, "PENDING") == "ABORT"
+
+
+@pytest.mark.xfail(strict=True, reason="Prefect 3.9.1 accepts Running without Pending")
+def test_running_is_refused_for_a_run_that_waits_for_another_pod(
+    prefect_server: services.Service,
+) -> None:
+    """A pod that ends reschedules its flow run while the engine in it proposes Running."""
+    waiting = Waiting(Api(prefect_server.url))
+    waiting.reschedule()
+
+    assert waiting.api.propose(waiting.run, "RUNNING") == "ABORT"

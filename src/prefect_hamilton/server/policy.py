@@ -15,6 +15,7 @@ from prefect.server.orchestration.core_policy import (
     PreventPendingTransitions,
     RetryFailedFlows,
     SecureFlowConcurrencySlots,
+    WaitForScheduledTime,
 )
 from prefect.server.orchestration.rules import (
     ALL_ORCHESTRATION_STATES,
@@ -131,6 +132,32 @@ class RescheduleForAnotherPod(FlowRunOrchestrationRule):
         context.run.empirical_policy = policy
 
 
+class PreventRunningUntilTakenUp(FlowRunOrchestrationRule):
+    """Rejects Running for a run that was rescheduled until a worker has taken it up.
+
+    It is a delayed request of the pod that was ended, and would leave the run Running without one.
+    A flow that is retried by the process that runs it goes on.
+    """
+
+    FROM_STATES = {StateType.SCHEDULED}  # noqa: RUF012
+    TO_STATES = {StateType.RUNNING}  # noqa: RUF012
+
+    async def before_transition(  # type: ignore[override]
+        self,
+        initial_state: State | None,
+        proposed_state: State | None,
+        context: FlowOrchestrationContext,
+    ) -> None:
+        """Abort the transition."""
+        if (
+            initial_state is not None
+            and initial_state.name == "AwaitingRetry"
+            and context.run.deployment_id is not None
+            and context.run.empirical_policy.retry_type != "in_process"
+        ):
+            await self.abort_transition("This run was rescheduled and waits for a worker.")
+
+
 class EndSubflows(FlowRunOrchestrationRule):
     """Ends the subflows of a run that has crashed or was cancelled.
 
@@ -182,6 +209,7 @@ class FlowPolicy(CoreFlowPolicy):
             PreventDuplicateTransitions: RequireExpectedState,
             PreventPendingTransitions: PreventPendingAfterEnd,
             RetryFailedFlows: RescheduleForAnotherPod,
+            WaitForScheduledTime: PreventRunningUntilTakenUp,
         }
         instead: dict[Any, Any] = {SecureFlowConcurrencySlots: QueueForDeploymentSlot}
         rules: list[Any] = []
