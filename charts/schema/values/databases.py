@@ -53,9 +53,9 @@ class Warehouse(Values):
     enabled: bool = Field(default=True, description="Set `WAREHOUSE_URL` in flow pods.")
     existing_secret: DnsLabel = Field(
         default="",
-        description="Secret with the URL of an external warehouse, in the namespace of the "
-        "flow pods. If empty, the database `warehouse` of the bundled PostgreSQL "
-        "is used.",
+        description="Secret with the URL of an external warehouse. It must exist in the namespace "
+        "of the release, where the bootstrap reads it, and in that of the flow pods. If empty, "
+        "the database `warehouse` of the bundled PostgreSQL is used.",
     )
     key: SecretKey = Field(default="warehouse-url", description="Key of the URL in the Secret.")
 

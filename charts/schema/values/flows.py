@@ -216,8 +216,8 @@ class GitCredential(Values):
 
     existing_secret: DnsLabel = Field(
         default="",
-        description="Secret with `token`, or with `ssh-privatekey` and `known_hosts`. It must"
-        " also exist in the namespace of the flow pods.",
+        description="Secret with `token`, or with `ssh-privatekey` and `known_hosts`. One of type"
+        " `ssh` must also exist in the namespace of the flow pods.",
     )
     type: Literal["token", "ssh"] = Field(default="token", description="Type of the credential.")
 

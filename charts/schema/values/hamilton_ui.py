@@ -55,7 +55,7 @@ class HamiltonRetention(Values):
 
     enabled: bool = Field(default=True, description="Run the CronJob.")
     schedule: CronSchedule = Field(
-        default="17 3 * * *", description="Schedule of the CronJob, as a cron expression."
+        default="17 3 * * *", description="Schedule of the CronJob, as a cron expression in UTC."
     )
     days: int = Field(
         default=90, ge=0, description="Number of days after which runs are deleted. 0 keeps them."

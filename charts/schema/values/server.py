@@ -36,7 +36,8 @@ class Auth(Values):
     )
     existing_secret: DnsLabel = Field(
         default="",
-        description="Secret with the credential. It must also exist in the namespace of the "
+        description="Secret with the credential. With `server.metrics` and `serviceMonitor`, it "
+        "also needs the keys `username` and `password`. It must also exist in the namespace of the "
         "flow pods. If empty, the release's own server gets a Secret with a "
         "random password on first install.",
     )
