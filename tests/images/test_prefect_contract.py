@@ -128,6 +128,10 @@ SERVER_SIGNATURES = {
     "prefect.server.database.alembic_commands:alembic_upgrade": "(revision='head', dry_run=False)",
     "prefect.server.models.block_registration:run_block_auto_registration": "(session)",
     "prefect.utilities.asyncutils:run_sync_in_worker_thread": "(__fn, *args, **kwargs)",
+    # prefect_hamilton.server.deployment_slots
+    "prefect.server.orchestration.core_policy:_release_concurrency_lease": (
+        "(session, lease_id, fallback_concurrency_limit_ids=None, fallback_slots=1)"
+    ),
     # scripts/prefect_ui.py
     "prefect.server.api.server:create_ui_app": "(ephemeral)",
     # bootstrap

@@ -33,12 +33,20 @@ class Api:
         flow = self.post("/flows/", name="waits")
         return UUID(self.post("/flow_runs/", flow_id=flow["id"], state={"type": "SCHEDULED"})["id"])
 
-    def propose(self, run: UUID, type_: str, *, name: str | None = None, **headers: str) -> Any:
+    def propose(
+        self,
+        run: UUID,
+        type_: str,
+        *,
+        name: str | None = None,
+        details: dict[str, Any] | None = None,
+        force: bool = False,
+        **headers: str,
+    ) -> Any:
         """Propose a state; returns the answer's status: ACCEPT, REJECT or ABORT."""
-        state = {"type": type_} | ({"name": name} if name else {})
-        answer = self._ask(
-            "POST", f"/flow_runs/{run}/set_state", json={"state": state}, headers=headers
-        )
+        state = {"type": type_, "state_details": details or {}} | ({"name": name} if name else {})
+        body = {"state": state, "force": force}
+        answer = self._ask("POST", f"/flow_runs/{run}/set_state", json=body, headers=headers)
         return answer["status"]
 
     def state(self, run: UUID) -> Any:

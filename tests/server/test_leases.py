@@ -6,15 +6,26 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRunPolicy, State
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.server.concurrency.lease_storage import ConcurrencyLimitLeaseMetadata
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Completed, Pending, Running
+from prefect.states import (
+    AwaitingRetry,
+    Cancelled,
+    Completed,
+    Failed,
+    Paused,
+    Pending,
+    Running,
+    Suspended,
+)
 from prefect.types._concurrency import ConcurrencyLeaseHolder
 
 from prefect_hamilton.server import lease_storage
@@ -72,12 +83,17 @@ def client_of(server: services.Service) -> SyncPrefectClient:
         return get_client(sync_client=True)
 
 
-def deployment_with_a_limit(client: SyncPrefectClient) -> UUID:
+def deployment_with_a_limit(client: SyncPrefectClient, strategy: str = "ENQUEUE") -> UUID:
     flow = client.create_flow_from_name("limited")
     deployment = client.request(
         "POST",
         "/deployments/",
-        json={"name": str(uuid4()), "flow_id": str(flow), "concurrency_limit": 1},
+        json={
+            "name": str(uuid4()),
+            "flow_id": str(flow),
+            "concurrency_limit": 1,
+            "concurrency_options": {"collision_strategy": strategy},
+        },
     )
     return UUID(deployment.json()["id"])
 
@@ -108,6 +124,77 @@ def test_runs_keep_their_slot_when_the_server_is_restarted(start: Starts) -> Non
         for run in runs:
             client.set_flow_run_state(run, Completed())
         assert [active_slots(client, each) for each in deployments] == [0, 0]
+
+
+@pytest.mark.parametrize("strategy", ["ENQUEUE", "CANCEL_NEW"])
+def test_a_run_whose_pod_ends_between_two_tries_gives_its_slot_back(
+    start: Starts, strategy: str
+) -> None:
+    with start() as server, client_of(server) as client:
+        deployment = deployment_with_a_limit(client, strategy)
+        run = client.create_flow_run_from_deployment(deployment).id
+        for state in (Pending(), Running()):
+            assert client.set_flow_run_state(run, state).status == SetStateStatus.ACCEPT
+        client.update_flow_run(run, empirical_policy=FlowRunPolicy(retries=1, retry_delay=3600))
+        assert client.set_flow_run_state(run, Failed()).status == SetStateStatus.REJECT
+        assert active_slots(client, deployment) == 1  # its process goes on
+
+        client.set_flow_run_state(run, AwaitingRetry())
+
+        assert active_slots(client, deployment) == 0
+        assert client.set_flow_run_state(run, Pending()).status == SetStateStatus.ACCEPT
+        assert active_slots(client, deployment) == 1
+
+
+def test_a_run_whose_pod_was_ended_is_not_cancelled_because_another_has_its_slot(
+    start: Starts,
+) -> None:
+    with start() as server, client_of(server) as client:
+        deployment = deployment_with_a_limit(client, "CANCEL_NEW")
+        ended, other, new = (
+            client.create_flow_run_from_deployment(deployment).id for _ in range(3)
+        )
+        for state in (Pending(), Running(), AwaitingRetry()):
+            client.set_flow_run_state(ended, state)
+        client.set_flow_run_state(other, Pending())
+
+        for run, name in ((ended, "AwaitingConcurrencySlot"), (new, "Cancelled")):
+            client.set_flow_run_state(run, Pending())
+            state = client.read_flow_run(run).state
+            assert state is not None
+            assert state.name == name
+
+
+@pytest.mark.parametrize("end", [Completed(), Cancelled(), AwaitingRetry()])
+def test_a_run_keeps_its_slot_while_its_process_waits_in_a_pause(
+    start: Starts, end: State[Any]
+) -> None:
+    with start() as server, client_of(server) as client:
+        deployment = deployment_with_a_limit(client)
+        run = client.create_flow_run_from_deployment(deployment).id
+        for state in (Pending(), Running(), Paused(timeout_seconds=3600)):
+            assert client.set_flow_run_state(run, state).status == SetStateStatus.ACCEPT
+        paused = client.read_flow_run(run).state
+        assert paused is not None
+        lease = paused.state_details.deployment_concurrency_lease_id
+        assert lease is not None
+        client.renew_concurrency_lease(lease, 300)
+        assert active_slots(client, deployment) == 1
+
+        if end.is_completed():
+            assert client.set_flow_run_state(run, Running()).status == SetStateStatus.ACCEPT
+            assert active_slots(client, deployment) == 1
+        assert client.set_flow_run_state(run, end).status == SetStateStatus.ACCEPT
+        assert active_slots(client, deployment) == 0
+
+
+def test_a_run_that_is_suspended_gives_its_slot_back(start: Starts) -> None:
+    with start() as server, client_of(server) as client:
+        deployment = deployment_with_a_limit(client)
+        run = client.create_flow_run_from_deployment(deployment).id
+        for state in (Pending(), Running(), Suspended(timeout_seconds=3600)):
+            assert client.set_flow_run_state(run, state).status == SetStateStatus.ACCEPT
+        assert active_slots(client, deployment) == 0
 
 
 def use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,9 +64,34 @@ def test_a_run_that_has_not_earned_an_end_is_rescheduled(
     # A run that its flow retries is Running again; an observer may have seen the end of the pod.
     def act() -> None:
         if moved_on == "RUNNING":
-            api.propose(run, "SCHEDULED", name="AwaitingRetry")
-        api.propose(run, moved_on)
+            api.patch(f"/flow_runs/{run}", empirical_policy={"retries": 1, "retry_delay": 0})
+            assert api.propose(run, "FAILED") == "REJECT"
+        assert api.propose(run, moved_on) == "ACCEPT"
 
     reschedule_after(own_server, run, act)
     state = api.state(run)
     assert (state["type"], state["name"]) == ("SCHEDULED", "AwaitingRetry")
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_run_that_is_suspended_waits_for_its_resumption(
+    own_server: services.Service, api: Api, run: UUID, at_once: bool
+) -> None:
+    """Its process may still be ending. The run would go on as if somebody had resumed it."""
+
+    def suspend() -> None:
+        details = {"pause_reschedule": True, "pause_key": "approval"}
+        assert api.propose(run, "PAUSED", name="Suspended", details=details) == "ACCEPT"
+
+    if not at_once:
+        suspend()
+    reschedule_after(own_server, run, suspend if at_once else lambda: None)
+    assert api.state(run)["name"] == "Suspended"
+
+
+def test_a_run_that_waits_in_its_process_is_rescheduled(
+    own_server: services.Service, api: Api, run: UUID
+) -> None:
+    assert api.propose(run, "PAUSED", name="Paused") == "ACCEPT"
+    reschedule_after(own_server, run, lambda: None)
+    assert api.state(run)["name"] == "AwaitingRetry"

@@ -84,6 +84,60 @@ def test_what_a_pod_that_was_ended_sends_late_does_not_start_its_run(
         assert waiting.api.propose(waiting.run, state) == "ACCEPT"
 
 
+def test_a_run_that_was_retried_and_suspended_is_taken_up_when_it_is_resumed(
+    waiting: Waiting,
+) -> None:
+    assert waiting.fail() == "AwaitingRetry"
+    assert waiting.api.propose(waiting.run, "RUNNING") == "ACCEPT"
+    details = {"pause_reschedule": True, "pause_key": "approval"}
+    waiting.api.propose(waiting.run, "PAUSED", name="Suspended", details=details)
+    waiting.api.post(f"/flow_runs/{waiting.run}/resume")
+    assert waiting.taken_up()
+
+
+def test_a_run_that_was_retried_and_crashed_is_taken_up_when_a_person_retries_it(
+    waiting: Waiting,
+) -> None:
+    """The UI and the command line force the state, so that no rule of the server sees it."""
+    assert waiting.fail() == "AwaitingRetry"
+    for state in ("RUNNING", "CRASHED"):
+        assert waiting.api.propose(waiting.run, state) == "ACCEPT"
+    waiting.api.propose(waiting.run, "SCHEDULED", force=True)
+    assert waiting.taken_up()
+
+
+def test_a_failure_that_a_pod_that_was_ended_reports_late_uses_up_no_retry(
+    waiting: Waiting,
+) -> None:
+    waiting.reschedule()
+    assert waiting.fail() == "AwaitingRetry"
+    assert waiting.taken_up()
+
+
+def test_a_failure_that_a_pod_reports_late_is_final_without_retries(waiting: Waiting) -> None:
+    waiting.api.patch(f"/flow_runs/{waiting.run}", empirical_policy={"retries": 0})
+    waiting.reschedule()
+    assert waiting.fail() == "Failed"
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_a_crash_that_is_noticed_before_its_pod_reschedules_uses_up_no_retry(
+    waiting: Waiting, has_begun: bool
+) -> None:
+    """An observer of the pods may be faster. An attempt that has not begun is no try."""
+    if not has_begun:
+        waiting.reschedule()
+        assert waiting.api.propose(waiting.run, "PENDING") == "ACCEPT"
+    assert waiting.api.propose(waiting.run, "CRASHED") == "ACCEPT"
+    waiting.reschedule()
+    for state in ("PENDING", "RUNNING"):
+        assert waiting.api.propose(waiting.run, state) == "ACCEPT"
+
+    assert waiting.fail() == "AwaitingRetry"
+    assert waiting.api.propose(waiting.run, "RUNNING") == "ACCEPT"
+    assert waiting.fail() == "Failed"
+
+
 def test_an_execution_that_was_ended_uses_up_no_retry(waiting: Waiting) -> None:
     waiting.reschedule()
     for state in ("PENDING", "RUNNING"):

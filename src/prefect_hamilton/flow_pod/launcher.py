@@ -147,7 +147,7 @@ def fork_engine(config_path: Path) -> EngineProcess:
 
 
 async def reschedule(client: PrefectClient, flow_run_id: UUID) -> bool:
-    """Propose `AwaitingRetry`, unless the run has ended otherwise than by a crash.
+    """Propose `AwaitingRetry`, unless the run is suspended, or has ended other than by a crash.
 
     A run that was marked Crashed is rescheduled: an observer of the pods may have seen its end
     before this did. Returns False if the API could not be asked.
@@ -178,6 +178,9 @@ async def _reschedule(client: PrefectClient, flow_run_id: UUID) -> None:
         if state is None or (state.is_final() and not state.is_crashed()):
             name = state and state.name
             logger.info("Flow run is already in final state %r; not rescheduling.", name)
+            return
+        if state.is_paused() and state.state_details.pause_reschedule:
+            logger.info("Flow run is suspended, and will be scheduled when it is resumed.")
             return
         if state.id == proposed_from:
             logger.info("Flow run was not rescheduled: the server answered %s.", answer)

@@ -1,8 +1,7 @@
 """Rules about the states of flow runs, in addition to those of Prefect's server."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -13,6 +12,7 @@ from prefect.server.orchestration.core_policy import (
     CoreFlowPolicy,
     PreventDuplicateTransitions,
     PreventPendingTransitions,
+    ReleaseFlowConcurrencySlots,
     RetryFailedFlows,
     SecureFlowConcurrencySlots,
     WaitForScheduledTime,
@@ -23,17 +23,17 @@ from prefect.server.orchestration.rules import (
     FlowRunOrchestrationRule,
 )
 from prefect.server.schemas.states import TERMINAL_STATES, State, StateType
-from prefect.types import DateTime
 
 from prefect_hamilton import _headers
+from prefect_hamilton.server.deployment_slots import KeepSlotWhilePaused, QueueForDeploymentSlot
+from prefect_hamilton.server.rescheduled import (
+    EndRetryInProcess,
+    PreventLateFailure,
+    PreventRunningUntilTakenUp,
+    RescheduleForAnotherPod,
+)
 
 EXPECTED_STATE = "expected-state"
-
-BETWEEN_TRIES = timedelta(seconds=0.25)
-"""How long after one run of a deployment the next tries to get a slot."""
-
-LONGEST_WAIT = timedelta(minutes=5)
-"""How long a run waits at most for another try: those before it may be cancelled meanwhile."""
 
 
 class RequireExpectedState(FlowRunOrchestrationRule):
@@ -77,85 +77,6 @@ class PreventPendingAfterEnd(FlowRunOrchestrationRule):
                 f"This run is in a {initial_state.type.name} state and cannot"
                 " transition to a PENDING state."
             )
-
-
-class QueueForDeploymentSlot(SecureFlowConcurrencySlots):
-    """Takes a slot of a deployment's concurrency limit; runs that find none wait in one queue.
-
-    Prefect has each of them try again after the same time. When many wait, workers, which get 200
-    runs at a time, see only these, and the deployments whose limit is not reached starve.
-    """
-
-    async def reject_transition(self, state: State | None, reason: str) -> None:
-        """Put a run that is to wait behind those of its deployment that wait already."""
-        if state is not None and state.is_scheduled() and state.state_details.scheduled_time:
-            first = state.state_details.scheduled_time
-            due = min(await self._after_last(state, first), datetime.now(UTC) + LONGEST_WAIT)
-            state.state_details.scheduled_time = cast(DateTime, max(first, due))
-        await super().reject_transition(state, reason)
-
-    async def _after_last(self, state: State, first: datetime) -> datetime:
-        last: datetime | None = await self.context.session.scalar(
-            sa.select(sa.func.max(FlowRun.next_scheduled_start_time)).where(
-                FlowRun.deployment_id == self.context.run.deployment_id,
-                FlowRun.state_type == StateType.SCHEDULED,
-                FlowRun.state_name == state.name,
-                FlowRun.id != self.context.run.id,
-            )
-        )
-        return last + BETWEEN_TRIES if last else first
-
-
-class RescheduleForAnotherPod(FlowRunOrchestrationRule):
-    """Lets workers take up a run that was rescheduled, and returns the execution to its retries.
-
-    Prefect's server gives workers no run whose flow is retried by the process that runs it, and
-    forgets this only when the run ends. It counts each execution as one of the flow's tries. What
-    Prefect itself makes of a failure never passes this rule, since Failed was proposed.
-    """
-
-    FROM_STATES = {StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING}  # noqa: RUF012
-    TO_STATES = {StateType.SCHEDULED}  # noqa: RUF012
-
-    async def after_transition(  # type: ignore[override]
-        self,
-        initial_state: State | None,
-        validated_state: State | None,
-        context: FlowOrchestrationContext,
-    ) -> None:
-        """Change the policy of the run in the transaction of the new state."""
-        policy = context.run.empirical_policy.model_copy()
-        if policy.retry_type == "in_process":
-            policy.retry_type = "reschedule"
-        if initial_state is not None and initial_state.is_running() and policy.retries is not None:
-            policy.retries += 1
-        context.run.empirical_policy = policy
-
-
-class PreventRunningUntilTakenUp(FlowRunOrchestrationRule):
-    """Rejects Running for a run that was rescheduled until a worker has taken it up.
-
-    It is a delayed request of the pod that was ended, and would leave the run Running without one.
-    A flow that is retried by the process that runs it goes on.
-    """
-
-    FROM_STATES = {StateType.SCHEDULED}  # noqa: RUF012
-    TO_STATES = {StateType.RUNNING}  # noqa: RUF012
-
-    async def before_transition(  # type: ignore[override]
-        self,
-        initial_state: State | None,
-        proposed_state: State | None,
-        context: FlowOrchestrationContext,
-    ) -> None:
-        """Abort the transition."""
-        if (
-            initial_state is not None
-            and initial_state.name == "AwaitingRetry"
-            and context.run.deployment_id is not None
-            and context.run.empirical_policy.retry_type != "in_process"
-        ):
-            await self.abort_transition("This run was rescheduled and waits for a worker.")
 
 
 class EndSubflows(FlowRunOrchestrationRule):
@@ -205,18 +126,19 @@ class FlowPolicy(CoreFlowPolicy):
     @staticmethod
     def priority() -> list[Any]:
         """Return the rules in their order of evaluation; that about other runs is the last."""
-        after = {
-            PreventDuplicateTransitions: RequireExpectedState,
-            PreventPendingTransitions: PreventPendingAfterEnd,
-            RetryFailedFlows: RescheduleForAnotherPod,
-            WaitForScheduledTime: PreventRunningUntilTakenUp,
+        after: dict[Any, list[Any]] = {
+            PreventDuplicateTransitions: [RequireExpectedState],
+            PreventPendingTransitions: [PreventPendingAfterEnd],
+            RetryFailedFlows: [RescheduleForAnotherPod, PreventLateFailure],
+            WaitForScheduledTime: [PreventRunningUntilTakenUp, EndRetryInProcess],
         }
-        instead: dict[Any, Any] = {SecureFlowConcurrencySlots: QueueForDeploymentSlot}
+        instead: dict[Any, Any] = {
+            SecureFlowConcurrencySlots: QueueForDeploymentSlot,
+            ReleaseFlowConcurrencySlots: KeepSlotWhilePaused,
+        }
         rules: list[Any] = []
         for rule in CoreFlowPolicy.priority():
-            rules.append(instead.get(rule, rule))
-            if rule in after:
-                rules.append(after[rule])
+            rules += [instead.get(rule, rule), *after.get(rule, [])]
         return [*rules, EndSubflows]
 
 
