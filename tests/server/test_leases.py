@@ -158,16 +158,23 @@ def test_a_run_whose_pod_was_ended_is_not_cancelled_because_another_has_its_slot
             client.set_flow_run_state(ended, state)
         client.set_flow_run_state(other, Pending())
 
-        for run, name in ((ended, "AwaitingConcurrencySlot"), (new, "Cancelled")):
+        waits = "AwaitingConcurrencySlot"
+        for run, name in ((ended, waits), (ended, waits), (new, "Cancelled")):
             client.set_flow_run_state(run, Pending())
             state = client.read_flow_run(run).state
             assert state is not None
             assert state.name == name
+        # A request that its pod had sent before it ended.
+        late = client.set_flow_run_state(ended, Running())
+        assert late.status == SetStateStatus.ABORT
 
 
-@pytest.mark.parametrize("end", [Completed(), Cancelled(), AwaitingRetry()])
+@pytest.mark.parametrize(
+    ("end", "force"),
+    [(Completed(), False), (Cancelled(), False), (AwaitingRetry(), False), (Failed(), True)],
+)
 def test_a_run_keeps_its_slot_while_its_process_waits_in_a_pause(
-    start: Starts, end: State[Any]
+    start: Starts, end: State[Any], force: bool
 ) -> None:
     with start() as server, client_of(server) as client:
         deployment = deployment_with_a_limit(client)
@@ -184,7 +191,7 @@ def test_a_run_keeps_its_slot_while_its_process_waits_in_a_pause(
         if end.is_completed():
             assert client.set_flow_run_state(run, Running()).status == SetStateStatus.ACCEPT
             assert active_slots(client, deployment) == 1
-        assert client.set_flow_run_state(run, end).status == SetStateStatus.ACCEPT
+        assert client.set_flow_run_state(run, end, force).status == SetStateStatus.ACCEPT
         assert active_slots(client, deployment) == 0
 
 

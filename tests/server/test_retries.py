@@ -95,14 +95,16 @@ def test_a_run_that_was_retried_and_suspended_is_taken_up_when_it_is_resumed(
     assert waiting.taken_up()
 
 
+@pytest.mark.parametrize("is_in_delay", [False, True])
 def test_a_run_that_was_retried_and_crashed_is_taken_up_when_a_person_retries_it(
-    waiting: Waiting,
+    waiting: Waiting, is_in_delay: bool
 ) -> None:
-    """The UI and the command line force the state, so that no rule of the server sees it."""
+    """The engine forces Crashed, and the command line and the new UI force Scheduled."""
     assert waiting.fail() == "AwaitingRetry"
-    for state in ("RUNNING", "CRASHED"):
-        assert waiting.api.propose(waiting.run, state) == "ACCEPT"
-    waiting.api.propose(waiting.run, "SCHEDULED", force=True)
+    if not is_in_delay:
+        assert waiting.api.propose(waiting.run, "RUNNING") == "ACCEPT"
+    for state in ("CRASHED", "SCHEDULED"):
+        assert waiting.api.propose(waiting.run, state, force=True) == "ACCEPT"
     assert waiting.taken_up()
 
 
@@ -138,7 +140,19 @@ def test_a_crash_that_is_noticed_before_its_pod_reschedules_uses_up_no_retry(
     assert waiting.fail() == "Failed"
 
 
-def test_an_execution_that_was_ended_uses_up_no_retry(waiting: Waiting) -> None:
+def test_a_failure_that_is_reported_again_because_its_answer_was_lost_counts_once(
+    waiting: Waiting,
+) -> None:
+    request = {"transition_id": str(uuid4())}
+    for _ in range(2):
+        assert waiting.api.propose(waiting.run, "FAILED", details=request) == "REJECT"
+    assert waiting.api.states(waiting.run)[-2:] == ["RUNNING", "SCHEDULED"]
+
+
+@pytest.mark.parametrize("was", ["RUNNING", "PAUSED"])
+def test_an_execution_that_was_ended_uses_up_no_retry(waiting: Waiting, was: str) -> None:
+    if was == "PAUSED":
+        assert waiting.api.propose(waiting.run, was) == "ACCEPT"
     waiting.reschedule()
     for state in ("PENDING", "RUNNING"):
         assert waiting.api.propose(waiting.run, state) == "ACCEPT"

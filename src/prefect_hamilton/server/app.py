@@ -3,10 +3,7 @@
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from prefect.server.api.server import create_app as create_prefect_app
-from prefect.server.orchestration.dependencies import (
-    ORCHESTRATION_DEPENDENCIES,
-    provide_flow_orchestration_parameters,
-)
+from prefect.server.orchestration.dependencies import provide_flow_orchestration_parameters
 from prefect.settings import get_current_settings
 
 from prefect_hamilton.server import (
@@ -25,7 +22,7 @@ def create_app(*, webserver_only: bool) -> FastAPI:
     """Create the application, without the background services when `webserver_only`."""
     app: FastAPI = create_prefect_app(final=True, webserver_only=webserver_only)
     api: FastAPI = app.api_app  # type: ignore[attr-defined]  # set by Prefect
-    ORCHESTRATION_DEPENDENCIES["flow_policy_provider"] = policy.flow_policy
+    policy.apply_rules()
     api.dependency_overrides[provide_flow_orchestration_parameters] = (
         policy.orchestration_parameters
     )

@@ -7,6 +7,7 @@ import sys
 from prefect_hamilton import _metrics_port
 from prefect_hamilton.server import (
     notifications,
+    policy,
     proactive_triggers,
     redelivery,
     repeated_actions,
@@ -18,6 +19,7 @@ METRICS_PORT = "PREFECT_HAMILTON_SERVICES_METRICS_PORT"
 
 def main() -> None:
     """Run until a signal. Everything else comes from Prefect's settings."""
+    policy.apply_rules()
     notifications.report_failures()
     proactive_triggers.replace_windows()
     redelivery.shorten()

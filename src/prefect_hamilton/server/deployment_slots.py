@@ -4,16 +4,23 @@ from datetime import UTC, datetime, timedelta
 from typing import cast
 
 import sqlalchemy as sa
+from packaging.version import Version
 from prefect.server.database.orm_models import FlowRun
 from prefect.server.orchestration.core_policy import (
     ReleaseFlowConcurrencySlots,
     SecureFlowConcurrencySlots,
     _release_concurrency_lease,
 )
+from prefect.server.orchestration.dependencies import (
+    MIN_CLIENT_VERSION_FOR_CONCURRENCY_LIMIT_LEASING,
+)
 from prefect.server.orchestration.rules import FlowOrchestrationContext
 from prefect.server.schemas.states import State, StateType
 from prefect.settings import get_current_settings
 from prefect.types import DateTime
+
+WAITING = ("AwaitingRetry", "AwaitingConcurrencySlot")
+"""Names of the states in which a run that was rescheduled waits for a worker."""
 
 BETWEEN_TRIES = timedelta(seconds=0.25)
 """How long after one run of a deployment the next tries to get a slot."""
@@ -35,7 +42,7 @@ class QueueForDeploymentSlot(SecureFlowConcurrencySlots):
         A rescheduled run waits also where new ones are cancelled: it had a slot.
         """
         before = self.context.initial_state
-        if state is not None and state.is_cancelled() and before and before.name == "AwaitingRetry":
+        if state is not None and state.is_cancelled() and before and before.name in WAITING:
             wait = get_current_settings().server.deployments.concurrency_slot_wait_seconds
             due = datetime.now(UTC) + timedelta(seconds=wait)
             state = State(type=StateType.SCHEDULED, name="AwaitingConcurrencySlot")
@@ -67,15 +74,29 @@ class KeepSlotWhilePaused(ReleaseFlowConcurrencySlots):
     async def after_transition(self, context: FlowOrchestrationContext) -> None:  # type: ignore[override]
         """Release the slot if the run no longer needs it."""
         before, after = context.initial_state, context.proposed_state
-        if self.nullified_transition() or _waits_in_process(after):
+        if self.nullified_transition() or after is None:
             return
-        if _waits_in_process(before) and after and (after.is_final() or after.is_scheduled()):
+        if waits_in_process(after) and _is_renewed(context):
+            return
+        if waits_in_process(before) and not (after.is_running() or after.is_cancelling()):
             await give_back(context, before)
         await super().after_transition(context)
 
 
-def _waits_in_process(state: State | None) -> bool:
+def waits_in_process(state: State | None) -> bool:
+    """Whether a run is paused, and its process waits until it is resumed."""
     return state is not None and state.is_paused() and not state.state_details.pause_reschedule
+
+
+def _is_renewed(context: FlowOrchestrationContext) -> bool:
+    """Whether the process renews the lease of its slot; clients before 3.4.11 do not."""
+    before, version = context.initial_state, context.client_version
+    return bool(
+        before
+        and before.state_details.deployment_concurrency_lease_id
+        and version
+        and Version(version) >= MIN_CLIENT_VERSION_FOR_CONCURRENCY_LIMIT_LEASING
+    )
 
 
 async def give_back(context: FlowOrchestrationContext, state: State | None) -> None:

@@ -10,6 +10,7 @@ from prefect.server.database.orm_models import FlowRun, TaskRun
 from prefect.server.models import flow_runs
 from prefect.server.orchestration.core_policy import (
     CoreFlowPolicy,
+    MinimalFlowPolicy,
     PreventDuplicateTransitions,
     PreventPendingTransitions,
     ReleaseFlowConcurrencySlots,
@@ -17,6 +18,7 @@ from prefect.server.orchestration.core_policy import (
     SecureFlowConcurrencySlots,
     WaitForScheduledTime,
 )
+from prefect.server.orchestration.dependencies import ORCHESTRATION_DEPENDENCIES
 from prefect.server.orchestration.rules import (
     ALL_ORCHESTRATION_STATES,
     FlowOrchestrationContext,
@@ -30,10 +32,14 @@ from prefect_hamilton.server.rescheduled import (
     EndRetryInProcess,
     PreventLateFailure,
     PreventRunningUntilTakenUp,
+    RecognizeRepeatedFailure,
     RescheduleForAnotherPod,
 )
 
 EXPECTED_STATE = "expected-state"
+
+PREFECTS_FORCED = MinimalFlowPolicy.priority
+"""Returns Prefect's rules for a state that is forced."""
 
 
 class RequireExpectedState(FlowRunOrchestrationRule):
@@ -128,18 +134,30 @@ class FlowPolicy(CoreFlowPolicy):
         """Return the rules in their order of evaluation; that about other runs is the last."""
         after: dict[Any, list[Any]] = {
             PreventDuplicateTransitions: [RequireExpectedState],
-            PreventPendingTransitions: [PreventPendingAfterEnd],
+            PreventPendingTransitions: [PreventPendingAfterEnd, PreventRunningUntilTakenUp],
             RetryFailedFlows: [RescheduleForAnotherPod, PreventLateFailure],
-            WaitForScheduledTime: [PreventRunningUntilTakenUp, EndRetryInProcess],
+            WaitForScheduledTime: [EndRetryInProcess],
         }
         instead: dict[Any, Any] = {
             SecureFlowConcurrencySlots: QueueForDeploymentSlot,
             ReleaseFlowConcurrencySlots: KeepSlotWhilePaused,
+            RetryFailedFlows: RecognizeRepeatedFailure,
         }
         rules: list[Any] = []
         for rule in CoreFlowPolicy.priority():
             rules += [instead.get(rule, rule), *after.get(rule, [])]
         return [*rules, EndSubflows]
+
+
+def apply_rules() -> None:
+    """Apply the rules in this process, those about slots and retries also to forced states.
+
+    Prefect forces Crashed when its engine crashes, and Failed for a pause that nobody ended.
+    """
+    ORCHESTRATION_DEPENDENCIES["flow_policy_provider"] = flow_policy
+    instead: dict[Any, Any] = {ReleaseFlowConcurrencySlots: KeepSlotWhilePaused}
+    forced = [*(instead.get(rule, rule) for rule in PREFECTS_FORCED()), EndRetryInProcess]
+    setattr(MinimalFlowPolicy, "priority", staticmethod(lambda: forced))  # noqa: B010
 
 
 async def flow_policy() -> type[FlowPolicy]:

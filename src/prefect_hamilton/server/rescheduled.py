@@ -5,10 +5,11 @@ What it reports late does not count, and the run gets back what that execution h
 
 import sqlalchemy as sa
 from prefect.server.database.orm_models import FlowRun, FlowRunState
+from prefect.server.orchestration.core_policy import RetryFailedFlows
 from prefect.server.orchestration.rules import FlowOrchestrationContext, FlowRunOrchestrationRule
-from prefect.server.schemas.states import State, StateType
+from prefect.server.schemas.states import TERMINAL_STATES, State, StateType
 
-from prefect_hamilton.server.deployment_slots import give_back
+from prefect_hamilton.server.deployment_slots import WAITING, give_back, waits_in_process
 
 
 class RescheduleForAnotherPod(FlowRunOrchestrationRule):
@@ -23,6 +24,7 @@ class RescheduleForAnotherPod(FlowRunOrchestrationRule):
         StateType.SCHEDULED,
         StateType.PENDING,
         StateType.RUNNING,
+        StateType.PAUSED,
         # An observer of the pods may have noticed the end before the pod could reschedule the run.
         StateType.CRASHED,
     }
@@ -48,7 +50,7 @@ class RescheduleForAnotherPod(FlowRunOrchestrationRule):
 async def _was_running(state: State | None, context: FlowOrchestrationContext) -> bool:
     """Whether the run was executed in this state, or in the one before if it has crashed."""
     if state is None or not state.is_crashed():
-        return state is not None and state.is_running()
+        return state is not None and (state.is_running() or waits_in_process(state))
     before: StateType | None = await context.session.scalar(
         sa.select(FlowRunState.type)
         .where(FlowRunState.flow_run_id == context.run.id, FlowRunState.timestamp < state.timestamp)
@@ -56,6 +58,17 @@ async def _was_running(state: State | None, context: FlowOrchestrationContext) -
         .limit(1)
     )
     return before is StateType.RUNNING
+
+
+class RecognizeRepeatedFailure(RetryFailedFlows):
+    """Retries a failed flow once, also if its failure is reported again: the answer was lost."""
+
+    async def reject_transition(self, state: State | None, reason: str) -> None:
+        """Give the state that is set instead the id of the request."""
+        proposed = self.context.proposed_state
+        if state is not None and proposed is not None:
+            state.state_details.transition_id = proposed.state_details.transition_id
+        await super().reject_transition(state, reason)
 
 
 class PreventRunningUntilTakenUp(FlowRunOrchestrationRule):
@@ -105,21 +118,21 @@ def _waits_for_worker(state: State | None, run: FlowRun) -> bool:
     """Whether a run is to be executed by another process than the one that has executed it."""
     return (
         state is not None
-        and state.name == "AwaitingRetry"
+        and state.name in WAITING
         and run.deployment_id is not None
         and run.empirical_policy.retry_type != "in_process"
     )
 
 
 class EndRetryInProcess(FlowRunOrchestrationRule):
-    """Ends the time for which only the process that runs a flow may retry it: it has.
+    """Ends the time for which only the process that runs a flow may retry it: it has, or ends.
 
-    Prefect remembers this until the run ends. A run that was suspended after a retry, or whose
-    crash a person retries by force, would be given to no worker.
+    Prefect remembers this until the flow has no retries left. A run that was suspended after a
+    retry, or whose crash a person retries by force, would be given to no worker.
     """
 
     FROM_STATES = {StateType.SCHEDULED}  # noqa: RUF012
-    TO_STATES = {StateType.RUNNING}  # noqa: RUF012
+    TO_STATES = {StateType.RUNNING, StateType.CANCELLING, *TERMINAL_STATES}  # noqa: RUF012
 
     async def after_transition(  # type: ignore[override]
         self,
@@ -131,3 +144,5 @@ class EndRetryInProcess(FlowRunOrchestrationRule):
         policy = context.run.empirical_policy
         if policy.retry_type == "in_process":
             context.run.empirical_policy = policy.model_copy(update={"retry_type": None})
+            if validated_state is not None and validated_state.is_final():
+                await give_back(context, initial_state)

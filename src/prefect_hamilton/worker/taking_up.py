@@ -121,7 +121,6 @@ class TakingUp(AnyWorker):  # type: ignore[misc]
         if answer is None or skipped:
             return False
         self._attempts[flow_run.id] = answer.id
-        self._server_ahead = answer.timestamp - datetime.now(UTC)
         return True
 
     async def _propose(
@@ -155,6 +154,7 @@ class TakingUp(AnyWorker):  # type: ignore[misc]
         if refused or answer.state is None or answer.state.type is not wanted.type:
             logger.info("Flow run '%s' was not taken up: %s", flow_run.id, answer.details)
             return None
+        self._server_ahead = answer.state.timestamp - datetime.now(UTC)
         if not answer.state.is_pending():
             logger.warning("Flow run '%s' is skipped: %s", flow_run.id, wanted.message)
         return answer.state
