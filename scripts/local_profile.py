@@ -326,11 +326,14 @@ def executed_flow_runs(state: Path) -> set[str]:
 
 def await_flow_runs(state: Path, seconds: float) -> set[str]:
     """Wait until no process executes a flow run; returns the ids of those that still are."""
-    with contextlib.suppress(RetryError):
-        Retrying(retry=retry_if_result(bool), stop=stop_after_delay(seconds), wait=wait_fixed(0.2))(
-            executed_flow_runs, state
-        )
-    return executed_flow_runs(state)
+    waiting = Retrying(
+        retry=retry_if_result(bool), stop=stop_after_delay(seconds), wait=wait_fixed(0.2)
+    )
+    try:
+        return waiting(executed_flow_runs, state)
+    except RetryError as error:
+        executed: set[str] = error.last_attempt.result()
+        return executed
 
 
 def manager(state: Path) -> psutil.Process | None:

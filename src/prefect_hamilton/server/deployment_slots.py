@@ -15,7 +15,7 @@ from prefect.server.orchestration.dependencies import (
     MIN_CLIENT_VERSION_FOR_CONCURRENCY_LIMIT_LEASING,
 )
 from prefect.server.orchestration.rules import FlowOrchestrationContext
-from prefect.server.schemas.states import State, StateType
+from prefect.server.schemas.states import Scheduled, State, StateType
 from prefect.settings import get_current_settings
 from prefect.types import DateTime
 
@@ -45,8 +45,7 @@ class QueueForDeploymentSlot(SecureFlowConcurrencySlots):
         if state is not None and state.is_cancelled() and before and before.name in WAITING:
             wait = get_current_settings().server.deployments.concurrency_slot_wait_seconds
             due = datetime.now(UTC) + timedelta(seconds=wait)
-            state = State(type=StateType.SCHEDULED, name="AwaitingConcurrencySlot")
-            state.state_details.scheduled_time = cast(DateTime, due)
+            state = Scheduled(cast(DateTime, due), name="AwaitingConcurrencySlot")
         if state is not None and state.is_scheduled() and state.state_details.scheduled_time:
             first = state.state_details.scheduled_time
             due = min(await self._after_last(state, first), datetime.now(UTC) + LONGEST_WAIT)

@@ -28,6 +28,7 @@ from prefect.server.schemas.states import TERMINAL_STATES, State, StateType
 
 from prefect_hamilton import _headers
 from prefect_hamilton.server.deployment_slots import KeepSlotWhilePaused, QueueForDeploymentSlot
+from prefect_hamilton.server.refusals import Refusal
 from prefect_hamilton.server.rescheduled import (
     EndRetryInProcess,
     PreventLateFailure,
@@ -41,26 +42,29 @@ EXPECTED_STATE = "expected-state"
 PREFECTS_FORCED = MinimalFlowPolicy.priority
 """Returns Prefect's rules for a state that is forced."""
 
+INSTEAD: dict[Any, Any] = {
+    SecureFlowConcurrencySlots: QueueForDeploymentSlot,
+    ReleaseFlowConcurrencySlots: KeepSlotWhilePaused,
+    RetryFailedFlows: RecognizeRepeatedFailure,
+}
+"""Rules that take the place of Prefect's."""
 
-class RequireExpectedState(FlowRunOrchestrationRule):
+
+class RequireExpectedState(Refusal):
     """Rejects a proposal if the run is no longer in the state that the sender saw."""
 
     FROM_STATES = ALL_ORCHESTRATION_STATES
     TO_STATES = ALL_ORCHESTRATION_STATES
 
-    async def before_transition(  # type: ignore[override]  # a context of flow runs, as in Prefect
-        self,
-        initial_state: State | None,
-        proposed_state: State | None,
-        context: FlowOrchestrationContext,
-    ) -> None:
-        """Abort if the request names a state that is not the current one."""
+    def reason(self, state: State | None, context: FlowOrchestrationContext) -> str | None:
+        """Refuse if the request names a state that is not the current one."""
         expected: UUID | None = context.parameters.get(EXPECTED_STATE)
-        if expected is not None and (initial_state is None or initial_state.id != expected):
-            await self.abort_transition("The flow run has left the state that was expected.")
+        if expected is None or (state is not None and state.id == expected):
+            return None
+        return "The flow run has left the state that was expected."
 
 
-class PreventPendingAfterEnd(FlowRunOrchestrationRule):
+class PreventPendingAfterEnd(Refusal):
     """Rejects Pending for a run that has ended.
 
     To start it again, clients propose Scheduled first. Pending without Scheduled is a delayed
@@ -71,18 +75,11 @@ class PreventPendingAfterEnd(FlowRunOrchestrationRule):
     FROM_STATES = {StateType.COMPLETED, StateType.FAILED, StateType.CRASHED}  # noqa: RUF012
     TO_STATES = {StateType.PENDING}  # noqa: RUF012
 
-    async def before_transition(  # type: ignore[override]
-        self,
-        initial_state: State | None,
-        proposed_state: State | None,
-        context: FlowOrchestrationContext,
-    ) -> None:
-        """Abort the transition."""
-        if initial_state is not None and proposed_state is not None:
-            await self.abort_transition(
-                f"This run is in a {initial_state.type.name} state and cannot"
-                " transition to a PENDING state."
-            )
+    def reason(self, state: State | None, context: FlowOrchestrationContext) -> str | None:
+        """Refuse, as Prefect does it for Cancelled runs."""
+        if state is None:
+            return None
+        return f"This run is in a {state.type.name} state and cannot transition to a PENDING state."
 
 
 class EndSubflows(FlowRunOrchestrationRule):
@@ -95,7 +92,7 @@ class EndSubflows(FlowRunOrchestrationRule):
     FROM_STATES = ALL_ORCHESTRATION_STATES
     TO_STATES = {StateType.CRASHED, StateType.CANCELLED}  # noqa: RUF012
 
-    async def after_transition(  # type: ignore[override]
+    async def after_transition(  # type: ignore[override]  # a context of flow runs, as in Prefect
         self,
         initial_state: State | None,
         validated_state: State | None,
@@ -138,14 +135,9 @@ class FlowPolicy(CoreFlowPolicy):
             RetryFailedFlows: [RescheduleForAnotherPod, PreventLateFailure],
             WaitForScheduledTime: [EndRetryInProcess],
         }
-        instead: dict[Any, Any] = {
-            SecureFlowConcurrencySlots: QueueForDeploymentSlot,
-            ReleaseFlowConcurrencySlots: KeepSlotWhilePaused,
-            RetryFailedFlows: RecognizeRepeatedFailure,
-        }
         rules: list[Any] = []
         for rule in CoreFlowPolicy.priority():
-            rules += [instead.get(rule, rule), *after.get(rule, [])]
+            rules += [INSTEAD.get(rule, rule), *after.get(rule, [])]
         return [*rules, EndSubflows]
 
 
@@ -155,8 +147,7 @@ def apply_rules() -> None:
     Prefect forces Crashed when its engine crashes, and Failed for a pause that nobody ended.
     """
     ORCHESTRATION_DEPENDENCIES["flow_policy_provider"] = flow_policy
-    instead: dict[Any, Any] = {ReleaseFlowConcurrencySlots: KeepSlotWhilePaused}
-    forced = [*(instead.get(rule, rule) for rule in PREFECTS_FORCED()), EndRetryInProcess]
+    forced = [*(INSTEAD.get(rule, rule) for rule in PREFECTS_FORCED()), EndRetryInProcess]
     setattr(MinimalFlowPolicy, "priority", staticmethod(lambda: forced))  # noqa: B010
 
 

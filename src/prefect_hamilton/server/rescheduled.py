@@ -10,6 +10,7 @@ from prefect.server.orchestration.rules import FlowOrchestrationContext, FlowRun
 from prefect.server.schemas.states import TERMINAL_STATES, State, StateType
 
 from prefect_hamilton.server.deployment_slots import WAITING, give_back, waits_in_process
+from prefect_hamilton.server.refusals import Refusal
 
 
 class RescheduleForAnotherPod(FlowRunOrchestrationRule):
@@ -71,7 +72,7 @@ class RecognizeRepeatedFailure(RetryFailedFlows):
         await super().reject_transition(state, reason)
 
 
-class PreventRunningUntilTakenUp(FlowRunOrchestrationRule):
+class PreventRunningUntilTakenUp(Refusal):
     """Rejects Running for a run that was rescheduled until a worker has taken it up.
 
     It is a delayed request of the pod that was ended, and would leave the run Running without one.
@@ -81,18 +82,12 @@ class PreventRunningUntilTakenUp(FlowRunOrchestrationRule):
     FROM_STATES = {StateType.SCHEDULED}  # noqa: RUF012
     TO_STATES = {StateType.RUNNING}  # noqa: RUF012
 
-    async def before_transition(  # type: ignore[override]
-        self,
-        initial_state: State | None,
-        proposed_state: State | None,
-        context: FlowOrchestrationContext,
-    ) -> None:
-        """Abort the transition."""
-        if _waits_for_worker(initial_state, context.run):
-            await self.abort_transition("This run was rescheduled and waits for a worker.")
+    def reason(self, state: State | None, context: FlowOrchestrationContext) -> str | None:
+        """Refuse while the run waits."""
+        return _wait(state, context.run)
 
 
-class PreventLateFailure(FlowRunOrchestrationRule):
+class PreventLateFailure(Refusal):
     """Rejects Failed for a run that was rescheduled and has retries left.
 
     The pod that was ended reports it late. In time, the run would have been retried.
@@ -101,27 +96,22 @@ class PreventLateFailure(FlowRunOrchestrationRule):
     FROM_STATES = {StateType.SCHEDULED}  # noqa: RUF012
     TO_STATES = {StateType.FAILED}  # noqa: RUF012
 
-    async def before_transition(  # type: ignore[override]
-        self,
-        initial_state: State | None,
-        proposed_state: State | None,
-        context: FlowOrchestrationContext,
-    ) -> None:
-        """Abort the transition."""
+    def reason(self, state: State | None, context: FlowOrchestrationContext) -> str | None:
+        """Refuse while the run waits. The execution that was ended was returned to the retries."""
         retries = context.run.empirical_policy.retries or 0
-        # The execution that was ended has been returned to the retries.
-        if context.run.run_count < retries and _waits_for_worker(initial_state, context.run):
-            await self.abort_transition("This run was rescheduled and waits for a worker.")
+        return _wait(state, context.run) if context.run.run_count < retries else None
 
 
-def _waits_for_worker(state: State | None, run: FlowRun) -> bool:
-    """Whether a run is to be executed by another process than the one that has executed it."""
-    return (
+def _wait(state: State | None, run: FlowRun) -> str | None:
+    """Return for what a run waits, if its next execution is not by the process of its last one."""
+    if (
         state is not None
         and state.name in WAITING
         and run.deployment_id is not None
         and run.empirical_policy.retry_type != "in_process"
-    )
+    ):
+        return "This run was rescheduled and waits for a worker."
+    return None
 
 
 class EndRetryInProcess(FlowRunOrchestrationRule):
