@@ -32,6 +32,7 @@ from prefect_hamilton.server import lease_storage
 from prefect_hamilton.server.lease_storage import LEASES, ConcurrencyLeaseStorage
 from tests import services
 from tests.chart.charts import env, pod_template, render
+from tests.profiles import wait_until
 from tests.server.test_migrate import MIGRATE, Database
 
 pytestmark = pytest.mark.services
@@ -57,8 +58,8 @@ Starts = Callable[[], AbstractContextManager[services.Service]]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def start(request: pytest.FixtureRequest, tmp_path: Path) -> Starts:
-    """Start the server with the setting of the chart; again with what it has kept."""
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """The database, and the setting of the chart."""
     values = {"server": {"sqlite": {"enabled": True}}, "hamiltonUi": {"enabled": False}}
     if request.param == "postgresql":
         values = {}
@@ -68,7 +69,12 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Starts:
     template = pod_template(render(values).get("Deployment", "server"))
     assert template is not None
     (server,) = template["spec"]["containers"]
-    settings = {NAME: env(server)[NAME], "PREFECT_API_DATABASE_CONNECTION_URL": database}
+    return {NAME: env(server)[NAME], "PREFECT_API_DATABASE_CONNECTION_URL": database}
+
+
+@pytest.fixture
+def start(settings: dict[str, str], tmp_path: Path) -> Starts:
+    """Start the server; again with what it has kept."""
     return partial(
         services.prefect_server,
         tmp_path,
@@ -193,6 +199,27 @@ def test_a_run_keeps_its_slot_while_its_process_waits_in_a_pause(
             assert active_slots(client, deployment) == 1
         assert client.set_flow_run_state(run, end, force).status == SetStateStatus.ACCEPT
         assert active_slots(client, deployment) == 0
+
+
+def test_background_services_in_a_process_of_their_own_give_the_slot_of_a_pause_back(
+    start: Starts, settings: dict[str, str], tmp_path: Path
+) -> None:
+    """They force Failed for a pause that nobody ended."""
+    often = {"PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS": "0.5"}
+    with start() as server, client_of(server) as client:
+        deployment = deployment_with_a_limit(client)
+        run = client.create_flow_run_from_deployment(deployment).id
+        for state in (Pending(), Running(), Paused(timeout_seconds=1)):
+            assert client.set_flow_run_state(run, state).status == SetStateStatus.ACCEPT
+        assert active_slots(client, deployment) == 1
+        with services.background_services(tmp_path, **settings, **often):
+            wait_until(lambda: is_failed(client, run))
+        assert active_slots(client, deployment) == 0
+
+
+def is_failed(client: SyncPrefectClient, run: UUID) -> bool:
+    state = client.read_flow_run(run).state
+    return state is not None and state.is_failed()
 
 
 def test_a_run_that_is_suspended_gives_its_slot_back(start: Starts) -> None:

@@ -23,15 +23,25 @@ class Waiting:
         )
         path = f"/deployments/{deployment['id']}/create_flow_run"
         self.run = UUID(api.post(path, state={"type": "SCHEDULED"})["id"])
-        for state in ("PENDING", "RUNNING"):
-            assert api.propose(self.run, state) == "ACCEPT"
+        self.begin()
         # As Prefect's engine does when the flow begins.
         api.patch(f"/flow_runs/{self.run}", empirical_policy={"retries": 1, "retry_delay": 0})
+
+    def begin(self) -> None:
+        """Do what a worker and then the flow's engine do."""
+        for state in ("PENDING", "RUNNING"):
+            assert self.api.propose(self.run, state) == "ACCEPT"
 
     def fail(self) -> str:
         """Report a failure of the flow; returns the name of the state that follows."""
         self.api.propose(self.run, "FAILED")
         return self.api.state(self.run)["name"]
+
+    def fail_twice(self) -> None:
+        """Use up the one retry, and fail."""
+        assert self.fail() == "AwaitingRetry"
+        assert self.api.propose(self.run, "RUNNING") == "ACCEPT"
+        assert self.fail() == "Failed"
 
     def reschedule(self) -> None:
         """Do what a pod does at SIGTERM."""
@@ -80,8 +90,7 @@ def test_what_a_pod_that_was_ended_sends_late_does_not_start_its_run(
     assert waiting.api.propose(waiting.run, "RUNNING") == "ABORT"
 
     assert waiting.taken_up()
-    for state in ("PENDING", "RUNNING"):
-        assert waiting.api.propose(waiting.run, state) == "ACCEPT"
+    waiting.begin()
 
 
 def test_a_run_that_was_retried_and_suspended_is_taken_up_when_it_is_resumed(
@@ -132,12 +141,9 @@ def test_a_crash_that_is_noticed_before_its_pod_reschedules_uses_up_no_retry(
         assert waiting.api.propose(waiting.run, "PENDING") == "ACCEPT"
     assert waiting.api.propose(waiting.run, "CRASHED") == "ACCEPT"
     waiting.reschedule()
-    for state in ("PENDING", "RUNNING"):
-        assert waiting.api.propose(waiting.run, state) == "ACCEPT"
+    waiting.begin()
 
-    assert waiting.fail() == "AwaitingRetry"
-    assert waiting.api.propose(waiting.run, "RUNNING") == "ACCEPT"
-    assert waiting.fail() == "Failed"
+    waiting.fail_twice()
 
 
 def test_a_failure_that_is_reported_again_because_its_answer_was_lost_counts_once(
@@ -154,19 +160,15 @@ def test_an_execution_that_was_ended_uses_up_no_retry(waiting: Waiting, was: str
     if was == "PAUSED":
         assert waiting.api.propose(waiting.run, was) == "ACCEPT"
     waiting.reschedule()
-    for state in ("PENDING", "RUNNING"):
-        assert waiting.api.propose(waiting.run, state) == "ACCEPT"
+    waiting.begin()
 
-    assert waiting.fail() == "AwaitingRetry"
-    assert waiting.api.propose(waiting.run, "RUNNING") == "ACCEPT"
-    assert waiting.fail() == "Failed"
+    waiting.fail_twice()
 
 
 def test_a_flow_without_retries_has_none_after_it_was_ended(waiting: Waiting) -> None:
     waiting.api.patch(f"/flow_runs/{waiting.run}", empirical_policy={"retries": 0})
     waiting.reschedule()
-    for state in ("PENDING", "RUNNING"):
-        assert waiting.api.propose(waiting.run, state) == "ACCEPT"
+    waiting.begin()
     assert waiting.fail() == "Failed"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 from unittest.mock import Mock
 from uuid import UUID
@@ -83,8 +84,11 @@ async def test_a_run_goes_on_whose_pending_was_accepted_but_answered_too_late(
             return response
 
         monkeypatch.setattr(worker.client, "request", sleep)
+        # As measured before: a state that is as old as the sleep says nothing about clocks.
+        ahead = worker._server_ahead = timedelta(hours=1)
         [found] = await worker._get_scheduled_flow_runs()
         assert await worker._propose_pending_state(found.flow_run)
+        assert worker._server_ahead == ahead
 
     assert lost[0].json()["status"] == "ACCEPT"
     assert pool.api.states(run) == ["SCHEDULED", "PENDING"]
