@@ -127,11 +127,15 @@ class LocalProfile:
         wait_until(lambda: self.state_of(run) in final, seconds=240)
         return self.state_of(run)
 
-    def attempts(self, run: dict[str, Any]) -> int:
-        tasks = self.api.post(
-            "/task_runs/filter", json={"flow_runs": {"id": {"any_": [run["id"]]}}}
+    def task_runs(self, run: dict[str, Any]) -> list[dict[str, Any]]:
+        of_run = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+        found: list[dict[str, Any]] = (
+            self.api.post("/task_runs/filter", json=of_run).raise_for_status().json()
         )
-        return max(int(task["run_count"]) for task in tasks.raise_for_status().json())
+        return found
+
+    def attempts(self, run: dict[str, Any]) -> int:
+        return max(int(task["run_count"]) for task in self.task_runs(run))
 
     def process(self, command: str) -> psutil.Process:
         """The process of the profile that is this command, not a shell that starts it."""
