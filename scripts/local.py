@@ -186,14 +186,19 @@ def recover() -> None:
     noted = local_profile.running(state)
     if noted is None:
         return
-    now = datetime.now(UTC)
     try:
         _await(lambda: _server(noted.profile), RECOVERY_SECONDS, state)
         # Orphans end by themselves, or report how they crashed.
         orphans = local_profile.await_flow_runs(state, ORPHAN_SECONDS)
-        count = restart_interrupted_runs(noted.profile, now, leave=orphans)
+        # No worker is there to take a run up since then.
+        count = restart_interrupted_runs(noted.profile, datetime.now(UTC), leave=orphans)
     except (ProfileError, httpx.HTTPError) as error:
-        fail(ProfileError(f"Interrupted flow runs were not rescheduled ({error}): run make up."))
+        fail(
+            ProfileError(
+                f"Interrupted flow runs were not rescheduled ({error}): run make down, then "
+                "make up."
+            )
+        )
     console.print(f"{count} interrupted flow runs are rescheduled.")
 
 

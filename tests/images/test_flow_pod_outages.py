@@ -15,12 +15,14 @@ from typing import IO, cast
 
 import httpx
 import pytest
-from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry, Crashed
 
 from prefect_hamilton.flow_pod import attempt
 from prefect_hamilton.states import CLAIM, GIVEN_UP, NO_ANSWER, NOT_RESCHEDULED
+from tests import services
 from tests.faults_proxy import Action, FaultProxy, answer, hang, hold, lose_answer, pass_on, reset
 from tests.images.pods import FLOWS, PACKAGE, Pods, Step, engine_pid, go_to, is_running
 from tests.services import Service
@@ -506,3 +508,33 @@ def test_the_state_that_a_run_has_earned(history: str, position: int | None) -> 
     found = attempt.earned_state(states)
 
     assert found == (None if position is None else states[position])
+
+
+@pytest.mark.parametrize("is_fresh", [False, True], ids=["forked", "in a new interpreter"])
+def test_a_pod_that_begins_after_its_run_was_taken_up_again_does_not_run_the_flow(
+    prefect_client_python: Path, tmp_path: Path, is_fresh: bool
+) -> None:
+    """Its request was on its way while the pod was lost, and the run was given to another one."""
+    home = tmp_path / "server"
+    with (
+        services.prefect_server(home, program=services.OWN_SERVER) as server,
+        FaultProxy(server.port) as proxy,
+        temporary_settings({PREFECT_API_URL: f"{server.url}/api"}),
+        get_client(sync_client=True) as client,
+    ):
+        pods = Pods(client, server, prefect_client_python, tmp_path)
+        run = pods.taken_up(pull=at_home(tmp_path) if is_fresh else FLOWS)
+        running = proxy.add(hold, SET_STATE)
+        env = through(proxy, PREFECT_API_REQUEST_TIMEOUT="60")
+        with pods.executing(run, PYTHONPATH=f"{PACKAGE}:{tmp_path}", **env) as pod:
+            running.wait_until_met()
+            client.set_flow_run_state(run.id, AwaitingRetry())
+            pods.take_up(run)
+            latest = pods.state(run)
+            proxy.end(running)
+            output, _ = pod.communicate(timeout=120)
+
+        assert pod.returncode == 1, output
+        assert pods.state(run).id == latest.id
+        assert pods.run_count(run) == 0
+        assert not any("twice 21" in line for line in pods.log(run))

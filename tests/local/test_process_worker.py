@@ -247,6 +247,25 @@ def test_a_killed_run_is_crashed(pool: Pool) -> None:
     assert "status code -9" in str(pool.api.state(run)["message"]).replace(":", "")
 
 
+def test_the_end_of_an_execution_that_was_given_up_does_not_count(pool: Pool) -> None:
+    """A worker that was killed may have left a process that does not end."""
+    seconds = 5
+    run = pool.run(seconds=seconds)
+    first = pool.notes()["pid"]
+    assert pool.api.propose(run, "SCHEDULED", name="AwaitingRetry") == "ACCEPT"
+    assert pool.end(run) == "COMPLETED"
+    assert pool.notes()["pid"] != first
+    found = pool.api.get(f"/flow_runs/{run}")
+    states = pool.api.get(f"/flow_run_states/?flow_run_id={run}")
+    began = max(time_of(state) for state in states if state["type"] == "RUNNING")
+    assert found["run_count"] == 2
+    assert time_of(found["state"]) - began >= timedelta(seconds=seconds)
+
+
+def time_of(state: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(state["timestamp"])
+
+
 def test_a_run_that_has_not_begun_is_still_pending_when_its_worker_was_killed(pool: Pool) -> None:
     """Its flow has done nothing: the profile starts it again."""
     pool.code.write_text(SLOW_TO_BEGIN)

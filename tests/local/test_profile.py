@@ -331,6 +331,9 @@ def test_a_run_whose_process_ends_silently_after_its_worker_was_killed_starts_ag
         wait_until(lambda: is_recovering(profile))
         with pytest.raises(RetryError):
             wait_until(lambda: not is_recovering(profile), seconds=3)
+        # Its flow begins before it misses its worker.
+        begins = {"state": {"type": "RUNNING"}}
+        profile.api.post(f"/flow_runs/{run['id']}/set_state", json=begins).raise_for_status()
         orphan.kill()
 
     assert profile.ended(run) == "Completed"

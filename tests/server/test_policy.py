@@ -3,6 +3,7 @@
 import json
 import socket
 from contextlib import closing
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -44,6 +45,39 @@ def test_a_state_proposal_is_refused_if_the_run_has_moved_on(api: Api) -> None:
 
     now = {_headers.EXPECTED_STATE: api.state(run)["id"]}
     assert api.propose(run, "PENDING", **now) == "ACCEPT"
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("late", ["RUNNING", "SCHEDULED", *FINAL])
+def test_what_a_pod_reports_after_its_run_was_taken_up_again_changes_nothing(
+    api: Api, late: str, force: bool
+) -> None:
+    run = api.new_run()
+    api.propose(run, "PENDING")
+    earlier = attempt_at(run, api.state(run)["id"])
+    for state in ("RUNNING", "SCHEDULED", "PENDING"):
+        assert api.propose(run, state, **earlier) == "ACCEPT"
+    latest = attempt_at(run, api.state(run)["id"])
+    api.propose(run, "PENDING", name="InfrastructurePending")
+
+    assert api.propose(run, late, force=force, **earlier) == "ABORT"
+
+    assert api.states(run) == ["SCHEDULED", "PENDING", "RUNNING", "SCHEDULED", *["PENDING"] * 2]
+    for state in ("RUNNING", late):
+        assert api.propose(run, state, **latest) in ("ACCEPT", "REJECT")
+
+
+def test_an_attempt_at_one_run_says_nothing_about_another(api: Api) -> None:
+    """A subflow, or a run that the flow cancels."""
+    other = attempt_at(api.new_run(), str(uuid4()))
+    run = api.new_run()
+    for state in ("PENDING", "RUNNING", "COMPLETED"):
+        assert api.propose(run, state, **other) == "ACCEPT"
+
+
+def attempt_at(run: UUID, taken_up: str) -> dict[str, str]:
+    """The header of a pod."""
+    return {_headers.ATTEMPT: f"{run}:{taken_up}"}
 
 
 def test_a_request_whose_client_disconnected_changes_nothing(

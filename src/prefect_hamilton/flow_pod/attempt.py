@@ -14,8 +14,13 @@ from uuid import UUID, uuid4
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import State
+from prefect.settings import get_current_settings
 
+from prefect_hamilton import _headers
 from prefect_hamilton.states import GIVEN_UP, NO_ANSWER, beginning, claim_attempt, restore
+
+VARIABLE = "PREFECT__FLOW_RUN_ATTEMPT"
+"""Variable of a process that executes a flow run: the run's id, a colon, and the attempt."""
 
 
 class NotWaitedForError(Exception):
@@ -26,27 +31,47 @@ class NotWaitedForError(Exception):
         self.exit_code = exit_code
 
 
-async def take_up(client: PrefectClient, flow_run_id: UUID, *, is_only_pod: bool) -> None:
-    """Return if this pod must run the flow; otherwise raise NotWaitedForError.
+async def take_up(client: PrefectClient, flow_run_id: UUID, *, is_only_pod: bool) -> UUID | None:
+    """Return the attempt if this pod must run the flow; otherwise raise NotWaitedForError.
 
-    `is_only_pod` says that the pod's Job starts no other for the same attempt.
+    `is_only_pod` says that the pod's Job starts no other for the same attempt. None: no worker has
+    taken the run up.
     """
     states = await client.read_flow_run_states(flow_run_id)
     if (earned := earned_state(states)) is not None:
         if states[-1].id != earned.id:
             await restore(client, flow_run_id, earned)
         raise NotWaitedForError(f"it has already ended, in state {earned.name!r}", exit_code=0)
-    if not is_only_pod or (began := beginning(states)) is None:
-        return
+    if (began := beginning(states)) is None:
+        return None
+    latest = states[began].id
+    if not is_only_pod:
+        return latest
     if states[-1].is_scheduled():
         raise NotWaitedForError("it was scheduled again and waits for a worker", exit_code=0)
     pod = f"{socket.gethostname()}-{os.getpid()}-{uuid4()}"
-    owner = await claim_attempt(client, flow_run_id, states[began].id, pod)
+    owner = await claim_attempt(client, flow_run_id, latest, pod)
     if owner == GIVEN_UP:
         raise NotWaitedForError("its worker schedules it again", exit_code=NO_ANSWER)
     if owner != pod:
         # Not 0: a Job that succeeded would hide the end of the one that runs the flow.
         raise NotWaitedForError("another pod has taken it up", exit_code=1)
+    return latest
+
+
+def variables(flow_run_id: UUID, attempt: UUID) -> dict[str, str]:
+    """Return the environment that says which attempt a process belongs to."""
+    return {VARIABLE: f"{flow_run_id}:{attempt}"}
+
+
+def name_in_requests() -> None:
+    """Have this process's clients of Prefect say in each request which attempt they belong to.
+
+    The server then refuses states that arrive when the run has been taken up again.
+    """
+    if attempt := os.environ.get(VARIABLE):
+        # As a variable it would cost each flow run 50 ms, since all settings would be read again.
+        get_current_settings().client.custom_headers[_headers.ATTEMPT] = attempt
 
 
 def earned_state(states: Sequence[State[Any]]) -> State[Any] | None:

@@ -26,7 +26,7 @@ from tenacity import (
 )
 
 from prefect_hamilton import extensions, traces
-from prefect_hamilton.flow_pod import JSON_FORMATTER, _prefect, outages, pull_errors
+from prefect_hamilton.flow_pod import JSON_FORMATTER, _prefect, attempt, outages, pull_errors
 from prefect_hamilton.states import NO_ANSWER
 
 LEAVE_NO_TRACE = (
@@ -185,9 +185,9 @@ def brings_settings(folder: Path) -> bool:
 
 
 def run(config_path: Path, go: int, *, clears: bool = True) -> int:
-    """Run the flow once the descriptor `go` has given the variables of the control channel.
+    """Run the flow once the descriptor `go` has given the variables of its attempt and channel.
 
-    They come as a JSON object, an empty one where there is no channel. Returns the exit code. If
+    They come as a JSON object, which may be empty. Returns the exit code. If
     `go` is closed without data, the run must not be started, and the code is 0.
     """
     config = _prefect.read_model(config_path, _prefect.WorkspaceSupervisorConfig)
@@ -209,7 +209,7 @@ def run(config_path: Path, go: int, *, clears: bool = True) -> int:
         if anyio.run(report, config.flow_run_id, failure):
             return 0
         return NO_ANSWER if outages.explain(failure) else 1
-    channel: dict[str, str] = json.loads(said)
+    given: dict[str, str] = json.loads(said)
     default = [_prefect.get_sys_executable(), "-m", "prefect.engine"]
     # Another command is the workspace's own interpreter or environment.
     if prepared.command[:3] != default:
@@ -218,13 +218,14 @@ def run(config_path: Path, go: int, *, clears: bool = True) -> int:
         _become(
             prepared.command,
             prepared.folder,
-            outages.FOREIGN_SETTINGS | prepared.environment | channel,
+            outages.FOREIGN_SETTINGS | prepared.environment | given,
         )
     if prepared.needs_fresh_interpreter:
         fresh = [default[0], "-P", "-m", "prefect_hamilton.flow_pod.fresh"]
-        _become(fresh, prepared.folder, prepared.environment | channel)
+        _become(fresh, prepared.folder, prepared.environment | given)
     adopt(prepared)
-    os.environ.update(channel)
+    os.environ.update(given)
+    attempt.name_in_requests()
     extensions.load_lazily()
     traces.start()
     return _prefect.run_engine([prepared.environment["PREFECT__FLOW_ENTRYPOINT"]])

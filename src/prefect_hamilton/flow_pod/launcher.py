@@ -65,14 +65,14 @@ class EngineProcess:
         self.returncode: int | None = None
         self._go = go
 
-    def let_go(self, channel: dict[str, str]) -> None:
-        """Tell the engine to run the flow, and the variables of its control channel."""
+    def let_go(self, variables: dict[str, str]) -> None:
+        """Tell the engine to run the flow, and the variables of its attempt and channel."""
         # A pull step may have ended the engine already; `wait` then reports it.
         with (
             contextlib.suppress(BrokenPipeError),
             os.fdopen(self._go, "w", encoding="utf-8") as words,
         ):
-            json.dump(channel, words)
+            json.dump(variables, words)
 
     def kill(self) -> None:
         """End the process, and what it has started, at once."""
@@ -105,7 +105,7 @@ class ForkedEngineStarter:
         task_status: anyio.abc.TaskStatus[ProcessHandle] = anyio.TASK_STATUS_IGNORED,
     ) -> None:
         """Let the engine run and wait for its end; `task_status` gets its handle at once."""
-        self._process.let_go(self._channel(flow_run.id))
+        self._process.let_go(self._variables(flow_run.id))
         task_status.started(
             ProcessHandle(
                 self._process,  # type: ignore[arg-type]  # has what a handle uses of a process
@@ -116,16 +116,18 @@ class ForkedEngineStarter:
         # The channel forgets it with the process.
         self.conclusion = self._control_channel.get_conclusion(flow_run.id)
 
-    def _channel(self, flow_run_id: UUID) -> dict[str, str]:
-        """Return the control channel's variables; none where nothing can listen on loopback.
+    def _variables(self, flow_run_id: UUID) -> dict[str, str]:
+        """Return the variables of the control channel, and that of the attempt.
 
-        As in Prefect, such a run can still be ended, but does not learn the reason.
+        Where nothing can listen on loopback, there is no channel. As in Prefect, such a run can
+        still be ended, but does not learn the reason.
         """
+        taken = {name: os.environ[name] for name in [attempt.VARIABLE] if name in os.environ}
         try:
             port, token = self._control_channel.register(flow_run_id)
         except RuntimeError:
-            return {}
-        return {"PREFECT__CONTROL_PORT": str(port), "PREFECT__CONTROL_TOKEN": token}
+            return taken
+        return taken | {"PREFECT__CONTROL_PORT": str(port), "PREFECT__CONTROL_TOKEN": token}
 
 
 def fork_engine(config_path: Path) -> EngineProcess:
@@ -378,7 +380,7 @@ async def take_up(flow_run_id: UUID, termination: Termination) -> FlowRun | int:
     async with get_client() as client:
         try:
             flow_run = await client.read_flow_run(flow_run_id)
-            await attempt.take_up(client, flow_run_id, is_only_pod=is_only_pod)
+            taken = await attempt.take_up(client, flow_run_id, is_only_pod=is_only_pod)
         except attempt.NotWaitedForError as error:
             logger.info("The flow is not started: %s.", error)
             return error.exit_code
@@ -388,6 +390,9 @@ async def take_up(flow_run_id: UUID, termination: Termination) -> FlowRun | int:
             # No state is set: the worker learns of the end from Kubernetes and reschedules the run.
             logger.error("The flow is not started: %s", sentence)
             return NO_ANSWER
+    if taken is not None:
+        os.environ.update(attempt.variables(flow_run_id, taken))
+        attempt.name_in_requests()
     return flow_run
 
 

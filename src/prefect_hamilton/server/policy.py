@@ -6,7 +6,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from fastapi import Header, HTTPException, Request
-from prefect.server.database.orm_models import FlowRun, TaskRun
+from prefect.server.database.orm_models import FlowRun, FlowRunState, TaskRun
 from prefect.server.models import flow_runs
 from prefect.server.orchestration.core_policy import (
     CoreFlowPolicy,
@@ -38,6 +38,12 @@ from prefect_hamilton.server.rescheduled import (
 )
 
 EXPECTED_STATE = "expected-state"
+ATTEMPT = "attempt"
+
+TAKEN_UP = "Pending"
+"""Name of the state with which a worker takes a run up; its id identifies the attempt."""
+
+_UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 PREFECTS_FORCED = MinimalFlowPolicy.priority
 """Returns Prefect's rules for a state that is forced."""
@@ -56,12 +62,37 @@ class RequireExpectedState(Refusal):
     FROM_STATES = ALL_ORCHESTRATION_STATES
     TO_STATES = ALL_ORCHESTRATION_STATES
 
-    def reason(self, state: State | None, context: FlowOrchestrationContext) -> str | None:
+    async def reason(self, state: State | None, context: FlowOrchestrationContext) -> str | None:
         """Refuse if the request names a state that is not the current one."""
         expected: UUID | None = context.parameters.get(EXPECTED_STATE)
         if expected is None or (state is not None and state.id == expected):
             return None
         return "The flow run has left the state that was expected."
+
+
+class RequireLatestAttempt(Refusal):
+    """Rejects what a pod proposes for its flow run after the run was taken up for another pod.
+
+    The request was delayed, or the pod went on where nobody saw it: on a node without network.
+    """
+
+    FROM_STATES = ALL_ORCHESTRATION_STATES
+    TO_STATES = ALL_ORCHESTRATION_STATES
+
+    async def reason(self, state: State | None, context: FlowOrchestrationContext) -> str | None:
+        """Refuse if the sender's attempt at this run is not the latest one."""
+        run, attempt = context.parameters.get(ATTEMPT) or (None, None)
+        if run != context.run.id:
+            return None  # It may be a subflow.
+        latest = await context.session.scalar(
+            sa.select(FlowRunState.id)
+            .where(FlowRunState.flow_run_id == run, FlowRunState.name == TAKEN_UP)
+            .order_by(FlowRunState.timestamp.desc())
+            .limit(1)
+        )
+        if latest in (None, attempt):
+            return None
+        return "Another pod has taken up this run since."
 
 
 class PreventPendingAfterEnd(Refusal):
@@ -75,7 +106,7 @@ class PreventPendingAfterEnd(Refusal):
     FROM_STATES = {StateType.COMPLETED, StateType.FAILED, StateType.CRASHED}  # noqa: RUF012
     TO_STATES = {StateType.PENDING}  # noqa: RUF012
 
-    def reason(self, state: State | None, context: FlowOrchestrationContext) -> str | None:
+    async def reason(self, state: State | None, context: FlowOrchestrationContext) -> str | None:
         """Refuse, as Prefect does it for Cancelled runs."""
         if state is None:
             return None
@@ -130,7 +161,7 @@ class FlowPolicy(CoreFlowPolicy):
     def priority() -> list[Any]:
         """Return the rules in their order of evaluation; that about other runs is the last."""
         after: dict[Any, list[Any]] = {
-            PreventDuplicateTransitions: [RequireExpectedState],
+            PreventDuplicateTransitions: [RequireExpectedState, RequireLatestAttempt],
             PreventPendingTransitions: [PreventPendingAfterEnd, PreventRunningUntilTakenUp],
             RetryFailedFlows: [RescheduleForAnotherPod, PreventLateFailure],
             WaitForScheduledTime: [EndRetryInProcess],
@@ -142,12 +173,13 @@ class FlowPolicy(CoreFlowPolicy):
 
 
 def apply_rules() -> None:
-    """Apply the rules in this process, those about slots and retries also to forced states.
+    """Apply the rules in this process, those about attempts, slots, retries also to forced states.
 
     Prefect forces Crashed when its engine crashes, and Failed for a pause that nobody ended.
     """
     ORCHESTRATION_DEPENDENCIES["flow_policy_provider"] = flow_policy
-    forced = [*(INSTEAD.get(rule, rule) for rule in PREFECTS_FORCED()), EndRetryInProcess]
+    prefects = [INSTEAD.get(rule, rule) for rule in PREFECTS_FORCED()]
+    forced = [RequireLatestAttempt, *prefects, EndRetryInProcess]
     setattr(MinimalFlowPolicy, "priority", staticmethod(lambda: forced))  # noqa: B010
 
 
@@ -157,14 +189,21 @@ async def flow_policy() -> type[FlowPolicy]:
 
 
 async def orchestration_parameters(
-    request: Request, expected: Annotated[UUID | None, Header(alias=_headers.EXPECTED_STATE)] = None
+    request: Request,
+    expected: Annotated[UUID | None, Header(alias=_headers.EXPECTED_STATE)] = None,
+    attempt: Annotated[
+        str | None, Header(alias=_headers.ATTEMPT, pattern=f"^{_UUID}:{_UUID}$")
+    ] = None,
 ) -> dict[str, Any]:
     """Take the place of Prefect's `provide_flow_orchestration_parameters`."""
+    parameters: dict[str, Any] = {}
+    if attempt is not None:
+        parameters[ATTEMPT] = tuple(map(UUID, attempt.split(":")))
     if expected is None:
-        return {}
+        return parameters
     # The end of a connection is read after its request, and there may be more to read before.
     await asyncio.sleep(0.01)
     if await request.is_disconnected():
         # A worker that gave up would not create the Job for this state.
         raise HTTPException(408, "The sender of the proposal has not waited for its answer.")
-    return {EXPECTED_STATE: expected}
+    return parameters | {EXPECTED_STATE: expected}

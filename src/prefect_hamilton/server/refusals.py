@@ -16,9 +16,9 @@ class Refusal(FlowRunOrchestrationRule):
         context: FlowOrchestrationContext,
     ) -> None:
         """Abort the transition with the reason."""
-        if reason := self.reason(initial_state, context):
+        if reason := await self.reason(initial_state, context):
             await self.abort_transition(reason)
 
     @abstractmethod
-    def reason(self, state: State | None, context: FlowOrchestrationContext) -> str | None:
+    async def reason(self, state: State | None, context: FlowOrchestrationContext) -> str | None:
         """Return why a run must not leave its state for that of the transition; None if it may."""

@@ -82,7 +82,7 @@ class PreventRunningUntilTakenUp(Refusal):
     FROM_STATES = {StateType.SCHEDULED}  # noqa: RUF012
     TO_STATES = {StateType.RUNNING}  # noqa: RUF012
 
-    def reason(self, state: State | None, context: FlowOrchestrationContext) -> str | None:
+    async def reason(self, state: State | None, context: FlowOrchestrationContext) -> str | None:
         """Refuse while the run waits."""
         return _wait(state, context.run)
 
@@ -96,7 +96,7 @@ class PreventLateFailure(Refusal):
     FROM_STATES = {StateType.SCHEDULED}  # noqa: RUF012
     TO_STATES = {StateType.FAILED}  # noqa: RUF012
 
-    def reason(self, state: State | None, context: FlowOrchestrationContext) -> str | None:
+    async def reason(self, state: State | None, context: FlowOrchestrationContext) -> str | None:
         """Refuse while the run waits. The execution that was ended was returned to the retries."""
         retries = context.run.empirical_policy.retries or 0
         return _wait(state, context.run) if context.run.run_count < retries else None

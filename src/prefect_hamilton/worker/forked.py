@@ -15,9 +15,10 @@ from typing import Any
 from prefect.logging.configuration import setup_logging
 
 from prefect_hamilton import _tls
-from prefect_hamilton.flow_pod import _prefect, engine, outages
+from prefect_hamilton.flow_pod import _prefect, attempt, engine, outages
 
-CHANNEL = ("PREFECT__CONTROL_PORT", "PREFECT__CONTROL_TOKEN")
+GIVEN = (attempt.VARIABLE, "PREFECT__CONTROL_PORT", "PREFECT__CONTROL_TOKEN")
+"""What the engine is given when it may run the flow."""
 
 
 def main(
@@ -42,12 +43,12 @@ def main(
     threading.Thread(
         target=_end_with_worker, args=[has_begun], name="end-with-worker", daemon=True
     ).start()
-    channel = {name: env[name] for name in CHANNEL if name in env}
+    given = {name: env[name] for name in GIVEN if name in env}
     # Its name tells a worker that is started again which flow run this is.
     with Path(config).with_name(env["PREFECT__FLOW_RUN_ID"]).open("w"):
         try:
             # The folder may be the user's: it is not cleared.
-            code = engine.run(Path(config), _given(channel), clears=False)
+            code = engine.run(Path(config), _descriptor(given), clears=False)
         finally:
             # As at the end of an interpreter; multiprocessing leaves out the second.
             threading._shutdown()  # type: ignore[attr-defined]
@@ -86,9 +87,9 @@ def _become(folder: str, env: dict[str, str], *, shows_output: bool) -> None:
         setup_logging(incremental=False)
 
 
-def _given(channel: dict[str, str]) -> int:
+def _descriptor(given: dict[str, str]) -> int:
     """Return a descriptor from which the engine reads that it may run the flow."""
     waiting, go = os.pipe()
     with os.fdopen(go, "w", encoding="utf-8") as words:
-        json.dump(channel, words)
+        json.dump(given, words)
     return waiting

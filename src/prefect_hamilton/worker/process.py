@@ -17,11 +17,17 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import anyio
+import anyio.abc
+from prefect.client.schemas.objects import FlowRun
 from prefect.runner import _starter_engine
-from prefect.workers.process import ProcessWorker
+from prefect.workers.process import (
+    ProcessJobConfiguration,
+    ProcessWorker,
+    ProcessWorkerResult,
+)
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from prefect_hamilton.flow_pod import outages
+from prefect_hamilton.flow_pod import attempt, outages
 from prefect_hamilton.flow_pod.standby import IMPORTED_LATE
 from prefect_hamilton.worker import forked
 from prefect_hamilton.worker.taking_up import TakingUp
@@ -66,6 +72,17 @@ class Worker(Listening, TakingUp, ProcessWorker):
             context.set_forkserver_preload(list(PRELOADED))
             # Started now, so that the first flow run is not slower.
             await run_process([*COMMAND, ""], env=dict(os.environ), cwd=None)
+
+    async def run(
+        self,
+        flow_run: FlowRun,
+        configuration: ProcessJobConfiguration,
+        task_status: anyio.abc.TaskStatus[int] | None = None,
+    ) -> ProcessWorkerResult:
+        """Start the process of a run, which says in its requests that it has this attempt."""
+        if (taken := self._attempts.get(flow_run.id)) is not None:
+            configuration.env |= attempt.variables(flow_run.id, taken)
+        return await super().run(flow_run, configuration, task_status)
 
     @retry(
         retry=retry_if_exception(outages.is_outage),
