@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.clusters import Cluster
 from tests.services import ROOT
 
 VERSION = "v1.8.0"
+
+SERVE = """
+mkdir /tmp/data
+until test -x /tmp/versitygw; do sleep 0.1; done
+exec /tmp/versitygw $OPTIONS posix /tmp/data
+"""
+"""Command of a pod that starts the server, at port 7070, as soon as it has the program."""
 
 
 def program() -> Path:
@@ -26,3 +34,13 @@ def program() -> Path:
     if done.returncode:
         pytest.skip(f"the S3 server cannot be built: {done.stderr[-300:]}")
     return found
+
+
+def send(cluster: Cluster, pod: str) -> None:
+    """Send the program to a pod that waits for it, and wait until it serves."""
+    pod = f"pod/{pod}"
+    cluster.kubectl("wait", pod, "--for=jsonpath={.status.phase}=Running", "--timeout=120s")
+    receive = "cat > /tmp/received && chmod +x /tmp/received && mv /tmp/received /tmp/versitygw"
+    with program().open("rb") as content:
+        cluster.pipe("exec", "--stdin", pod, "--", "sh", "-c", receive, stdin=content)
+    cluster.kubectl("wait", pod, "--for=condition=Ready", "--timeout=120s")

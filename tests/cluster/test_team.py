@@ -465,12 +465,6 @@ s3.mkdir("code")
 s3.put("/srv/my-flows/flows", "code/my-flows/flows", recursive=True)
 """
 
-SERVE = """
-mkdir /tmp/data
-until test -x /tmp/versitygw; do sleep 0.1; done
-exec /tmp/versitygw posix /tmp/data
-"""
-
 
 @pytest.fixture
 def dask(cluster: Cluster, tmp_path: Path) -> Iterator[None]:
@@ -497,17 +491,10 @@ def dask(cluster: Cluster, tmp_path: Path) -> Iterator[None]:
         cluster.kubectl("delete", "--ignore-not-found", "--grace-period=1", *names)
 
 
-@pytest.fixture(scope="module")
-def s3_server() -> Path:
-    """The program of an S3 server."""
-    return s3.program()
-
-
 @pytest.fixture
-def bucket(
-    cluster: Cluster, s3_server: Path, credential: dict[str, str], tmp_path: Path
-) -> Iterator[None]:
+def bucket(cluster: Cluster, credential: dict[str, str], tmp_path: Path) -> Iterator[None]:
     """An S3 server in the cluster that has the repository's code."""
+    s3.program()  # Or the test is skipped.
     env = [
         {"name": name, "valueFrom": {"secretKeyRef": {"name": "bucket", "key": key}}}
         for name, key in (
@@ -524,13 +511,9 @@ def bucket(
             cluster,
             tmp_path,
             secret | {"stringData": credential},
-            *pod("bucket", image, ["sh", "-c", SERVE], 7070, env=env),
+            *pod("bucket", image, ["sh", "-c", s3.SERVE], 7070, env=env),
         )
-        wait_for_pod(cluster, "bucket", "jsonpath={.status.phase}=Running")
-        receive = "cat > /tmp/received && chmod +x /tmp/received && mv /tmp/received /tmp/versitygw"
-        with s3_server.open("rb") as program:
-            cluster.pipe("exec", "--stdin", "bucket", "--", "sh", "-c", receive, stdin=program)
-        wait_for_pod(cluster, "bucket", "condition=Ready")
+        s3.send(cluster, "bucket")
         cluster.kubectl("exec", "bucket", "--", "python", "-c", UPLOAD)
         yield
     finally:

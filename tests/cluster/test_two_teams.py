@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import s3
 from tests.cluster.conftest import CHART, forward_uis, needs_kind
 from tests.clusters import Cluster, eventually
 from tests.deployments.git_server import git
@@ -33,7 +34,14 @@ each_team = pytest.mark.parametrize("team", TEAMS)
 FLOW = '''
 """Loads into the team's warehouse, and says what else it reaches."""
 
-from prefect import flow
+from prefect import flow, task
+from prefect.cache_policies import INPUTS
+
+
+@task(cache_policy=INPUTS, log_prints=True)
+def square(number: int) -> int:
+    print("Computed the square")
+    return number * number
 
 
 @flow(name="load-TEAM", log_prints=True)
@@ -42,8 +50,16 @@ def load(targets: list[str] | None = None) -> None:
     import socket
 
     import psycopg
+    import s3fs
     import totals
     from prefect_hamilton import dataflow
+
+    print(f"The square is {square(7)}")
+    for bucket in ("results-team-a", "results-team-b"):
+        try:
+            print(f"Listed {bucket}: {s3fs.S3FileSystem().ls(bucket)}")
+        except PermissionError as error:
+            print(f"Forbidden {bucket}")
 
     with psycopg.connect(os.environ["WAREHOUSE_URL"]) as connection:
         (database,) = connection.execute("SELECT current_database()").fetchone()
@@ -97,6 +113,7 @@ for namespace in sys.argv[1:]:
         status = error.code
     print(namespace, status)
 """
+BUCKETS = f"http://s3.{NAMESPACE}:7070"
 CONFINED = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -175,6 +192,34 @@ def git_server() -> list[dict[str, Any]]:
     return pod("git", 9418, container, securityContext={"runAsUser": 1001})
 
 
+def bucket(team: str, secret_key: str) -> dict[str, Any]:
+    """The Secret with the credential of the team's bucket."""
+    keys = {"AWS_ACCESS_KEY_ID": team, "AWS_SECRET_ACCESS_KEY": secret_key}
+    return secret("bucket", AWS_ENDPOINT_URL=BUCKETS, AWS_REGION="us-east-1", **keys)
+
+
+def s3_server(root: str) -> list[dict[str, Any]]:
+    """An S3 server with users."""
+    variables = {"ROOT_ACCESS_KEY": "root", "ROOT_SECRET_KEY": root}
+    variables |= {"OPTIONS": "--iam-dir /tmp/users --sidecar /tmp/attributes"}
+    container = {
+        "image": SERVER_IMAGE,
+        "args": ["sh", "-c", s3.SERVE],
+        "env": [{"name": name, "value": value} for name, value in variables.items()],
+    }
+    return pod("s3", 7070, container, securityContext={"runAsUser": 1001})
+
+
+def give_bucket(cluster: Cluster, team: str, secret_key: str) -> None:
+    """Create the team's user and its bucket."""
+    admin = 'exec /tmp/versitygw admin -a root -s "$ROOT_SECRET_KEY" -er http://127.0.0.1:7070'
+    for command in (
+        f"create-user -a {team} -s {secret_key} -r user",
+        f"create-bucket --owner {team} --bucket results-{team}",
+    ):
+        cluster.kubectl("exec", "s3", "--", "sh", "-c", f"{admin} {command}")
+
+
 def push(cluster: Cluster, team: str, folder: Path, *, more: str = "") -> None:
     """Commit the team's repository, in a folder that may have it already, and push it."""
     if not (folder / ".git").exists():
@@ -207,11 +252,16 @@ def values() -> dict[str, Any]:
         team: {
             "hamiltonUi": {"project": team},
             "networkPolicy": {
-                "flowsEgress": [pods(NAMESPACE, "git", 9418), pods(team, "warehouse", 5432)]
+                "flowsEgress": [
+                    pods(NAMESPACE, "git", 9418),
+                    pods(NAMESPACE, "s3", 7070),
+                    pods(team, "warehouse", 5432),
+                ]
             },
             "flows": {
                 "namespace": team,
                 "env": {"WAREHOUSE_URL": {"secretKeyRef": {"name": "warehouse", "key": "url"}}},
+                "results": {"bucket": f"s3://results-{team}", "existingSecret": "bucket"},
             },
         }
         for team in TEAMS
@@ -242,6 +292,8 @@ def teams(cluster: Cluster, folder: Path) -> Iterator[Cluster]:
         namespace=NAMESPACE,
         release=RELEASE,
     )
+    s3.program()  # Or the tests are skipped.
+    keys = {team: secrets.token_hex(12) for team in TEAMS}
     namespaces = (NAMESPACE, *TEAMS)
     with ExitStack() as stack:
         stack.callback(cluster.run, "kubectl", "delete", "namespace", *namespaces, check=False)
@@ -249,9 +301,12 @@ def teams(cluster: Cluster, folder: Path) -> Iterator[Cluster]:
             cluster.run("kubectl", "create", "namespace", namespace)
         restricted = "pod-security.kubernetes.io/enforce=restricted"
         cluster.run("kubectl", "label", "namespace", *namespaces, restricted)
-        apply(two, NAMESPACE, folder, *git_server())
+        apply(two, NAMESPACE, folder, *git_server(), *s3_server(secrets.token_hex(12)))
         for team in TEAMS:
-            apply(two, team, folder, *warehouse(team))
+            apply(two, team, folder, *warehouse(team), bucket(team, keys[team]))
+        s3.send(two, "s3")
+        for team in TEAMS:
+            give_bucket(two, team, keys[team])
         two.kubectl("wait", "pod/git", "--for=condition=Ready", "--timeout=120s")
         for team in TEAMS:
             push(two, team, folder / team)
@@ -295,6 +350,21 @@ def test_flow_pods_reach_their_own_warehouse_alone(
     log = teams.wait_for_log(runs[team], "Looked everywhere")
     reached = set(re.findall(r"Reached (\S+)", log))
     assert reached == {f"warehouse.{team}:5432", f"{RELEASE}-server.{NAMESPACE}:4200"}, log
+
+
+@each_team
+def test_results_are_in_the_bucket_of_the_team_alone(
+    teams: Cluster, runs: dict[str, str], team: str
+) -> None:
+    """The key of the cache is the same in both teams: each computes the task once."""
+    first = teams.wait_for_log(runs[team], "Looked everywhere")
+    teams.wait_for_state(runs[team], "Completed")
+    again = teams.wait_for_log(teams.start(f"load-{team}/load-k8s"), "Looked everywhere")
+    assert "Computed the square" in first
+    assert "Computed the square" not in again
+    assert "The square is 49" in again
+    assert re.search(rf"Listed results-{team}: \['results-{team}/\w+'\]", again), again
+    assert f"Forbidden results-{OTHER[team]}" in again
 
 
 @each_team
@@ -387,6 +457,12 @@ def test_secrets_of_the_release_are_copied_as_far_as_flow_pods_use_them(teams: C
         }
         assert found == {
             "warehouse": {"url"},
+            "bucket": {
+                "AWS_ACCESS_KEY_ID",
+                "AWS_SECRET_ACCESS_KEY",
+                "AWS_ENDPOINT_URL",
+                "AWS_REGION",
+            },
             f"private-{team}": {"word"},
             f"{RELEASE}-auth": {"auth-string"},
             f"{RELEASE}-hamilton-ui": {"api-key"},
