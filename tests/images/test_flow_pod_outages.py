@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 import httpx
 import pytest
@@ -510,11 +510,64 @@ def test_the_state_that_a_run_has_earned(history: str, position: int | None) -> 
     assert found == (None if position is None else states[position])
 
 
-@pytest.mark.parametrize("is_fresh", [False, True], ids=["forked", "in a new interpreter"])
-def test_a_pod_that_begins_after_its_run_was_taken_up_again_does_not_run_the_flow(
-    prefect_client_python: Path, tmp_path: Path, is_fresh: bool
+def test_a_pod_that_starts_after_its_run_was_taken_up_again_does_not_run_the_flow(
+    pods: Pods, client: SyncPrefectClient
 ) -> None:
-    """Its request was on its way while the pod was lost, and the run was given to another one."""
+    run = pods.taken_up()
+    earlier = attempt_at(pods, run)
+    take_up_again(pods, client, run)
+    latest = attempt_at(pods, run)
+
+    code, output = pods.execute(run, **earlier)
+
+    assert code == 0, output
+    assert "The flow is not started: it was taken up again, for another pod" in output
+    assert pods.state(run).type == StateType.PENDING
+    assert pods.execute(run, **latest)[0] == 0
+    assert pods.state(run).type == StateType.COMPLETED
+
+
+def attempt_at(pods: Pods, run: FlowRun) -> dict[str, str]:
+    """The variable that a worker which has just taken the run up gives to its pod."""
+    return attempt.variables(run.id, pods.state(run).id)
+
+
+def take_up_again(pods: Pods, client: SyncPrefectClient, run: FlowRun) -> None:
+    """Do what workers do when the pod of the run seems to be lost."""
+    client.set_flow_run_state(run.id, AwaitingRetry())
+    pods.take_up(run)
+
+
+class Late(NamedTuple):
+    """Pods and the project's own server, with a proxy in between."""
+
+    pods: Pods
+    proxy: FaultProxy
+    client: SyncPrefectClient
+
+    def set_state_late(
+        self, run: FlowRun, fault: Action, meets: str, *, ended: bool = False, times: int = 1
+    ) -> tuple[int, str]:
+        """Exit code and output of a pod whose requests meet a fault until it has lost its run.
+
+        `ended` says that it is ended by SIGTERM then.
+        """
+        delayed = self.proxy.add(fault, meets, times=times)
+        env = attempt_at(self.pods, run) | {"PYTHONPATH": f"{PACKAGE}:{self.pods.notes.parent}"}
+        env |= through(self.proxy, PREFECT_API_REQUEST_TIMEOUT="60")
+        with self.pods.executing(run, **env) as pod:
+            delayed.wait_until_met(times)
+            take_up_again(self.pods, self.client, run)
+            if ended:
+                pod.send_signal(signal.SIGTERM)
+            else:
+                self.proxy.end(delayed)
+            output, _ = pod.communicate(timeout=120)
+        return pod.returncode, output
+
+
+@pytest.fixture
+def late(prefect_client_python: Path, tmp_path: Path) -> Iterator[Late]:
     home = tmp_path / "server"
     with (
         services.prefect_server(home, program=services.OWN_SERVER) as server,
@@ -522,19 +575,45 @@ def test_a_pod_that_begins_after_its_run_was_taken_up_again_does_not_run_the_flo
         temporary_settings({PREFECT_API_URL: f"{server.url}/api"}),
         get_client(sync_client=True) as client,
     ):
-        pods = Pods(client, server, prefect_client_python, tmp_path)
-        run = pods.taken_up(pull=at_home(tmp_path) if is_fresh else FLOWS)
-        running = proxy.add(hold, SET_STATE)
-        env = through(proxy, PREFECT_API_REQUEST_TIMEOUT="60")
-        with pods.executing(run, PYTHONPATH=f"{PACKAGE}:{tmp_path}", **env) as pod:
-            running.wait_until_met()
-            client.set_flow_run_state(run.id, AwaitingRetry())
-            pods.take_up(run)
-            latest = pods.state(run)
-            proxy.end(running)
-            output, _ = pod.communicate(timeout=120)
+        yield Late(Pods(client, server, prefect_client_python, tmp_path), proxy, client)
 
-        assert pod.returncode == 1, output
-        assert pods.state(run).id == latest.id
-        assert pods.run_count(run) == 0
-        assert not any("twice 21" in line for line in pods.log(run))
+
+@pytest.mark.parametrize("is_fresh", [False, True], ids=["forked", "in a new interpreter"])
+def test_a_flow_does_not_begin_after_its_run_was_taken_up_again(
+    late: Late, tmp_path: Path, is_fresh: bool
+) -> None:
+    """Its request was on its way while the pod was lost, and the run was given to another one."""
+    run = late.pods.taken_up(pull=at_home(tmp_path) if is_fresh else FLOWS)
+
+    code, output = late.set_state_late(run, hold, SET_STATE)
+
+    assert code == 0, output
+    assert "Flow run was taken up again, for another pod" in output
+    assert late.pods.state(run).type == StateType.PENDING
+    assert late.pods.run_count(run) == 0
+    assert not any("twice 21" in line for line in late.pods.log(run))
+
+
+def test_a_failed_pull_step_does_not_crash_a_run_that_was_taken_up_again(
+    late: Late, tmp_path: Path
+) -> None:
+    run = late.pods.taken_up(pull=[*at_home(tmp_path), {"own.absent": {}}])
+
+    code, output = late.set_state_late(run, hold, SET_STATE)
+
+    assert "own.absent" in output
+    assert code == 0, output
+    assert late.pods.state(run).type == StateType.PENDING
+
+
+def test_a_pod_that_is_ended_before_it_starts_leaves_a_run_that_was_taken_up_again(
+    late: Late,
+) -> None:
+    run = late.pods.taken_up()
+
+    # The first request of the supervisor, and that of the engine.
+    code, output = late.set_state_late(run, hang, READ_RUN, ended=True, times=2)
+
+    assert code == 0, output
+    assert "SIGTERM received before the flow could start" in output
+    assert late.pods.state(run).type == StateType.PENDING

@@ -256,7 +256,7 @@ def test_the_end_of_an_execution_that_was_given_up_does_not_count(pool: Pool) ->
     assert pool.end(run) == "COMPLETED"
     assert pool.notes()["pid"] != first
     found = pool.api.get(f"/flow_runs/{run}")
-    states = pool.api.get(f"/flow_run_states/?flow_run_id={run}")
+    states = pool.api.all_states(run)
     began = max(time_of(state) for state in states if state["type"] == "RUNNING")
     assert found["run_count"] == 2
     assert time_of(found["state"]) - began >= timedelta(seconds=seconds)

@@ -54,8 +54,12 @@ class Api:
 
     def states(self, run: UUID) -> list[str]:
         """Types of all states of the run, the first one first."""
+        return [state["type"] for state in self.all_states(run)]
+
+    def all_states(self, run: UUID) -> list[dict[str, Any]]:
+        """All states of the run, the first one first."""
         states = self.get(f"/flow_run_states/?flow_run_id={run}")
-        return [state["type"] for state in sorted(states, key=lambda state: state["timestamp"])]
+        return sorted(states, key=lambda state: state["timestamp"])
 
     def _ask(self, method: str, path: str, **options: Any) -> Any:
         answer = self._http.request(method, path, **options).raise_for_status()

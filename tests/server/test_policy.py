@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from prefect_hamilton import _headers
+from prefect_hamilton.states import CLAIM
 from tests import services
 from tests.server.runs import FINAL, Api
 
@@ -59,12 +60,33 @@ def test_what_a_pod_reports_after_its_run_was_taken_up_again_changes_nothing(
         assert api.propose(run, state, **earlier) == "ACCEPT"
     latest = attempt_at(run, api.state(run)["id"])
     api.propose(run, "PENDING", name="InfrastructurePending")
+    begin(api, run)
 
     assert api.propose(run, late, force=force, **earlier) == "ABORT"
 
     assert api.states(run) == ["SCHEDULED", "PENDING", "RUNNING", "SCHEDULED", *["PENDING"] * 2]
     for state in ("RUNNING", late):
         assert api.propose(run, state, **latest) in ("ACCEPT", "REJECT")
+
+
+def test_a_flow_that_has_completed_is_not_begun_again(api: Api) -> None:
+    """Its pod was ended, and reports it after another worker has taken the run up."""
+    run = api.new_run()
+    api.propose(run, "PENDING")
+    earlier = attempt_at(run, api.state(run)["id"])
+    for state in ("RUNNING", "SCHEDULED", "PENDING"):
+        assert api.propose(run, state, **earlier) == "ACCEPT"
+    for state in ("FAILED", "CRASHED"):
+        assert api.propose(run, state, **earlier) == "ABORT"
+
+    assert api.propose(run, "COMPLETED", **earlier) == "ACCEPT"
+
+
+def begin(api: Api, run: UUID) -> None:
+    """Do what a pod does before it begins the flow."""
+    taken_up = next(s for s in reversed(api.all_states(run)) if s["name"] == "Pending")
+    body = {"key": f"{CLAIM}{taken_up['id']}", "value": "a pod"}
+    api.post(f"/flow_runs/{run}/input", **body)
 
 
 def test_an_attempt_at_one_run_says_nothing_about_another(api: Api) -> None:

@@ -14,6 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 from prefect_kubernetes.worker import KubernetesWorker
 
+from prefect_hamilton.flow_pod import attempt
 from prefect_hamilton.flow_pod import standby as pod_standby
 from prefect_hamilton.worker import attempts, claim, pod_security, reserve, standby
 from prefect_hamilton.worker.worker import Worker
@@ -164,7 +165,9 @@ async def test_a_run_gets_a_standby(pool: Pool, kubernetes: KubernetesApi) -> No
     assignment = pod["annotations"][pod_standby.ANNOTATION]
     assert line.strip() == assignment == job["metadata"]["annotations"][pod_standby.ANNOTATION]
     assert pod_standby.parsed(assignment.encode()).keys() <= standby.RUN_VARIABLES
-    assert pod_standby.parsed(assignment.encode())["PREFECT__FLOW_RUN_ID"] == str(run)
+    environment = pod_standby.parsed(assignment.encode())
+    assert environment["PREFECT__FLOW_RUN_ID"] == str(run)
+    assert environment[attempt.VARIABLE] == f"{run}:{labels[attempts.ATTEMPT_LABEL]}"
     assert pool.api.state(run)["name"] == "Pending"
 
 

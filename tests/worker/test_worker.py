@@ -20,6 +20,7 @@ import pytest
 import tenacity
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from prefect_hamilton.flow_pod import attempt
 from prefect_hamilton.states import CLAIM
 from prefect_hamilton.worker import attempts, taking_up, wake
 from prefect_hamilton.worker import kubernetes as worker_kubernetes
@@ -268,9 +269,14 @@ async def test_attempts_in_quick_succession_have_separate_jobs(
 
     assert len(kubernetes.jobs) == 2
     attempts_of = {
-        job["metadata"]["labels"][attempts.ATTEMPT_LABEL] for job in kubernetes.jobs.values()
+        job["metadata"]["labels"][attempts.ATTEMPT_LABEL]: job["spec"]["template"]["spec"]
+        for job in kubernetes.jobs.values()
     }
     assert len(attempts_of) == 2
+    # Its pod says in its requests which one it has.
+    for taken_up, pod in attempts_of.items():
+        variable = {"name": attempt.VARIABLE, "value": f"{run}:{taken_up}"}
+        assert variable in pod["containers"][0]["env"]
 
 
 async def outlast_an_outage(worker: Worker, pool: Pool, kubernetes: KubernetesApi) -> UUID:

@@ -35,7 +35,8 @@ async def take_up(client: PrefectClient, flow_run_id: UUID, *, is_only_pod: bool
     """Return the attempt if this pod must run the flow; otherwise raise NotWaitedForError.
 
     `is_only_pod` says that the pod's Job starts no other for the same attempt. None: no worker has
-    taken the run up.
+    taken the run up. A pod that does not know its attempt, from a worker that did not name it,
+    takes the latest one.
     """
     states = await client.read_flow_run_states(flow_run_id)
     if (earned := earned_state(states)) is not None:
@@ -45,6 +46,8 @@ async def take_up(client: PrefectClient, flow_run_id: UUID, *, is_only_pod: bool
     if (began := beginning(states)) is None:
         return None
     latest = states[began].id
+    if is_superseded(states):
+        raise NotWaitedForError("it was taken up again, for another pod", exit_code=0)
     if not is_only_pod:
         return latest
     if states[-1].is_scheduled():
@@ -57,6 +60,13 @@ async def take_up(client: PrefectClient, flow_run_id: UUID, *, is_only_pod: bool
         # Not 0: a Job that succeeded would hide the end of the one that runs the flow.
         raise NotWaitedForError("another pod has taken it up", exit_code=1)
     return latest
+
+
+def is_superseded(states: Sequence[State[Any]]) -> bool:
+    """Whether the run was taken up again after the attempt of this process, by all its states."""
+    _, _, own = os.environ.get(VARIABLE, "").partition(":")
+    began = beginning(states)
+    return bool(own) and began is not None and str(states[began].id) != own
 
 
 def variables(flow_run_id: UUID, attempt: UUID) -> dict[str, str]:

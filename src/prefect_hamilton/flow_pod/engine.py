@@ -204,12 +204,14 @@ def run(config_path: Path, go: int, *, clears: bool = True) -> int:
         said = words.read()
     if not said:
         return 0
+    given: dict[str, str] = json.loads(said)
+    os.environ.update(given)
+    attempt.name_in_requests()
     if failure is not None:
         # A code other than 0 makes the supervisor mark the run as crashed.
         if anyio.run(report, config.flow_run_id, failure):
             return 0
         return NO_ANSWER if outages.explain(failure) else 1
-    given: dict[str, str] = json.loads(said)
     default = [_prefect.get_sys_executable(), "-m", "prefect.engine"]
     # Another command is the workspace's own interpreter or environment.
     if prepared.command[:3] != default:

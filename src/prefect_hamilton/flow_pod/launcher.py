@@ -305,7 +305,7 @@ async def exit_code(
     """Return the pod's exit code after the engine has ended: 0 only if the end is reported.
 
     With another code, the worker marks the run as crashed. An engine that ends with 0 and sends no
-    message may not have run the flow. The server is asked for the state, because Prefect's result
+    message may not have run the flow. The server is asked for the states, because Prefect's result
     treats a run that was final already as unreported.
     """
     if conclusion not in (None, EngineOutcomeReceipt.orchestration_aborted()):
@@ -313,9 +313,13 @@ async def exit_code(
     status = (result and result.status_code) or 0
     try:
         with anyio.fail_after(ANSWER_SECONDS):
-            state = (await client.read_flow_run(flow_run.id)).state
+            states = await client.read_flow_run_states(flow_run.id)
     except Exception:
-        state = None
+        states = []
+    if attempt.is_superseded(states):
+        logger.info("Flow run was taken up again, for another pod: its end here does not count.")
+        return 0
+    state = states[-1] if states else None
     if state is not None and (
         state.is_final()
         or (state.is_scheduled() and state.id != flow_run.state_id)
@@ -331,6 +335,7 @@ async def exit_code(
 
 async def supervise(flow_run_id: UUID, process: EngineProcess, manifest_path: Path) -> int:
     """Supervise the flow run until it ends; returns the exit code of the pod."""
+    attempt.name_in_requests()
     termination = Termination()
     watching = anyio.CancelScope()
     code: int | None = None
@@ -390,7 +395,7 @@ async def take_up(flow_run_id: UUID, termination: Termination) -> FlowRun | int:
             # No state is set: the worker learns of the end from Kubernetes and reschedules the run.
             logger.error("The flow is not started: %s", sentence)
             return NO_ANSWER
-    if taken is not None:
+    if taken is not None and attempt.VARIABLE not in os.environ:
         os.environ.update(attempt.variables(flow_run_id, taken))
         attempt.name_in_requests()
     return flow_run

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from fastapi import Header, HTTPException, Request
-from prefect.server.database.orm_models import FlowRun, FlowRunState, TaskRun
+from prefect.server.database.orm_models import FlowRun, FlowRunInput, FlowRunState, TaskRun
 from prefect.server.models import flow_runs
 from prefect.server.orchestration.core_policy import (
     CoreFlowPolicy,
@@ -36,6 +36,7 @@ from prefect_hamilton.server.rescheduled import (
     RecognizeRepeatedFailure,
     RescheduleForAnotherPod,
 )
+from prefect_hamilton.states import CLAIM
 
 EXPECTED_STATE = "expected-state"
 ATTEMPT = "attempt"
@@ -74,6 +75,7 @@ class RequireLatestAttempt(Refusal):
     """Rejects what a pod proposes for its flow run after the run was taken up for another pod.
 
     The request was delayed, or the pod went on where nobody saw it: on a node without network.
+    A flow that has completed counts until another pod begins it, so that it does not run again.
     """
 
     FROM_STATES = ALL_ORCHESTRATION_STATES
@@ -92,6 +94,14 @@ class RequireLatestAttempt(Refusal):
         )
         if latest in (None, attempt):
             return None
+        proposed = context.proposed_state
+        is_completed = proposed is not None and proposed.is_completed()
+        if is_completed and state is not None and state.is_pending():
+            claim = sa.select(FlowRunInput.key).where(
+                FlowRunInput.flow_run_id == run, FlowRunInput.key == f"{CLAIM}{latest}"
+            )
+            if await context.session.scalar(claim) is None:
+                return None
         return "Another pod has taken up this run since."
 
 

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import State
 
+from prefect_hamilton.flow_pod import attempt as of_pod
 from prefect_hamilton.states import beginning
 
 ATTEMPT_LABEL = "prefect-hamilton/attempt"
@@ -69,8 +70,17 @@ def of_job(labels: Mapping[str, str]) -> str | None:
     return labels.get(ATTEMPT_LABEL)
 
 
-def mark(job_manifest: dict[str, Any], attempt: UUID) -> None:
-    """Set a Job's label, and a name that makes a second Job of the same attempt impossible."""
+def mark(job_manifest: dict[str, Any], flow_run_id: UUID, attempt: UUID) -> None:
+    """Set a Job's label, and a name that makes a second Job of the same attempt impossible.
+
+    The pod gets a variable with which it knows its attempt.
+    """
+    variables = of_pod.variables(flow_run_id, attempt)
+    container = job_manifest["spec"]["template"]["spec"]["containers"][0]
+    container["env"] = [
+        *container.get("env", []),
+        *({"name": name, "value": value} for name, value in variables.items()),
+    ]
     metadata = job_manifest["metadata"]
     metadata.setdefault("labels", {})[ATTEMPT_LABEL] = str(attempt)
     if prefix := metadata.pop("generateName", None):

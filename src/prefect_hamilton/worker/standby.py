@@ -17,6 +17,7 @@ from uuid import UUID
 
 from prefect_kubernetes.settings import KubernetesSettings
 
+from prefect_hamilton.flow_pod import attempt
 from prefect_hamilton.flow_pod import standby as pod
 from prefect_hamilton.worker import attempts
 from prefect_hamilton.worker.job import merged
@@ -65,8 +66,9 @@ RUN_VARIABLES = {
     "PREFECT__FLOW_NAME",
     "PREFECT__DEPLOYMENT_ID",
     "PREFECT__DEPLOYMENT_NAME",
+    attempt.VARIABLE,
 }
-"""What Prefect's worker adds to the environment of a flow run. None of them is a secret."""
+"""What the worker adds to the environment of a flow run. None of them is a secret."""
 
 PREFECTS_LABELS = {
     "app.kubernetes.io/managed-by",

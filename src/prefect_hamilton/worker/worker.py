@@ -173,7 +173,7 @@ class Worker(Listening, TakingUp, KubernetesWorker):  # type: ignore[misc]
             await self._propose_crashed_state(flow_run, reason)
             return KubernetesWorkerResult(identifier="", status_code=0)
         if attempt is not None:
-            attempts.mark(configuration.job_manifest, attempt)
+            attempts.mark(configuration.job_manifest, flow_run.id, attempt)
             try:
                 job = await self._claim_standby(flow_run, configuration, attempt)
             except NotWaitedForError:
