@@ -49,6 +49,8 @@ IMAGE_FIELDS = """\
 images:
   - kind: Job
     path: spec/template/spec/containers[]/env[]/value
+  - kind: CronJob
+    path: spec/jobTemplate/spec/template/spec/containers[]/env[]/value
 """
 
 

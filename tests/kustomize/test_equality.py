@@ -12,7 +12,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from scripts import render
-from tests.chart.charts import CHART, Object, check, containers, pod_template
+from tests.chart.charts import CHART, Object, check, containers, env, pod_template
 from tests.chart.conftest import PROFILES, profile_values
 from tests.kustomize.kustomizations import (
     ALLOWED,
@@ -73,8 +73,7 @@ def kustomization_values(name: str) -> Object:
         )
         values = {"server": prefect, "worker": prefect, "flows": flows, "hamiltonUi": hamilton_ui}
     for each in content.get("patches", []):
-        (container,) = yaml.safe_load(each["patch"])["spec"]["template"]["spec"]["containers"]
-        ((variable),) = container["env"]
+        (variable,) = bootstrap_of(yaml.safe_load(each["patch"]))["env"]
         assert variable["name"] == "FLOWS_REF"
         values = joined(values, {"flows": {"ref": variable["value"]}})
     return values
@@ -89,6 +88,29 @@ def chart_of(name: str) -> list[Object]:
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_an_overlay_is_the_chart_with_its_values_images_and_commit(name: str) -> None:
     assert differences(overlay(name), chart_of(name)) == []
+
+
+@pytest.mark.parametrize("name", [name for name in OVERLAYS if kustomization(name).get("patches")])
+def test_the_schedule_registers_the_commit_and_the_images_of_the_overlay(name: str) -> None:
+    values = joined(overlay_values(name), {"bootstrap": {"schedule": "*/10 * * * *"}})
+    content = kustomization(name)
+    changes = {key: content[key] for key in ("images", "patches", "replacements")}
+    objects = with_values(values, **changes)
+    name = "prefect-hamilton-bootstrap"
+    found = [obj for obj in objects if obj["metadata"]["name"].startswith(name)]
+    once, scheduled = (
+        bootstrap_of(next(obj for obj in found if obj["kind"] == kind))
+        for kind in ("Job", "CronJob")
+    )
+    assert scheduled["image"] == once["image"]
+    assert env(scheduled) == env(once)
+
+
+def bootstrap_of(obj: Object) -> Object:
+    """Return the container of the bootstrap."""
+    template = pod_template(obj)
+    assert template
+    return next(each for each in containers(template) if each["name"] == "bootstrap")
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
