@@ -150,6 +150,24 @@ def test_a_pool_may_differ_in_a_tag_and_null_is_no_difference() -> None:
     assert env(container)["A"] == "b"
 
 
+def test_a_variable_of_a_pool_has_one_source() -> None:
+    """That of the pool, also where the release takes it from another kind of object."""
+    shared = {"secretKeyRef": {"name": "shared", "key": "a"}}
+    own = {"configMapKeyRef": {"name": "own", "key": "a"}}
+    values = {
+        "global": {"env": {"A": shared}},
+        "worker": {"env": {"A": shared, "B": "b"}},
+        "flows": {"env": {"A": shared, "B": "b"}},
+        "workers": {"gpu": {"env": {"A": own}, "flows": {"env": {"A": own}}}},
+    }
+    release = render(values)
+    worker = release.get("Deployment", "worker-gpu")["spec"]["template"]["spec"]["containers"][0]
+    flow = flow_job(template(release, "gpu"))["spec"]["template"]["spec"]["containers"][0]
+    for container in (worker, flow):
+        assert env(container)["A"] == own
+        assert env(container)["B"] == "b"
+
+
 def test_only_the_listed_pools_are_created() -> None:
     assert workers({"workers": {"gpu": {}}}) == ["gpu"]
     release = render({"workers": {"gpu": {}}})

@@ -118,3 +118,12 @@ def test_ingress_and_routes_lead_to_the_new_service_with_the_certificate_of_befo
     assert [b["name"] for b in backends] == ["prefect-hamilton-server", "prefect-hamilton-ui"]
     (route,) = (r for r in exposed.of("HTTPRoute") if r["metadata"]["name"].endswith("-ui"))
     assert route["spec"]["rules"][0]["backendRefs"][0]["name"] == "prefect-hamilton-ui"
+
+
+def test_workers_of_two_pools_have_two_names_of_allowed_length() -> None:
+    pools = ("analytics-team-alpha", "analytics-team-beta")
+    release = render({"workers": {pool: {} for pool in pools}}, name="data-platform-production")
+    workers = [o for o in release.of("Deployment") if labels(o)[COMPONENT].startswith("worker")]
+    names = {o["metadata"]["name"] for o in workers}
+    assert len(names) == len(pools)
+    assert all(len(name) <= 63 for name in names)

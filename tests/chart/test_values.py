@@ -331,6 +331,11 @@ REMOTE = {"server": {"enabled": False}, "hamiltonUi": {"enabled": False}}
         ({"server": {"replicas": 2, "sqlite": {"enabled": True}}}, "one server replica"),
         ({"api": {"url": "http://x/api"}}, "server.enabled is true"),
         ({"auth": {"type": "apiKey"}}, "Prefect Cloud"),
+        ({"auth": {"key": "token"}}, "auth.key is a key of auth.existingSecret"),
+        (
+            {"worker": {"serviceAccount": {"create": False}}},
+            "name another one in worker.serviceAccount.name",
+        ),
         (REMOTE, "set api.url"),
         ({**REMOTE, "api": {"url": "http://x/api"}}, "set auth.existingSecret"),
         ({**REMOTE, "worker": {"enabled": False}}, "Nothing is left to install"),

@@ -28,12 +28,24 @@ isPassive: the pods send no requests, so a change of the proxy or the bundle mus
 */}}
 {{- define "prefect-hamilton.settings" -}}
 {{- $shared := omit .root.Values.global "imageRegistry" "imagePullPolicy" "imagePullSecrets" "labels" "annotations" "proxy" "caBundle" }}
-{{- $settings := mergeOverwrite (deepCopy $shared) (deepCopy .own) }}
+{{- $settings := include "prefect-hamilton.overlaid" (dict "base" $shared "own" .own) | fromYaml }}
 {{- if .isPassive }}
 {{- toYaml $settings }}
 {{- else }}
 {{- include "prefect-hamilton.company.settings" (dict "root" .root "settings" $settings) }}
 {{- end }}
+{{- end }}
+
+{{/*
+Settings with others over them, as YAML. A variable of `env` is replaced as a whole: merged, it could have
+two sources. Takes base and own.
+*/}}
+{{- define "prefect-hamilton.overlaid" -}}
+{{- $base := deepCopy .base }}
+{{- range $name, $_ := .own.env | default dict }}
+{{- $_ := unset ($base.env | default dict) $name }}
+{{- end }}
+{{- toYaml (mergeOverwrite $base (deepCopy .own)) }}
 {{- end }}
 
 {{/* Reference of an image. Takes root and image. */}}

@@ -35,6 +35,17 @@ Mistakes that the schema cannot find, each reported in one sentence. Included by
 {{- end }}
 {{- end }}
 
+{{- if and $v.auth.key (not $v.auth.existingSecret) }}
+{{- $mistakes = append $mistakes
+  "auth.key is a key of auth.existingSecret, which is not set: set it, or remove auth.key." }}
+{{- end }}
+{{- if and (include "prefect-hamilton.hasWorkers" .) $v.rbac.create }}
+{{- if not (or $v.worker.serviceAccount.create $v.worker.serviceAccount.name) }}
+{{- $mistakes = append $mistakes (cat
+  "worker.serviceAccount.create is false, and every pod with the ServiceAccount default could create Jobs:"
+  "name another one in worker.serviceAccount.name, or set rbac.create to false.") }}
+{{- end }}
+{{- end }}
 {{- if $v.server.enabled }}
 {{- if $v.api.url }}
 {{- $mistakes = append $mistakes

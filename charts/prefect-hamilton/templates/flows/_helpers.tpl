@@ -144,7 +144,7 @@ always. Takes root, namespace and pools.
 {{- $flows = merge (dict $key $value) $flows }}
 {{- end }}
 {{- end }}
-{{- $settings := mergeOverwrite (deepCopy $flows) (deepCopy $own) }}
+{{- $settings := include "prefect-hamilton.overlaid" (dict "base" $flows "own" $own) | fromYaml }}
 {{- include "prefect-hamilton.company.settings" (dict "root" .root "settings" $settings) }}
 {{- end }}
 

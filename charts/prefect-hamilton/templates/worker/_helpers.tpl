@@ -18,10 +18,11 @@ pools do not give the same part.
 {{- eq $slug . | ternary $slug (printf "%s-%s" $slug (sha256sum . | trunc 4) | trimPrefix "-") }}
 {{- end }}
 
-{{/* Name of a pool's worker. Takes root and pool. */}}
+{{/* Name of a pool's worker: at most 63 characters, with the whole part of the pool. Takes root and pool. */}}
 {{- define "prefect-hamilton.worker.name" -}}
 {{- $slug := include "prefect-hamilton.worker.slug" .pool }}
-{{- printf "%s-worker-%s" (include "prefect-hamilton.fullname" .root) $slug | trunc 63 | trimSuffix "-" }}
+{{- $release := include "prefect-hamilton.fullname" .root | trunc (int (sub 55 (len $slug))) | trimSuffix "-" }}
+{{- printf "%s-worker-%s" $release $slug }}
 {{- end }}
 
 {{/*
@@ -48,7 +49,7 @@ Takes root, pool and settings.
 {{- define "prefect-hamilton.worker.settings" -}}
 {{- $pool := get (.root.Values.workers | default dict) .pool | default dict }}
 {{- $own := omit $pool "flows" "concurrencyLimit" "hamiltonUi" "networkPolicy" | include "prefect-hamilton.withoutNulls" | fromYaml }}
-{{- $merged := mergeOverwrite (deepCopy .root.Values.worker) (deepCopy $own) }}
+{{- $merged := include "prefect-hamilton.overlaid" (dict "base" .root.Values.worker "own" $own) | fromYaml }}
 {{- include "prefect-hamilton.settings" (dict "root" .root "own" $merged) }}
 {{- end }}
 
