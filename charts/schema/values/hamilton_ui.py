@@ -98,7 +98,8 @@ class HamiltonUi(Component):
     users: list[Annotated[str, StringConstraints(min_length=1)]] = Field(
         default_factory=list,
         description="Additional users who can view and change the project. Each logs in with "
-        "a name from this list (for example an e-mail address) and the API key.",
+        "a name from this list (for example an e-mail address) and the API key. A user who "
+        "leaves this list keeps access to the project.",
         examples=[["ada@example.org"]],
     )
     existing_secret: DnsLabel = Field(
