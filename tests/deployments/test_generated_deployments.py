@@ -196,11 +196,13 @@ def test_deployments_that_are_applied_twice_are_written_once(api: str, tmp_path:
 
 
 def explicit(wanted: list[Object]) -> list[Object]:
-    """Return the deployments with what a schedule keeps from before if its file does not say it."""
+    """Return the deployments with what is kept from before if the file does not say it."""
     for schedule in (each for deployment in wanted for each in deployment.get("schedules", ())):
         schedule.setdefault("active", True)
         if "interval" in schedule:
             schedule.setdefault("anchor_date", "2026-01-01")
+    for trigger in (each for deployment in wanted for each in deployment.get("triggers", ())):
+        trigger.setdefault("enabled", True)
     return wanted
 
 

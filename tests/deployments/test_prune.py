@@ -360,6 +360,35 @@ def test_a_pause_of_a_person_stays_and_one_of_git_goes_with_its_key(
     bootstrap("apply", [])
 
 
+def test_a_person_may_pause_a_trigger_whose_file_does_not_say_whether_it_is_enabled(
+    client: SyncPrefectClient, bootstrap: Bootstrap
+) -> None:
+    def enabled(*events: str, **keys: Any) -> dict[str, bool]:
+        """Apply triggers for these events: two of one name, and others without a name."""
+        wanted = [AFTER | {"expect": [event]} | keys for event in events]
+        for each in wanted[:2]:
+            each["name"] = "pausing__twin"
+        deployment = {"name": "pausing", "triggers": wanted}
+        bootstrap("apply", [deployment])
+        assert bootstrap("plan", [deployment]).stdout.count("\n") == 1
+        return {each["trigger"]["expect"][0]: each["enabled"] for each in stored()}
+
+    def stored() -> list[dict[str, Any]]:
+        names = [f"pausing__{name}" for name in ("twin", "automation_3", "automation_4")]
+        return automations(client, *names)
+
+    assert enabled("a", "b", "c", "d") == {"a": True, "b": True, "c": True, "d": True}
+    for each in stored():
+        if each["trigger"]["expect"][0] in "bd":
+            client._client.patch(f"/automations/{each['id']}", json={"enabled": False})
+    assert enabled("a", "b", "c", "d") == {"a": True, "b": False, "c": True, "d": False}
+    # What changes is written anew, and what has no name is called otherwise.
+    assert enabled("a", "changed", "d", "e") == {"a": True, "changed": False, "d": False, "e": True}
+    assert enabled("a", "b", "d", enabled=True) == {"a": True, "b": True, "d": True}
+    assert enabled("a", "b", "d", enabled=False) == {"a": False, "b": False, "d": False}
+    bootstrap("apply", [])
+
+
 def test_a_trigger_that_was_written_before_one_failed_goes_with_its_key(
     client: SyncPrefectClient, bootstrap: Bootstrap
 ) -> None:

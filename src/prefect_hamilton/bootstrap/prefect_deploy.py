@@ -7,6 +7,7 @@ server are replaced. FILE holds an Exchange, and gets its results.
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
@@ -22,6 +23,7 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import WorkPool
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments.runner import RunnerDeployment
+from prefect.events import DeploymentTriggerTypes
 from prefect.events.schemas.automations import Automation, AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import load_flow_from_entrypoint
@@ -52,6 +54,10 @@ PUBLIC = frozenset(
     }
 )
 """The fields whose values may be printed: the others may hold the values of Secret blocks."""
+
+
+NUMBERED = re.compile(r"__automation_\d+$")
+"""What Prefect's name of a trigger ends with whose file has none."""
 
 
 class Known(BaseModel):
@@ -130,7 +136,7 @@ class Deploying:
         self._stored: dict[str, DeploymentResponse] | None = None
         self._automations: dict[UUID, Automation] | None = None
         self._open: Result | None = None
-        self._triggers: list[AutomationCore] = []
+        self._triggers: list[tuple[AutomationCore, bool]] = []
 
     async def apply(self, deployment: RunnerDeployment, schedules: list[Given] | None) -> UUID:
         """Write the deployment if it differs; the answer is its id.
@@ -200,14 +206,13 @@ class Deploying:
             ]
         await PREFECTS.apply(deployment, schedules=schedules or None, version_info=version_info)
 
-    def trigger(self, automation: AutomationCore) -> UUID:
+    def trigger(self, automation: AutomationCore, *, may_be_paused: bool) -> None:
         """Take the automation of a trigger of the deployment that was applied last."""
-        self._triggers.append(automation)
-        return NEW
+        self._triggers.append((automation, may_be_paused))
 
     async def settle(self) -> None:
         """Write the triggers of the deployment that was applied last, if they differ."""
-        result, wanted = self._open, self._triggers
+        result, triggers = self._open, self._triggers
         self._open, self._triggers = None, []
         if result is None:
             return
@@ -217,6 +222,7 @@ class Deploying:
             ids = []
         async with get_client() as client:
             stored = [each for id_ in ids or [] if (each := await self._automation(client, id_))]
+            wanted = _with_pauses(triggers, stored)
             before, after = _by_name(stored), _by_name(wanted)
             same = before == after and len(stored) == len(ids or []) == len(wanted)
             if not same or ids is None:
@@ -236,7 +242,7 @@ class Deploying:
         if not self.exchange.write:
             return []
         await PREFECTS.delete_owned(client, f"prefect.deployment.{deployment_id}")
-        return [await PREFECTS.create_automation(client, each) for each in wanted]
+        return [await client.create_automation(each) for each in wanted]
 
     async def _automation(self, client: PrefectClient, id_: UUID) -> Automation | None:
         if self._automations is None:
@@ -341,6 +347,30 @@ def _by_name(automations: Iterable[AutomationCore]) -> dict[str, list[Any]]:
     return found
 
 
+def _with_pauses(
+    triggers: Iterable[tuple[AutomationCore, bool]], stored: Iterable[Automation]
+) -> list[AutomationCore]:
+    """Return the automations; those that people may pause are enabled if they are so already."""
+    remaining = list(stored)
+    wanted = []
+    for automation, may_be_paused in triggers:
+        identity = _identity(automation)
+        same = next((each for each in remaining if _identity(each) == identity), None)
+        if same is not None:
+            remaining.remove(same)
+            if may_be_paused:
+                automation = automation.model_copy(update={"enabled": same.enabled})
+        wanted.append(automation)
+    return wanted
+
+
+def _identity(automation: AutomationCore) -> Any:
+    """Return by what the automation of a trigger is known: by its name, or else by what it does."""
+    if NUMBERED.search(automation.name):  # an entry that is removed renumbers those after it
+        return comparable(automation) | {"name": None, "enabled": None}
+    return automation.name
+
+
 def _signed(sign: str, schedules: list[Any]) -> list[str]:
     return [f"{sign} schedule {describe(each)}" for each in schedules]
 
@@ -350,7 +380,6 @@ class PREFECTS:
 
     apply = RunnerDeployment.aapply
     delete_owned = PrefectClient.delete_resource_owned_automations
-    create_automation = PrefectClient.create_automation
 
 
 def replace_calls(deploying: Deploying) -> None:
@@ -364,8 +393,14 @@ def replace_calls(deploying: Deploying) -> None:
     async def delete_owned(self: PrefectClient, resource_id: str) -> None:
         """Leave it to `settle`."""
 
-    async def create_automation(self: PrefectClient, automation: AutomationCore) -> UUID:
-        return deploying.trigger(automation)
+    async def create_triggers(
+        client: PrefectClient, deployment_id: UUID, triggers: list[DeploymentTriggerTypes]
+    ) -> None:
+        """Leave it to `settle`, which knows what people paused."""
+        for each in triggers:
+            each.set_deployment_id(deployment_id)
+            may_be_paused = "enabled" not in each.model_fields_set
+            deploying.trigger(each.as_automation(), may_be_paused=may_be_paused)
 
     async def workers(self: PrefectClient, name: str, **_: Any) -> list[Any]:
         """Return none: they are read to tell a person to start one."""
@@ -378,9 +413,9 @@ def replace_calls(deploying: Deploying) -> None:
     if not deploying.exchange.write:
         setattr(_core, "run_steps", no_steps)  # noqa: B010  # an import of Prefect's
     setattr(_core, "RunnerDeployment", FromFile)  # noqa: B010  # an import of Prefect's
+    setattr(_core, "_create_deployment_triggers", create_triggers)  # noqa: B010  # the same
     RunnerDeployment.apply = apply  # type: ignore[method-assign,assignment]
     PrefectClient.delete_resource_owned_automations = delete_owned  # type: ignore[method-assign,assignment]
-    PrefectClient.create_automation = create_automation  # type: ignore[method-assign,assignment]
     PrefectClient.read_workers_for_work_pool = workers  # type: ignore[method-assign,assignment]
     PrefectClient.read_work_pool = _once(  # type: ignore[method-assign,assignment]
         PrefectClient.read_work_pool, {} if deploying.exchange.write else deploying.exchange.pools
