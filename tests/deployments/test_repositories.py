@@ -1,5 +1,6 @@
 """The bootstrap registers several repositories, none of which can harm another."""
 
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -299,6 +300,50 @@ def test_a_repository_cannot_take_over_what_the_release_itself_names(
         "/automations/filter", json={"automations": {"name": {"any_": ["alert-late"]}}}
     ).json()
     assert alert["trigger"]["posture"] == "Proactive"
+
+
+def test_what_the_server_refuses_keeps_nothing_else_from_being_applied(
+    client: SyncPrefectClient, git_server: GitServer, commit: Commit, bootstrap: Bootstrap
+) -> None:
+    def automation(name: str, *actions: dict[str, Any]) -> dict[str, Any]:
+        return {"name": name, "trigger": EVENT, "actions": [*actions, NOTHING]}
+
+    entries = {
+        name: {"url": f"{git_server.url}/{name}.git", "pools": ["a"]} for name in ("e", "f", "g")
+    }
+    commit("g", "one", "two", pool="a")
+    bootstrap({"g": entries["g"]})
+    commit("g", "one", pool="a")
+    # Prefect's client accepts both: the server knows the work pool, and the size of its numbers.
+    refused = {
+        "type": "run-deployment",
+        "deployment": "g/one",
+        "job_variables": {"stream_output": "loud"},
+    }
+    automations = [automation("refused-of-e", refused), automation("of-e")]
+    commit("e", "one", pool="a", state={"automations": automations})
+    limit = {"name": "of-f", "limit": 2**70}
+    commit("f", "one", pool="a", state={"global_concurrency_limits": [limit]})
+    automations = [automation("refused-of-release", refused), automation("of-release")]
+
+    done = bootstrap(entries, code=1, release={"automations": automations})
+
+    lines = [each for each in done.stderr.splitlines() if each.startswith("bootstrap: ")]
+    for line, start in zip(
+        lines,
+        (
+            "automation refused-of-release: the server refused POST /api/automations/ (422): ",
+            "repository e: automation refused-of-e: the server refused POST /api/automations/ (4",
+            "repository f: global concurrency limit of-f: the server refused POST /api/",
+        ),
+        strict=True,
+    ):
+        assert line.startswith(f"bootstrap: {start}")
+    assert re.search(r"created +automation +of-e\b", done.stdout)
+    assert re.search(r"created +automation +of-release\b", done.stdout)
+    assert exists(client, "e/one")
+    assert exists(client, "g/one")
+    assert not exists(client, "g/two")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from prefect_hamilton._hamilton_api import HamiltonError
 from prefect_hamilton.bootstrap import hamilton, prefect_schemas
 from prefect_hamilton.bootstrap.changes import Change, Outcome, differences
-from prefect_hamilton.bootstrap.connection import connect, probe_hamilton, wait
+from prefect_hamilton.bootstrap.connection import connect, naming, probe_hamilton, wait
 from prefect_hamilton.bootstrap.created import FILES, Created, Entry
 from prefect_hamilton.bootstrap.desired_state import (
     Automation,
@@ -89,7 +89,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Applied:
-    """What became of each object, and a line for each repository that was not registered."""
+    """What became of each object, and a line for each failure that others had to go on without."""
 
     changes: list[Change]
     failures: list[str]
@@ -110,7 +110,8 @@ async def apply(
     automation whose deployment does not exist is reported as `waiting`; one whose block does not
     exist is an error. With a `record`, an object
     that differs because a user changed it is reported as `kept`; without one, it is updated.
-    Raises BootstrapError; the failure of a repository that has a name is in the answer.
+    Raises BootstrapError; the failures of repositories that have names, and of automations in the
+    files, are in the answer.
     """
     record = record or NoRecord()
     async with connect(options.timeout) as client:
@@ -239,7 +240,8 @@ class Reconciler:
             if source in failed:
                 continue
             try:
-                await self._automation(automation, source)
+                with naming(f"{AUTOMATION} {automation.name}"):
+                    await self._automation(automation, source)
             except BootstrapError as error:  # no reason to leave out the other ones
                 failures.append((source, error))
         for source, failure in failures:
@@ -263,10 +265,12 @@ class Reconciler:
         self.named.add(key)
         write = self._options.write
         if found is ...:
-            found = await kind.find(name)
+            with naming(key):
+                found = await kind.find(name)
         if found is None:
             if write:
-                id_ = await kind.create(name, desired)
+                with naming(key):
+                    id_ = await kind.create(name, desired)
                 self._record.created(key, desired, defaults)
                 if kind.removable:
                     self._created.put(Entry(kind=kind.label, name=name, id=id_, source=source))
@@ -280,7 +284,8 @@ class Reconciler:
         present = kind.present(found, desired)
         outcome, merged = self._decide(key, desired, present, defaults)
         if outcome == "updated" and write:
-            await kind.update(name, found, merged)
+            with naming(key):
+                await kind.update(name, found, merged)
         lines = differences(present, merged, kind.public)
         self.note(Change(outcome, kind.label, name, differences=lines))
 

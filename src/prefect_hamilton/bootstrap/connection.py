@@ -1,7 +1,7 @@
 """Connections to a Prefect server and a Hamilton UI that may still be starting."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import httpx
@@ -37,18 +37,27 @@ async def connect(timeout: float) -> AsyncIterator[PrefectClient]:
     except httpx.HTTPStatusError as error:
         if error.response.status_code == httpx.codes.UNAUTHORIZED:
             raise _unauthorized(url) from error
-        reason = _one_line(error.response.text)
-        raise BootstrapError(
-            f"{url} refused {error.request.method} {error.request.url.path} "
-            f"({error.response.status_code}): {reason}"
-        ) from error
+        raise BootstrapError(f"{url} {_refused(error)}") from error
     except httpx.TransportError as error:
         raise BootstrapError(f"{url} stopped answering ({type(error).__name__}).") from error
     except PrefectException as error:
-        what = _one_line(str(error)) or type(error).__name__
-        raise BootstrapError(
-            f"{url}: {what} Another bootstrap or user may have changed it meanwhile: try again."
-        ) from error
+        raise BootstrapError(f"{url}: {_changed(error)}") from error
+
+
+@contextmanager
+def naming(key: str) -> Iterator[None]:
+    """Raise the server's refusal of one object as a BootstrapError that names it.
+
+    A server that requires a password or stops answering refuses every object: `connect` says so.
+    """
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code == httpx.codes.UNAUTHORIZED:
+            raise
+        raise BootstrapError(f"{key}: the server {_refused(error)}") from error
+    except PrefectException as error:
+        raise BootstrapError(f"{key}: {_changed(error)}") from error
 
 
 async def every(read: Callable[..., Awaitable[list[T]]], **filters: Any) -> AsyncIterator[T]:
@@ -61,6 +70,17 @@ async def every(read: Callable[..., Awaitable[list[T]]], **filters: Any) -> Asyn
         offset += len(page)
         if len(page) < PAGE:
             return
+
+
+def _refused(error: httpx.HTTPStatusError) -> str:
+    request, response = error.request, error.response
+    reason = _one_line(response.text)
+    return f"refused {request.method} {request.url.path} ({response.status_code}): {reason}"
+
+
+def _changed(error: PrefectException) -> str:
+    what = _one_line(str(error)) or type(error).__name__
+    return f"{what} Another bootstrap or user may have changed it meanwhile: try again."
 
 
 def _one_line(text: str) -> str:

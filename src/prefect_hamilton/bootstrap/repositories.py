@@ -167,11 +167,12 @@ class Reconciles(Protocol):
 class Registration:
     """Registers repositories, so that the failure of one does not keep the others from it.
 
-    `failed` is why, by source. A repository without a name is the only one: its failure is raised.
+    `failed` is why, by source; automations of the release's own files may fail as well. A
+    repository without a name is the only one: its failure is raised.
     """
 
     def __init__(self, repositories: Sequence[Flows], created: Created, *, alone: bool) -> None:
-        self.failed: dict[str, str] = {}
+        self.failed: dict[str, list[str]] = {}
         self._repositories = repositories
         self._created = created
         self._alone = alone
@@ -194,10 +195,10 @@ class Registration:
         return found
 
     def fail(self, source: str, error: BootstrapError) -> None:
-        """Note why a repository is not registered; raises the error of one without a name."""
-        if not source.startswith(NAMED):
+        """Note why a source has failed; raises the error of a repository without a name."""
+        if source != FILES and not source.startswith(NAMED):
             raise error
-        self.failed[source] = str(error)
+        self.failed.setdefault(source, []).append(str(error))
 
     async def register(self, clones: Sequence[Repository], reconciler: Reconciles) -> None:
         """Register the clones. One that names what another had waits until that is registered."""
@@ -244,8 +245,12 @@ class Registration:
         return found
 
     def lines(self) -> list[str]:
-        """Return a line for each repository that failed."""
-        return [f"{source}: {error}" for source, error in sorted(self.failed.items())]
+        """Return a line for each failure, which names its repository."""
+        return [
+            error if source == FILES else f"{source}: {error}"
+            for source, errors in sorted(self.failed.items())
+            for error in errors
+        ]
 
     def succeeded(self) -> Iterator[str]:
         """Yield the sources of the repositories that were registered."""
