@@ -401,6 +401,17 @@ def test_a_trigger_that_was_written_before_one_failed_goes_with_its_key(
     bootstrap("apply", [])
 
 
+def test_what_was_deployed_before_the_process_was_killed_goes_with_its_entry(
+    client: SyncPrefectClient, bootstrap: Bootstrap
+) -> None:
+    kill = {"prefect.deployments.steps.run_shell_script": {"script": "sh -c 'kill -9 $PPID'"}}
+    bootstrap("apply", [{"name": "before"}, {"name": "killed", "build": [kill]}], code=1)
+    assert exists(client, "before")
+    assert not exists(client, "killed")
+    bootstrap("apply", [])
+    assert not exists(client, "before")
+
+
 def test_queues_have_the_priorities_of_the_file_and_go_with_it(
     client: SyncPrefectClient, bootstrap: Bootstrap
 ) -> None:

@@ -1,11 +1,14 @@
 """The bootstrap registers several repositories, none of which can harm another."""
 
+import asyncio
 import re
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import typer.testing
 import yaml
@@ -13,11 +16,15 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from prefect_hamilton.bootstrap import register_deployments
 from prefect_hamilton.bootstrap.__main__ import app
+from prefect_hamilton.bootstrap.apply import apply
 from prefect_hamilton.bootstrap.errors import BootstrapError
+from prefect_hamilton.bootstrap.register_deployments import Flows
 from prefect_hamilton.bootstrap.repositories import choose, load_repositories
 from tests import forks
 from tests.deployments.git_server import TOKEN, GitServer, git, prefect_environment
+from tests.profiles import wait_until
 
 pytestmark = pytest.mark.services
 
@@ -344,6 +351,45 @@ def test_what_the_server_refuses_keeps_nothing_else_from_being_applied(
     assert exists(client, "e/one")
     assert exists(client, "g/one")
     assert not exists(client, "g/two")
+
+
+def test_a_repository_that_takes_too_long_keeps_no_other_one_waiting(
+    client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(register_deployments, "CLONE_SECONDS", 1.0)
+    monkeypatch.setattr(register_deployments, "DEPLOY_SECONDS", 2.0)
+    monkeypatch.setitem(register_deployments.SILENCE, "GIT_HTTP_LOW_SPEED_TIME", "2")
+
+    def checkout(name: str, deployments: list[dict[str, Any]], state: dict[str, Any]) -> Flows:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "prefect.yaml").write_text(yaml.safe_dump({"deployments": deployments}))
+        (folder / "prefect-state.yaml").write_text(yaml.safe_dump(state))
+        (folder / "work.py").write_text("import threading\n\nthreading.Event().wait()\n")
+        return Flows(folder.as_uri(), "main", ("*",), name=name, checkout=folder)
+
+    deployment = {"name": "one", "entrypoint": "work.py:work", "work_pool": {"name": "a"}}
+    stuck = checkout("h-stuck", [deployment], {})
+    well = checkout("i-well", [], {"variables": [{"name": "of_i", "value": 1}]})
+    with socket.create_server(("127.0.0.1", 0)) as server:  # which accepts and never answers
+        silent = f"http://127.0.0.1:{server.getsockname()[1]}/silent.git"
+        repositories = [Flows(silent, "main", ("*",), name="h-silent"), stuck, well]
+        done = apply(None, report=lambda change: None, repositories=repositories)
+        assert asyncio.run(done).failures == [
+            f"repository h-silent: Cannot clone {silent} at main: it takes more than 1 s; find out "
+            "whether the Git server answers.",
+            f"repository h-stuck: prefect deploy has not ended after 2 s in the clone of "
+            f"{stuck.address}: mend the flow whose import, or the build step, takes so long.",
+        ]
+        assert client.read_variable_by_name("of_i") is not None
+        assert not any(tmp_path.name in each for each in processes())
+        wait_until(lambda: not any(silent in each for each in processes()))
+
+
+def processes() -> list[str]:
+    """Return the folder and the command of each process."""
+    found = psutil.process_iter(["cwd", "cmdline"])
+    return [f"{each.info['cwd']} {each.info['cmdline']}" for each in found]
 
 
 @pytest.mark.parametrize(

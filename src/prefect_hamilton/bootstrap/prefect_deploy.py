@@ -116,6 +116,12 @@ class Exchange(BaseModel):
     known: dict[str, Known] = {}
     results: list[Result] = []
 
+    def write_to(self, file: Path) -> None:
+        """Write it whole or not at all: this process may be ended at any time."""
+        draft = file.with_suffix(".draft")
+        draft.write_text(self.model_dump_json(), encoding="utf-8")
+        draft.replace(file)
+
 
 class FromFile(RunnerDeployment):
     """A deployment of a file: to Prefect, one without `paused` is not paused."""
@@ -131,8 +137,9 @@ class FromFile(RunnerDeployment):
 class Deploying:
     """The state of one `prefect deploy`."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    def __init__(self, exchange: Exchange, file: Path) -> None:
         self.exchange = exchange
+        self._file = file
         self._stored: dict[str, DeploymentResponse] | None = None
         self._automations: dict[UUID, Automation] | None = None
         self._open: Result | None = None
@@ -277,6 +284,7 @@ class Deploying:
         )
         # Recorded even if its triggers cannot be written.
         self.exchange.results.append(self._open)
+        self.exchange.write_to(self._file)
 
 
 def paused_by_file(deployment: RunnerDeployment) -> bool | None:
@@ -467,10 +475,10 @@ def main(file: Path) -> int:
     exchange = Exchange.model_validate_json(file.read_bytes())
     check_names(exchange)
     if exchange.refused or exchange.repeated:
-        file.write_text(exchange.model_dump_json(), encoding="utf-8")
+        exchange.write_to(file)
         return 1
     _tls.share_context()
-    deploying = Deploying(exchange)
+    deploying = Deploying(exchange, file)
     replace_calls(deploying)
     code = 0
     try:
@@ -482,7 +490,7 @@ def main(file: Path) -> int:
         try:
             asyncio.run(deploying.settle())
         finally:
-            file.write_text(deploying.exchange.model_dump_json(), encoding="utf-8")
+            exchange.write_to(file)
     return code
 
 

@@ -51,8 +51,18 @@ ADDRESS = re.compile(
 )
 """A URL, or user@host:path as SSH has it, with an @ somewhere."""
 
+SILENCE = {"GIT_HTTP_LOW_SPEED_LIMIT": "1", "GIT_HTTP_LOW_SPEED_TIME": "60"}
+"""Variables with which git gives up a silent server: if it is killed, its transport goes on."""
+
 FAILURES = (RuntimeError, subprocess.CalledProcessError)
 """Messages of `git clone`, in Prefect's words, and of `git fetch` for a commit."""
+
+
+CLONE_SECONDS = 300.0
+"""How long the clone of one repository may take: all others wait for it."""
+
+DEPLOY_SECONDS = 600.0
+"""How long `prefect deploy` may take for one repository, which imports its flows."""
 
 
 class NameTakenError(BootstrapError):
@@ -335,17 +345,19 @@ async def deploy(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "exchange.json"
         file.write_text(exchange.model_dump_json(), encoding="utf-8")
-        done = await anyio.run_process(
-            [
-                # Without the repository's folder on the path: it may have a calendar.py.
-                *(sys.executable, "-P", "-m", "prefect_hamilton.bootstrap.prefect_deploy"),
-                str(file),
-            ],
-            cwd=repository.folder,
-            env=own | repository.environment,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
+        done = None
+        with anyio.move_on_after(DEPLOY_SECONDS):  # which ends the process
+            done = await anyio.run_process(
+                [
+                    # Without the repository's folder on the path: it may have a calendar.py.
+                    *(sys.executable, "-P", "-m", "prefect_hamilton.bootstrap.prefect_deploy"),
+                    str(file),
+                ],
+                cwd=repository.folder,
+                env=own | repository.environment,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
         exchange = Exchange.model_validate_json(file.read_bytes())
     for name, places in exchange.repeated.items():
         raise BootstrapError(
@@ -373,9 +385,15 @@ async def deploy(
             parts=tuple(result.parts),
         )
         found.append((change, entry))
-    if done.returncode != 0:
+    if done is None or done.returncode != 0:
         for _, entry in found:
             created.put(entry)
+    if done is None:
+        raise BootstrapError(
+            f"prefect deploy has not ended after {DEPLOY_SECONDS:g} s in the clone of "
+            f"{repository.address}: mend the flow whose import, or the build step, takes so long."
+        )
+    if done.returncode != 0:
         typer.echo(done.stdout.decode(errors="replace"), err=True)
         raise BootstrapError(
             f"prefect deploy failed in the clone of {repository.address}, as it says above: mend "
@@ -423,6 +441,10 @@ def clone(flows: Flows, folder: Path, named: Mapping[str, str]) -> Path:
         if attempt.outcome and (error := attempt.outcome.exception()):
             typer.echo(f"Trying again: {reason(error, flows)}", err=True)
 
+    async def within_limit() -> None:
+        with anyio.fail_after(CLONE_SECONDS):  # which ends git
+            await pull.retry_with(before_sleep=say)(storage)
+
     try:
         storage = GitRepository(
             url=flows.address,
@@ -433,10 +455,15 @@ def clone(flows: Flows, folder: Path, named: Mapping[str, str]) -> Path:
             include_submodules=flows.submodules,
         )
         storage.set_base_path(folder)
-        with environment(flows.environment):
-            asyncio.run(pull.retry_with(before_sleep=say)(storage))
+        with environment({**SILENCE, **flows.environment}):
+            asyncio.run(within_limit())
     except FAILURES as error:
         raise BootstrapError(reason(error, flows)) from error
+    except TimeoutError as error:
+        raise BootstrapError(
+            f"Cannot clone {flows.address} at {flows.ref}: it takes more than {CLONE_SECONDS:g} s; "
+            "find out whether the Git server answers."
+        ) from error
     except ValueError as error:  # an address or a reference that Prefect does not pass on to git
         why = str(error).rstrip(".")
         raise BootstrapError(f"Cannot clone {flows.address} at {flows.ref}: {why}.") from error
