@@ -66,13 +66,48 @@ def test_the_bootstrap_has_the_credential_of_each(both: Release, kind: str) -> N
     (container,) = pod["containers"]
     assert "--repositories=/bootstrap/repositories.yaml" in container["args"]
     assert not [word for word in container["args"] if word.startswith("--deployment")]
-    token = {"secretKeyRef": {"name": "git-a", "key": "token"}}
+    token = {"secretKeyRef": {"name": "git-a", "key": "token", "optional": True}}
     assert env(container)["GIT_ACCESS_TOKEN_TEAM_A"] == token
     assert "GIT_ACCESS_TOKEN" not in env(container)
     (key,) = [each for each in pod["volumes"] if each["name"].startswith("git-credential")]
     assert key["secret"]["secretName"] == "git-b"
     (mount,) = [each for each in container["volumeMounts"] if each["name"] == key["name"]]
     assert mount["mountPath"] == "/git-credentials/team-b"
+
+
+def test_a_secret_that_is_missing_fails_its_own_repository_alone(
+    both: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = both.job("bootstrap")["spec"]["template"]["spec"]
+    (volume,) = [each for each in pod["volumes"] if each["name"].startswith("git-credential")]
+    assert volume["secret"]["optional"] is True
+    state = yaml.safe_load(both.get("ConfigMap", "bootstrap")["data"]["state.yaml"])
+    (block,) = [each for each in state["blocks"] if each["name"] == "git-access-token-team-a"]
+    assert block["optional"] is True
+    file = tmp_path / "repositories.yaml"
+    text = both.get("ConfigMap", "bootstrap")["data"]["repositories.yaml"]
+    file.write_text(text.replace("/git-credentials/", f"{tmp_path}/"))
+    monkeypatch.delenv("GIT_ACCESS_TOKEN_TEAM_A", raising=False)
+    assert [each.missing for each in load_repositories(file)] == [
+        "GIT_ACCESS_TOKEN_TEAM_A is not set: create the Secret git-a with the key token in the "
+        "namespace of the release.",
+        f"{tmp_path}/team-b/ssh-privatekey does not exist: create the Secret git-b with the key "
+        "ssh-privatekey in the namespace of the release.",
+    ]
+    monkeypatch.setenv("GIT_ACCESS_TOKEN_TEAM_A", "token-a")
+    (tmp_path / "team-b").mkdir()
+    (tmp_path / "team-b" / "ssh-privatekey").touch()
+    found = load_repositories(file)
+    assert [each.missing for each in found] == ["", ""]
+    # The record of the release outlives the pod, and a pipeline has neither variable nor file.
+    assert not [each for each in found if "credential" in each.recorded]
+
+
+def test_the_secret_of_a_channel_may_be_missing() -> None:
+    channel = {"type": "slack", "existingSecret": "slack"}
+    rendered = render({"alerts": {"channels": {"ops": channel}}})
+    (container,) = rendered.job("bootstrap")["spec"]["template"]["spec"]["containers"]
+    assert env(container)["ALERTS_OPS_URL"]["secretKeyRef"]["optional"] is True
 
 
 def test_the_token_of_each_has_a_block(both: Release) -> None:

@@ -353,6 +353,33 @@ def test_what_the_server_refuses_keeps_nothing_else_from_being_applied(
     assert not exists(client, "g/two")
 
 
+def test_a_missing_credential_fails_its_own_repository_alone(
+    client: SyncPrefectClient, git_server: GitServer, commit: Commit, bootstrap: Bootstrap
+) -> None:
+    commit("l", "one", pool="a")
+    url, secret = f"{git_server.url}/private/b.git", {"secret": "git-j", "key": "token"}
+    token = {"GIT_ACCESS_TOKEN": {"from_env": "GIT_ACCESS_TOKEN_J"}}
+    entries = {
+        "j": {"url": url, "environment": token, "credential": secret},
+        "k": {"url": url, "credential": secret | {"folder": "/not/there"}},
+        "l": {"url": f"{git_server.url}/l.git", "pools": ["a"]},
+    }
+    block = {
+        "name": "git-access-token-j",
+        "type": "secret",
+        "optional": True,
+        "values": {"value": {"from_env": "GIT_ACCESS_TOKEN_J"}},
+    }
+    done = bootstrap(entries, code=1, release={"blocks": [block]})
+    assert [each for each in done.stderr.splitlines() if each.startswith("bootstrap: ")] == [
+        "bootstrap: repository j: GIT_ACCESS_TOKEN_J is not set: create the Secret git-j with the "
+        "key token in the namespace of the release.",
+        "bootstrap: repository k: /not/there/token does not exist: create the Secret git-j with "
+        "the key token in the namespace of the release.",
+    ]
+    assert exists(client, "l/one")
+
+
 def test_a_repository_that_takes_too_long_keeps_no_other_one_waiting(
     client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,8 @@ class Flows:
     prune: bool = True
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables of `git` and prefect.yaml, besides those of this process."""
+    missing: str = ""
+    """What to do about its Git credential before it can be cloned."""
     hidden: frozenset[str] = frozenset()
     """Variables of this process with the credentials of other repositories."""
     recorded: Mapping[str, Any] = field(default_factory=dict)
@@ -159,6 +161,8 @@ class Flows:
         FLOWS_COMMIT or FLOWS_BRANCH. Raises BootstrapError when the repository cannot be cloned,
         has no prefect.yaml, or names a deployment of a work pool that it may not use.
         """
+        if self.missing and self.checkout is None:
+            raise BootstrapError(self.missing)
         if self.name:
             check_credential(self.address, self.environment)
         is_commit = COMMIT.fullmatch(self.ref)

@@ -31,6 +31,19 @@ def _below(path: str) -> str:
 Below = Annotated[str, AfterValidator(_below)]
 
 
+class Credential(BaseModel):
+    """The Secret with the Git credential of a repository, which may not be there yet.
+
+    `folder` is where its files are; a token is in a variable of `environment` instead.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    secret: str
+    key: str
+    folder: Path | None = None
+
+
 class Settings(BaseModel):
     """A repository in the file: an entry of the chart's flows.repositories."""
 
@@ -47,6 +60,7 @@ class Settings(BaseModel):
     prune: bool = True
     environment: dict[str, FromEnvironment | str] = {}
     """Variables of git and prefect.yaml, such as GIT_ACCESS_TOKEN and FLOWS_ACCESS_TOKEN."""
+    credential: Credential | None = None
 
     def variables(self) -> dict[str, str]:
         """Return what `git` and prefect.yaml get; leaves out what is not set."""
@@ -60,13 +74,33 @@ class Settings(BaseModel):
         return own | {name: value for name, value in given.items() if value is not None}
 
     def recorded(self) -> dict[str, Any]:
-        """Return the settings for the record: without credentials, and without paths of git."""
+        """Return the settings for the record: without what is only in the bootstrap's pod."""
         environment = {
             name: value
             for name, value in self.environment.items()
             if isinstance(value, str) and not name.startswith("GIT_")
         }
-        return self.model_dump(mode="json") | {"environment": environment}
+        settings = self.model_dump(mode="json", exclude={"credential"})
+        return settings | {"environment": environment}
+
+    def missing(self) -> str:
+        """Return what to do about a credential that this process does not have, if it has none."""
+        if self.credential is None:
+            return ""
+        secret, key, folder = self.credential.secret, self.credential.key, self.credential.folder
+        absent = [
+            f"{value.from_env} is not set"
+            for value in self.environment.values()
+            if isinstance(value, FromEnvironment) and value.resolve(os.environ) is None
+        ]
+        if folder and not (folder / key).exists():
+            absent.append(f"{folder / key} does not exist")
+        if not absent:
+            return ""
+        return (
+            f"{absent[0]}: create the Secret {secret} with the key {key} in the namespace of the "
+            "release."
+        )
 
     def flows(self, name: str, hidden: frozenset[str] = frozenset()) -> Flows:
         """Return the repository with these settings."""
@@ -82,6 +116,7 @@ class Settings(BaseModel):
             tags=tuple(self.tags),
             prune=self.prune,
             environment=self.variables(),
+            missing=self.missing(),
             hidden=hidden,
             # An address with a credential is refused, and must not be in the record.
             recorded={} if holds_credential(self.url) else self.recorded(),

@@ -55,6 +55,7 @@ deployments:
 {{- $blocks = prepend $blocks (dict
   "name" (printf "git-access-token-%s" $name)
   "type" "secret"
+  "optional" true
   "values" (dict "value" (dict "from_env" (include "prefect-hamilton.bootstrap.tokenVariable" $name)))) }}
 {{- end }}
 {{- end }}
@@ -160,7 +161,7 @@ users:
 {{- end }}
 {{- end }}
 
-{{/* The secrets of the channels as environment variables of the bootstrap. */}}
+{{/* The secrets of the channels as environment variables of the bootstrap, which leaves out a channel without them. */}}
 {{- define "prefect-hamilton.alerts.env" -}}
 {{- range $name, $channel := .Values.alerts.channels }}
 {{- range include "prefect-hamilton.alerts.keys" $channel | fromYamlArray }}
@@ -168,6 +169,7 @@ users:
   secretKeyRef:
     name: {{ $channel.existingSecret | toYaml }}
     key: {{ . | toYaml }}
+    optional: true
 {{- end }}
 {{- end }}
 {{- end }}
@@ -207,9 +209,14 @@ users:
     # A reference to a block, so that no token is stored with a deployment.
     FLOWS_ACCESS_TOKEN: {{ printf "{{ prefect.blocks.secret.git-access-token-%s }}" $name | quote }}
     GIT_ACCESS_TOKEN: {from_env: {{ include "prefect-hamilton.bootstrap.tokenVariable" $name }}}
+  credential: {secret: {{ $r.gitCredential.existingSecret | toYaml }}, key: token}
   {{- else if include "prefect-hamilton.bootstrap.sshSecret" $r }}
   environment:
     GIT_SSH_COMMAND: {{ printf "/git-credentials/%s" $name | include "prefect-hamilton.flows.sshCommand" }}
+  credential:
+    secret: {{ $r.gitCredential.existingSecret | toYaml }}
+    key: ssh-privatekey
+    folder: /git-credentials/{{ $name }}
   {{- end }}
 {{- end }}
 {{- end }}
@@ -305,6 +312,8 @@ GIT_SSH_COMMAND: {{ include "prefect-hamilton.flows.sshCommand" "/git-credential
   secretKeyRef:
     name: {{ . | toYaml }}
     key: token
+    # A Secret that is missing fails its own repository alone.
+    optional: true
 {{- end }}
 {{- end }}
 {{- end }}
@@ -393,6 +402,7 @@ template:
         secret:
           secretName: {{ . | toYaml }}
           defaultMode: 0440
+          optional: true
       {{- end }}
       {{- end }}
       {{- with $s.volumes }}
