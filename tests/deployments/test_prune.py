@@ -1,12 +1,15 @@
 """The bootstrap of a release removes what it created and Git no longer names, and nothing else."""
 
 import asyncio
+import os
 import re
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
@@ -23,6 +26,7 @@ from prefect_hamilton.bootstrap.errors import BootstrapError
 from prefect_hamilton.bootstrap.register_deployments import select
 from tests import forks
 from tests.deployments.git_server import git, prefect_environment
+from tests.faults_proxy import Fault, FaultProxy, Request
 
 pytestmark = pytest.mark.services
 
@@ -51,7 +55,8 @@ def repository(tmp_path: Path) -> Path:
 def bootstrap(api: str, tmp_path: Path, repository: Path) -> Bootstrap:
     """Return the bootstrap of a repository with these deployments and one more, or with none.
 
-    For deployments it starts a process of Prefect, which takes most of its time.
+    For deployments it starts a process of Prefect, which takes most of its time. One that is
+    `killed_at` a request ends, with its processes, when the server has acted on it.
     """
 
     def run(
@@ -60,6 +65,7 @@ def bootstrap(api: str, tmp_path: Path, repository: Path) -> Bootstrap:
         state: dict[str, Any] | None = None,
         *options: str,
         queues: Sequence[dict[str, Any]] = (),
+        killed_at: str = "",
         code: int = 0,
     ) -> subprocess.CompletedProcess[str]:
         if deployments is not None:
@@ -75,20 +81,39 @@ def bootstrap(api: str, tmp_path: Path, repository: Path) -> Bootstrap:
         file = tmp_path / "state.yaml"
         pool = {"name": "pool", "type": "process", "queues": list(queues)}
         file.write_text(yaml.safe_dump({"work_pools": [pool]}))
-        done = forks.run(
+        words = (
             "prefect_hamilton.bootstrap",
-            *(command, "--file", file, "--deployment", "*"),
+            *(command, "--file", str(file), "--deployment", "*"),
             *("--release", f"ns/{tmp_path.name}", *options),
-            env=prefect_environment(
-                api,
-                FLOWS_REPOSITORY=f"file://{repository}",
-                FLOWS_REF="main",
-            ),
         )
+        flows = {"FLOWS_REPOSITORY": f"file://{repository}", "FLOWS_REF": "main"}
+        if killed_at:
+            log = tmp_path / "killed.log"
+            killed = run_until(killed_at, api, *words, log=log, **flows)
+            return subprocess.CompletedProcess(words, killed, log.read_text())
+        done = forks.run(*words, env=prefect_environment(api, **flows))
         assert done.returncode == code, done.stdout + done.stderr
         return done
 
     return run
+
+
+def run_until(request: str, api: str, *words: str, log: Path, **environment: str) -> int:
+    """Kill a program when the server has acted on a request of it, which has no answer."""
+    port = urlsplit(api).port
+    assert port is not None
+
+    async def kill(met: Request, fault: Fault) -> None:
+        await met.proxy.forward(met, with_answer=False)
+        os.killpg(program.pid, signal.SIGKILL)
+
+    with FaultProxy(port) as proxy:
+        proxy.add(kill, request)
+        env = prefect_environment(f"{proxy.url}/api", **environment)
+        program = forks.Server(*words, env=env, folder=log.parent, log=log)
+        code = program.wait(timeout=300)
+    assert code == -signal.SIGKILL, log.read_text()
+    return code
 
 
 def exists(client: SyncPrefectClient, name: str) -> bool:
@@ -591,3 +616,20 @@ def test_two_bootstraps_at_once_keep_the_entries_of_both(api: str) -> None:
     # What the other created is not named here: it must not be removed here.
     assert of_one == ["ours"]
     assert stored == {"ours", "theirs"}
+
+
+def test_a_deployment_comes_back_although_its_removal_was_killed(
+    client: SyncPrefectClient, bootstrap: Bootstrap
+) -> None:
+    back = {"name": "back", "schedules": [{"interval": 600}]}
+    bootstrap("apply", [back])
+    id_ = client.read_deployment_by_name("work/back").id
+    bootstrap("apply", [], killed_at="DELETE /api/automations/owned-by/")
+    assert client.read_deployment(id_).paused
+
+    bootstrap("apply", [back])
+    deployment = client.read_deployment(id_)
+    assert not deployment.paused
+    assert len(deployment.schedules) == 1
+    bootstrap("apply", [])
+    assert not exists(client, "back")

@@ -101,12 +101,14 @@ class Removal:
         """Delete a deployment; if a run of it is in flight, only see to it that no other starts."""
         deployment: DeploymentResponse = found.more
         if self._write:
+            # Recorded first: if this ends here, the pause must not be taken for that of a person.
+            self._created.put(entry.model_copy(update={"ending": True}))
+            await self._created.save()
             await self._stop_starting(deployment)
         in_flight = [run for run in await self._runs(deployment) if _has_begun(run)]
         self._in_flight = self._in_flight or bool(in_flight)
         parts = tuple(f"- schedule {describe(each)}" for each in deployment.schedules)
         if in_flight and (self._write or entry.ending):
-            self._created.put(entry.model_copy(update={"ending": True}))
             note = f"{_number(in_flight)} in flight: deleted when a later bootstrap finds none"
             return Change("ending", entry.kind, entry.name, note)
         if self._write:
