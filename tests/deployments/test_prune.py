@@ -35,6 +35,7 @@ AFTER = {"type": "event", "expect": ["prefect.flow-run.Completed"]}
 EVENT = {"type": "event", "posture": "Reactive", "expect": ["x"], "threshold": 1}
 
 Bootstrap = Callable[..., subprocess.CompletedProcess[str]]
+Change = Callable[[Created], None]
 
 
 @pytest.fixture
@@ -616,6 +617,43 @@ def test_two_bootstraps_at_once_keep_the_entries_of_both(api: str) -> None:
     # What the other created is not named here: it must not be removed here.
     assert of_one == ["ours"]
     assert stored == {"ours", "theirs"}
+
+
+def test_two_bootstraps_at_once_keep_what_both_know_of_one_object(api: str) -> None:
+    made = Entry(kind="deployment", name="work/same", id=uuid4(), triggers=[uuid4()])
+    found = made.model_copy(update={"created": False, "triggers": [uuid4()]})
+    another = made.model_copy(update={"id": uuid4()})
+
+    async def both(of_one: Change, of_other: Change) -> Entry | None:
+        """Let both change what they have read before either stores it."""
+        async with get_client() as client:
+            records = [await Created.load(client, "same-object") for _ in range(2)]
+            for record, change in zip(records, (of_one, of_other), strict=True):
+                change(record)
+                await record.save()
+            return (await Created.load(client, "same-object")).get(made.key)
+
+    def stored(of_one: Change, of_other: Change) -> Entry:
+        entry = asyncio.run(both(of_one, of_other))
+        assert entry is not None
+        return entry
+
+    def putting(entry: Entry, **fields: Any) -> Change:
+        return lambda record: record.put(entry.model_copy(update=fields))
+
+    with temporary_settings({PREFECT_API_URL: api}):
+        # One creates it, and the other finds it: it is not known whose triggers there are.
+        first = stored(putting(made), putting(found))
+        assert first == found.model_copy(update={"created": True, "triggers": None})
+        # One begins to remove it, and writes its triggers; the other changes something else.
+        ending = {"ending": True, "triggers": made.triggers}
+        second = stored(putting(first, **ending), putting(first, disabled=True))
+        assert second == first.model_copy(update={"disabled": True, **ending})
+        # Who knows that it is ending, and names it again, has resumed it.
+        third = stored(putting(second, ending=False), putting(second, disabled=False))
+        assert not third.ending
+        # One removes it, and the other creates another one of this name.
+        assert stored(putting(another), lambda record: record.drop(third)) == another
 
 
 def test_a_deployment_comes_back_although_its_removal_was_killed(

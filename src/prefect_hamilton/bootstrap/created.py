@@ -78,6 +78,7 @@ class Created:
         self._release = release
         self._entries: dict[str, Entry] = {}
         self._stored: dict[str, Entry] = {}
+        self._dropped: list[Entry] = []
         self._settings: dict[str, Any] | None = None
         self.repositories: dict[str, Any] = {}
         """The settings of each repository of the release, by name, as the record has them."""
@@ -120,9 +121,11 @@ class Created:
         if settings != self.repositories:
             self._settings = self.repositories = dict(settings)
 
-    def drop(self, key: str) -> None:
+    def drop(self, entry: Entry) -> None:
         """Forget an object."""
-        self._entries.pop(key, None)
+        self._entries.pop(entry.key, None)
+        self._stored.pop(entry.key, None)
+        self._dropped.append(entry)
 
     def __iter__(self) -> Iterator[Entry]:
         """Yield the entries, in no particular order; the record may change meanwhile."""
@@ -130,14 +133,16 @@ class Created:
 
     async def save(self) -> None:
         """Store what changed, beside what another bootstrap of the release stored meanwhile."""
-        if self._release is None or (self._entries == self._stored and self._settings is None):
+        changed = self._entries != self._stored or self._dropped or self._settings is not None
+        if self._release is None or not changed:
             return
         current, repositories = await self._read()
-        for key in self._stored.keys() - self._entries.keys():
-            current.pop(key, None)
+        for entry in self._dropped:
+            if (stored := current.get(entry.key)) and stored.id == entry.id:
+                del current[entry.key]
         for key, entry in self._entries.items():
             if entry != self._stored.get(key):
-                current[key] = entry
+                current[key] = _merged(entry, self._stored.get(key), current.get(key))
         objects = {key: current[key].model_dump(mode="json") for key in sorted(current)}
         document = BootstrapRecord(
             release=self._release,
@@ -146,6 +151,7 @@ class Created:
         )
         await document.save(self._name(self._release), overwrite=True, client=self._client)
         self._settings = None
+        self._dropped.clear()
         self._stored = dict(self._entries)  # what others stored is theirs to remove
 
     async def _read(self) -> tuple[dict[str, Entry], dict[str, Any]]:
@@ -167,3 +173,18 @@ class Created:
         """Return the document's name: different releases have different ones."""
         words = re.sub("[^a-z0-9]+", "-", release.lower()).strip("-")
         return f"{words}-{hashlib.sha256(release.encode()).hexdigest()[:8]}"
+
+
+def _merged(entry: Entry, before: Entry | None, current: Entry | None) -> Entry:
+    """Return an entry with what another bootstrap stored of the same object since `before`."""
+    if current is None or current.id != entry.id:
+        return entry
+    ending, triggers = (before.ending, before.triggers) if before else (False, None)
+    merged = entry.model_copy(update={"created": entry.created or current.created})
+    if entry.ending == ending:
+        merged.ending = current.ending
+    if entry.triggers == triggers:
+        merged.triggers = current.triggers
+    elif current.triggers not in (triggers, entry.triggers):
+        merged.triggers = None  # both have written them: which there are depends on who was last
+    return merged

@@ -94,7 +94,7 @@ class Removal:
         return Change("removed", entry.kind, entry.name)
 
     def _forget(self, entry: Entry) -> None:
-        self._created.drop(entry.key)
+        self._created.drop(entry)
         self._record.removed(entry.key)
 
     async def _end(self, kind: Kind, entry: Entry, found: Found) -> Change:
