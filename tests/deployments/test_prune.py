@@ -656,6 +656,41 @@ def test_two_bootstraps_at_once_keep_what_both_know_of_one_object(api: str) -> N
         assert stored(putting(another), lambda record: record.drop(third)) == another
 
 
+def test_a_deployment_of_a_killed_bootstrap_goes_when_it_leaves_git(
+    client: SyncPrefectClient, bootstrap: Bootstrap
+) -> None:
+    for name, found_again in (("found-again", True), ("not-found-again", False)):
+        deployment = {"name": name, "schedules": [{"interval": 600}]}
+        bootstrap("apply", [deployment], killed_at="POST /api/deployments/$")
+        assert exists(client, name)
+        if found_again:
+            bootstrap("apply", [deployment])
+        assert f"- deployment work/{name}\n" in bootstrap("plan", [], code=2).stdout
+        bootstrap("apply", [])
+        assert not exists(client, name)
+
+
+def test_a_deployment_that_a_person_made_and_a_bootstrap_only_wanted_to_make_stays(
+    client: SyncPrefectClient, bootstrap: Bootstrap
+) -> None:
+    def make(name: str) -> None:
+        client.create_deployment(client.create_flow_from_name("work"), name)
+
+    in_no_pool = {"name": "after-a-failure", "work_pool": {"name": "there-is-none"}}
+    bootstrap("apply", [in_no_pool], code=1)
+    make("after-a-failure")
+    bootstrap("apply", [{"name": "after-a-failure"}])
+    assert "not created by the bootstrap" in bootstrap("apply", []).stdout
+    assert exists(client, "after-a-failure")
+
+    bootstrap("apply", [{"name": "after-a-kill"}], killed_at="POST /api/flows/$")
+    assert not exists(client, "after-a-kill")
+    bootstrap("apply", [])
+    make("after-a-kill")
+    bootstrap("apply", [])
+    assert exists(client, "after-a-kill")
+
+
 def test_a_deployment_comes_back_although_its_removal_was_killed(
     client: SyncPrefectClient, bootstrap: Bootstrap
 ) -> None:

@@ -9,6 +9,7 @@ automations may have one name, and of these only the recorded one is written.
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Self
 from uuid import UUID
 
@@ -22,6 +23,9 @@ SLUG = "bootstrap-record"
 
 NAMED = "repository "
 """What the source of an object begins with whose repository has a name in flows.repositories."""
+
+NEW = UUID(int=0)
+"""Stands for the id of a deployment that is not created yet."""
 
 FILES = "files"
 """The source of what the files of desired state name; that of other objects is a repository."""
@@ -46,12 +50,12 @@ class BootstrapRecord(Block):
 class Entry(BaseModel):
     """An object that a source names.
 
-    `prune` is whether it is removed when its source no longer names it, or is no longer there.
-    `created` is whether the bootstrap created it: nothing else is ever removed. `ending` is a
-    deployment that is removed when its runs have ended. `triggers` are the automations of a
-    deployment's triggers; None if it is not known which they are. `disabled` is an automation that
-    its source has disabled, or a deployment that it has paused: a person who pauses one leaves no
-    trace here.
+    A deployment whose `id` is NEW is about to be created. `prune` is whether it is removed when its
+    source no longer names it, or is no longer there. `created` is whether the bootstrap created it:
+    nothing else is ever removed. `ending` is a deployment that is paused, and removed when its runs
+    have ended. `triggers` are the automations of a deployment's triggers; None if it is not known
+    which they are. `disabled` is an automation that its source has disabled, or a deployment that
+    it has paused: a person who pauses one leaves no trace here.
     """
 
     kind: str
@@ -69,13 +73,17 @@ class Entry(BaseModel):
         """Return the kind and the name, which are unique on a server."""
         return f"{self.kind} {self.name}"
 
+    def may_be(self, id_: UUID) -> bool:
+        """Whether it is of the object with this id, also if the id was not known yet."""
+        return self.id in (id_, NEW)
+
 
 class Created:
     """The record of one release, in a block document; without a release nothing is recorded."""
 
     def __init__(self, client: PrefectClient, release: str | None) -> None:
         self._client = client
-        self._release = release
+        self.release = release
         self._entries: dict[str, Entry] = {}
         self._stored: dict[str, Entry] = {}
         self._dropped: list[Entry] = []
@@ -85,16 +93,25 @@ class Created:
 
     @classmethod
     async def load(cls, client: PrefectClient, release: str | None) -> Self:
-        """Read the record of the release."""
+        """Read the record of the release.
+
+        A deployment that was about to be created, and is there, was created: the bootstrap ended
+        before it could record the id.
+        """
         record = cls(client, release)
         record._entries, record.repositories = await record._read()
         record._stored = dict(record._entries)
+        for entry in record:
+            if entry.id == NEW:
+                with suppress(ObjectNotFound):
+                    found = await client.read_deployment_by_name(entry.name)
+                    record.put(entry.model_copy(update={"id": found.id}))
         return record
 
     @property
     def kept(self) -> bool:
         """Whether there is a record, so that something may be removed."""
-        return self._release is not None
+        return self.release is not None
 
     def get(self, key: str) -> Entry | None:
         """Return the entry of a kind and name."""
@@ -134,33 +151,33 @@ class Created:
     async def save(self) -> None:
         """Store what changed, beside what another bootstrap of the release stored meanwhile."""
         changed = self._entries != self._stored or self._dropped or self._settings is not None
-        if self._release is None or not changed:
+        if self.release is None or not changed:
             return
         current, repositories = await self._read()
         for entry in self._dropped:
-            if (stored := current.get(entry.key)) and stored.id == entry.id:
+            if (stored := current.get(entry.key)) and stored.may_be(entry.id):
                 del current[entry.key]
         for key, entry in self._entries.items():
             if entry != self._stored.get(key):
                 current[key] = _merged(entry, self._stored.get(key), current.get(key))
         objects = {key: current[key].model_dump(mode="json") for key in sorted(current)}
         document = BootstrapRecord(
-            release=self._release,
+            release=self.release,
             objects=objects,
             repositories=repositories if self._settings is None else self._settings,
         )
-        await document.save(self._name(self._release), overwrite=True, client=self._client)
+        await document.save(self._name(self.release), overwrite=True, client=self._client)
         self._settings = None
         self._dropped.clear()
         self._stored = dict(self._entries)  # what others stored is theirs to remove
 
     async def _read(self) -> tuple[dict[str, Entry], dict[str, Any]]:
         """Return the entries, and the settings of the repositories."""
-        if self._release is None:
+        if self.release is None:
             return {}, {}
         try:
             document = await self._client.read_block_document_by_name(
-                self._name(self._release), block_type_slug=SLUG
+                self._name(self.release), block_type_slug=SLUG
             )
         except ObjectNotFound:
             return {}, {}
@@ -177,7 +194,7 @@ class Created:
 
 def _merged(entry: Entry, before: Entry | None, current: Entry | None) -> Entry:
     """Return an entry with what another bootstrap stored of the same object since `before`."""
-    if current is None or current.id != entry.id:
+    if current is None or not current.may_be(entry.id):
         return entry
     ending, triggers = (before.ending, before.triggers) if before else (False, None)
     merged = entry.model_copy(update={"created": entry.created or current.created})

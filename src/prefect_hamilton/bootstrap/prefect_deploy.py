@@ -33,11 +33,9 @@ from pydantic import BaseModel, PrivateAttr
 from prefect_hamilton import _tls
 from prefect_hamilton.bootstrap.changes import Outcome, differences
 from prefect_hamilton.bootstrap.connection import every
-from prefect_hamilton.bootstrap.objects import comparable
+from prefect_hamilton.bootstrap.created import NEW, Created, Entry
+from prefect_hamilton.bootstrap.objects import DEPLOYMENT, comparable
 from prefect_hamilton.bootstrap.schedules import Given, describe, stored_for
-
-NEW = UUID(int=0)
-"""Stands for the id of a deployment that is not created, because nothing is written."""
 
 PUBLIC = frozenset(
     {
@@ -102,7 +100,8 @@ class Exchange(BaseModel):
 
     `files` are files such as prefect.yaml with what to deploy of each. `tags` are added to each
     deployment. Nothing is deployed if one of them has a name in `taken`, which `refused` names, or
-    if several have one name, whose places are in `repeated`.
+    if several have one name, whose places are in `repeated`. `announced` is what the record of the
+    release got before it was created.
     """
 
     write: bool
@@ -114,6 +113,9 @@ class Exchange(BaseModel):
     pools: dict[str, str] = {}
     """Types of work pools that may not be there yet."""
     known: dict[str, Known] = {}
+    release: str | None = None
+    source: str = ""
+    announced: list[Entry] = []
     results: list[Result] = []
 
     def write_to(self, file: Path) -> None:
@@ -145,6 +147,22 @@ class Deploying:
         self._open: Result | None = None
         self._triggers: list[tuple[AutomationCore, bool]] = []
 
+    async def announce(self, names: Iterable[str]) -> None:
+        """Record what is about to be created: no result says so when this process is killed."""
+        if not self.exchange.write or self.exchange.release is None:
+            return
+        async with get_client() as client:
+            self.exchange.announced = [
+                Entry(kind=DEPLOYMENT, name=name, id=NEW, source=self.exchange.source)
+                for name in names
+                if await self._find(client, name) is None
+            ]
+            if self.exchange.announced:
+                created = await Created.load(client, self.exchange.release)
+                for entry in self.exchange.announced:
+                    created.put(entry)
+                await created.save()
+
     async def apply(self, deployment: RunnerDeployment, schedules: list[Given] | None) -> UUID:
         """Write the deployment if it differs; the answer is its id.
 
@@ -157,10 +175,7 @@ class Deploying:
         # As in Prefect's `apply`: also decides on the version.
         info = deployment._get_deployment_version_info(deployment.version_type)
         async with get_client() as client:
-            stored = (await self._read(client)).get(deployment.full_name)
-            if stored is None:  # a page may miss what others move meanwhile
-                with suppress(ObjectNotFound):
-                    stored = await client.read_deployment_by_name(deployment.full_name)
+            stored = await self._find(client, deployment.full_name)
         known = self.exchange.known.get(deployment.full_name)
         if stored is None:
             id_ = NEW
@@ -255,6 +270,13 @@ class Deploying:
         if self._automations is None:
             self._automations = {each.id: each async for each in every(client.read_automations)}
         return self._automations.get(id_)
+
+    async def _find(self, client: PrefectClient, name: str) -> DeploymentResponse | None:
+        stored = (await self._read(client)).get(name)
+        if stored is None:  # a page may miss what others move meanwhile
+            with suppress(ObjectNotFound):
+                stored = await client.read_deployment_by_name(name)
+        return stored
 
     async def _read(self, client: PrefectClient) -> dict[str, DeploymentResponse]:
         """Return all deployments of the server, by flow and name, read once."""
@@ -452,8 +474,8 @@ def _once(
     return reading
 
 
-def check_names(exchange: Exchange) -> None:
-    """Note which deployments have a name that is taken, or that another one has, too.
+def check_names(exchange: Exchange) -> list[str]:
+    """Return the names, and note which are taken, and which another deployment has, too.
 
     Flows are loaded to know their names. One that cannot be loaded is left to Prefect, which says
     why.
@@ -468,12 +490,13 @@ def check_names(exchange: Exchange) -> None:
             places.setdefault(name, []).append(wanted.place)
     exchange.refused = [name for name in places if name in exchange.taken]
     exchange.repeated = {name: found for name, found in places.items() if len(found) > 1}
+    return list(places)
 
 
 def main(file: Path) -> int:
     """Deploy; returns the first exit code of `prefect deploy` that is not 0."""
     exchange = Exchange.model_validate_json(file.read_bytes())
-    check_names(exchange)
+    names = check_names(exchange)
     if exchange.refused or exchange.repeated:
         exchange.write_to(file)
         return 1
@@ -482,10 +505,11 @@ def main(file: Path) -> int:
     replace_calls(deploying)
     code = 0
     try:
+        asyncio.run(deploying.announce(names))
         for path, wanted in exchange.files.items():
-            names = [word for each in wanted for word in ("--name", each.selector)]
-            if names and code == 0:
-                code = deploy(path, names)
+            options = [word for each in wanted for word in ("--name", each.selector)]
+            if options and code == 0:
+                code = deploy(path, options)
     finally:
         try:
             asyncio.run(deploying.settle())

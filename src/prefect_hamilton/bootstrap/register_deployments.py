@@ -324,7 +324,8 @@ async def deploy(
     `pools` are the types of the work pools that may not be there yet, when nothing is written.
     Raises NameTakenError, and deploys nothing, when a deployment has a key of `taken`. Raises
     BootstrapError when two deployments have one name, or when Prefect does not deploy; what it said
-    until then is printed. What it created before that is recorded all the same.
+    until then is printed. What it created before that is recorded all the same, also when this
+    process is killed.
     """
     if not any(repository.files.values()):
         return []
@@ -344,6 +345,8 @@ async def deploy(
         ],
         pools=dict(pools),
         known=known,
+        release=created.release,
+        source=repository.source,
     )
     own = {name: value for name, value in os.environ.items() if name not in repository.hidden}
     with tempfile.TemporaryDirectory() as folder:
@@ -363,6 +366,8 @@ async def deploy(
                 check=False,
             )
         exchange = Exchange.model_validate_json(file.read_bytes())
+    for announced in exchange.announced:
+        created.drop(announced)  # what was created has a result
     for name, places in exchange.repeated.items():
         raise BootstrapError(
             f"{' and '.join(places)} are the same deployment, {name}: rename or remove one of them."
