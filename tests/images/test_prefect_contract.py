@@ -21,7 +21,7 @@ from prefect.server.schemas.schedules import CronSchedule
 from prefect.utilities.templating import apply_values
 from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration
 
-from prefect_hamilton.worker import standby
+from prefect_hamilton.worker import attempts, standby
 
 SUPERVISOR = "prefect.runner._workspace_supervisor"
 EXECUTOR = "prefect.runner._flow_run_executor"
@@ -259,7 +259,9 @@ def test_a_standby_pod_can_get_all_that_the_worker_gives_to_one_flow_run() -> No
         return configuration
 
     of_run = rendered(run, deployment, flow)
-    assert {name for name in of_run.env if name.startswith("PREFECT__")} == standby.RUN_VARIABLES
+    attempts.mark(of_run.job_manifest, run.id, uuid4())
+    named = {entry["name"] for entry in standby.container(of_run.job_manifest)["env"]}
+    assert {name for name in named if name.startswith("PREFECT__")} == standby.RUN_VARIABLES
     of_nobody = rendered(FlowRun(id=uuid4(), name="standby", flow_id=uuid4()), None, None)
     hashes = {standby.hash_of(each.job_manifest) for each in (of_run, of_nobody)}
     assert len(hashes) == 1
