@@ -3,18 +3,99 @@
 The disk of a pod is deleted with the pod; the result storage of the flow, or the server's default,
 is not. A result that cannot be read counts as not cached, and one that cannot be written causes a
 warning.
+
+All results are in one place, by their versions, so that a version must tell every two results
+apart. Hamilton's versions leave out types, names of columns, and rows with the same label.
 """
 
 import hashlib
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from hamilton.caching import fingerprinting
 from hamilton.caching.stores.base import MetadataStore, ResultStore
+from hamilton.experimental import h_databackends
 from prefect import results
+from prefect.serializers import PickleSerializer
 
-from prefect_hamilton.tracking import run_logger
+from prefect_hamilton._run_logger import run_logger
 
 PREFIX = "hamilton-cache"
+
+Version = Callable[..., str]
+"""Returns the version of an object. By name: `depth`, how deep it is in others."""
+
+
+def _typed(version: Version) -> Version:
+    """Return a version that differs for objects of different types."""
+
+    def typed(obj: Any, *args: Any, **options: Any) -> str:
+        found = version(obj, *args, **options)
+        if found == fingerprinting.UNHASHABLE:
+            return found
+        return _digest(f"{type(obj).__module__}.{type(obj).__qualname__}", found)
+
+    return typed
+
+
+def _digest(*parts: str | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _of_pandas(obj: Any, *_: Any, **__: Any) -> str:
+    """Return the version of a data frame or series: its names, types, and rows in their order."""
+    from pandas.util import hash_pandas_object
+
+    names = [repr(getattr(obj, name, None)) for name in ("columns", "name", "dtypes", "attrs")]
+    names += [repr(list(obj.index.names)), str(obj.index.dtype)]
+    try:
+        rows = hash_pandas_object(obj).to_numpy().tobytes()
+    except TypeError:  # an object in a cell has no hash
+        rows = pickle.dumps(obj)
+    return _digest(*names, rows)
+
+
+def _of_numpy(obj: Any, *_: Any, **__: Any) -> str:
+    """Return the version of an array. The bytes of one of objects would be their addresses."""
+    data = pickle.dumps(obj) if obj.dtype.hasobject else obj.tobytes()
+    return _digest(str(obj.dtype), repr(obj.shape), data)
+
+
+def _of_polars(obj: Any, *_: Any, **__: Any) -> str:
+    """Return the version of a data frame or column of polars."""
+    frame = obj if hasattr(obj, "hash_rows") else obj.to_frame()
+    return _digest(repr(frame.schema), repr(frame.hash_rows().to_list()))
+
+
+def _of_mapping(obj: Any, *_: Any, depth: int = 0, **__: Any) -> str:
+    """Return the version of a mapping, whose order is a part of it."""
+    return str(fingerprinting.hash_mapping(obj, ignore_order=False, depth=depth))
+
+
+def _tell_apart() -> None:
+    """Replace Hamilton's versions in this process."""
+    for kind, version in list(fingerprinting.hash_value.registry.items()):
+        own = OWN.get(kind.__name__, version)
+        fingerprinting.hash_value.register(kind)(_typed(own))
+
+
+OWN: dict[str, Version] = {
+    h_databackends.AbstractPandasDataFrame.__name__: _of_pandas,
+    h_databackends.AbstractPandasColumn.__name__: _of_pandas,
+    h_databackends.AbstractPolarsDataFrame.__name__: _of_polars,
+    h_databackends.AbstractPolarsColumn.__name__: _of_polars,
+    h_databackends.AbstractNumpyArray.__name__: _of_numpy,
+    "Mapping": _of_mapping,
+}
+"""Versions that leave out nothing of an object, by the name of its type."""
+
+_tell_apart()
 
 
 def stores() -> dict[str, Any]:
@@ -30,7 +111,8 @@ class _Records:
         # Without copies in memory, because the results of nodes may be large.
         self._store = results.ResultStore(
             result_storage=current.result_storage,
-            serializer=current.serializer,
+            # Another one may change types: JSON makes a list of a tuple.
+            serializer=PickleSerializer(),
             cache_result_in_memory=False,
         )
 

@@ -50,11 +50,17 @@ def _is_selected(node: "Node", selection: Selection) -> bool:
 
 def _nearest(node: "Node", selected: set[str]) -> Iterator[str]:
     """Yield the names of the tasks whose results reach the node without another task between."""
-    for dependency in node.dependencies:
+    seen: set[str] = set()
+    remaining = list(node.dependencies)
+    while remaining:
+        dependency = remaining.pop()
+        if dependency.name in seen:
+            continue  # The number of paths to it may be huge.
+        seen.add(dependency.name)
         if dependency.name in selected:
             yield dependency.name
         else:
-            yield from _nearest(dependency, selected)
+            remaining += dependency.dependencies
 
 
 def _node_task(

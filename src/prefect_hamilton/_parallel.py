@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
 
 PATIENCE = 0.01
-"""Seconds to wait for a block before Hamilton looks at the others: it does not wait itself."""
+"""Seconds to wait for a block before Hamilton looks at all again: it does not wait itself."""
 
 
 class BlockExecutor(TaskExecutor):
@@ -42,15 +42,17 @@ class BlockExecutor(TaskExecutor):
                 "parallel=True uses the task runner of the flow, but there is no flow: execute the "
                 "dataflow in a flow, or pass a task runner"
             )
-        self._given = runner
-        self._runner: TaskRunner[Any] = runner or context.task_runner  # type: ignore[union-attr]
+        # Its own, since the dataflow may be executed several times at once.
+        self._own = runner and runner.duplicate()
+        self._runner: TaskRunner[Any] = self._own or context.task_runner  # type: ignore[union-attr]
         self._observer = observer
+        self._turns = _Turns()
         self._started = ExitStack()
 
     def init(self) -> None:
         """Start a separate task runner."""
-        if self._given is not None:
-            self._started.enter_context(self._given)
+        if self._own is not None:
+            self._started.enter_context(self._own)
 
     def finalize(self) -> None:
         """End it."""
@@ -75,7 +77,9 @@ class BlockExecutor(TaskExecutor):
             cache_policy=NO_CACHE,
             persist_result=False,
         )
-        return _BlockFuture(self._runner.submit(made, parameters={}), self._observer)
+        future = self._runner.submit(made, parameters={})
+        self._turns.submitted()
+        return _BlockFuture(future, self._observer, self._turns)
 
 
 def _without_ours(task: TaskImplementation) -> TaskImplementation:
@@ -102,16 +106,51 @@ def _compute(
         return base_execute_task(block), observer.seconds
 
 
+class _Turns:
+    """Hamilton's turns: in each it submits a block, if there is one, and asks all for their state.
+
+    The first block that is asked twice since the last submission waits: in this turn nothing was
+    submitted.
+    """
+
+    def __init__(self) -> None:
+        self._asked: set[_BlockFuture] = set()
+        self._has_ended = threading.Event()
+
+    def submitted(self) -> None:
+        """Note that there may be more to submit."""
+        self._asked.clear()
+
+    def ended(self) -> None:
+        """Note that a block has ended; called in any thread."""
+        self._has_ended.set()
+
+    def await_end(self, block: "_BlockFuture") -> None:
+        """Wait a moment for the end of any block, once a turn."""
+        if block in self._asked:
+            self._has_ended.wait(PATIENCE)
+            self._has_ended.clear()
+            self._asked.clear()
+        self._asked.add(block)
+
+
 class _BlockFuture(TaskFuture):
-    def __init__(self, future: "PrefectFuture[Any]", observer: Observer) -> None:
+    def __init__(self, future: "PrefectFuture[Any]", observer: Observer, turns: _Turns) -> None:
         self._future = future
         self._observer = observer
+        self._turns = turns
         self._done = threading.Event()
         self._counted = False
-        future.add_done_callback(lambda _: self._done.set())
+        future.add_done_callback(self._end)
+
+    def _end(self, _: "PrefectFuture[Any]") -> None:
+        self._done.set()
+        self._turns.ended()
 
     def get_state(self) -> TaskState:
-        if not self._done.wait(PATIENCE):
+        if not self._done.is_set():
+            self._turns.await_end(self)
+        if not self._done.is_set():
             return TaskState.RUNNING
         self._future.wait()
         return TaskState.SUCCESSFUL if self._future.state.is_completed() else TaskState.FAILED

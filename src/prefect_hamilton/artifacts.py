@@ -12,7 +12,8 @@ from typing import ParamSpec, TypeVar, cast
 from uuid import UUID
 
 from prefect import artifacts
-from prefect.logging import get_run_logger
+
+from prefect_hamilton._run_logger import run_logger
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,7 +37,7 @@ def best_effort(what: str) -> Callable[[Callable[P, R]], Callable[P, R | None]]:
                 return function(*args, **kwargs)
             except Exception as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                get_run_logger().warning("The run continues without %s (%s)", what, reason)
+                run_logger().warning("The run continues without %s (%s)", what, reason)
                 return None
 
         return attempt

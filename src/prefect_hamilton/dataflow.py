@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 from prefect.runtime import flow_run, task_run
 
 from prefect_hamilton import graphs, traces, tracking
+from prefect_hamilton._run_logger import run_logger
 from prefect_hamilton.errors import NodeError, named
 
 if TYPE_CHECKING:
@@ -278,7 +279,7 @@ class Dataflow:
                 run_name, built, _listed(outputs), inputs=inputs or {}, overrides=overrides or {}
             )
         if self.timings:
-            tracking.run_logger().info(_timings(observer.seconds, seconds))
+            run_logger().info(_timings(observer.seconds, seconds))
 
 
 def execute(

@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from functools import cache
 
 from prefect.events import emit_event
-from prefect.logging import get_run_logger
 from prefect.runtime import flow_run, task_run
 from pydantic import BaseModel
 
 from prefect_hamilton import _waiting, traces
+from prefect_hamilton._run_logger import run_logger
 from prefect_hamilton.masking import mask
 
 EVENT = "flows.task.measured"
@@ -31,7 +31,7 @@ ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "OTEL_EXPORTER_OTLP
 
 
 class TaskMetrics(BaseModel):
-    """One task run's numbers; a task fills in those it has."""
+    """One task run's numbers; a task fills in those it has, also as numbers of NumPy."""
 
     task: str
     rows_read: int = 0
@@ -52,6 +52,7 @@ def measure(task: str) -> Iterator[TaskMetrics]:
         yield metrics
     finally:
         metrics.seconds = round(time.perf_counter() - start, 3)
+        metrics = _plain(metrics)
         _emit_event(metrics)
         numbers = metrics.model_dump(exclude={"task"})
         traces.set_attributes(
@@ -60,6 +61,22 @@ def measure(task: str) -> Iterator[TaskMetrics]:
         )
         if any(os.environ.get(name) for name in ENDPOINT_VARIABLES):
             _export(metrics)
+
+
+def _plain(metrics: TaskMetrics) -> TaskMetrics:
+    """Return the metrics with numbers of Python; what is no number of rows causes a warning."""
+    rows = {}
+    for name in ("rows_read", "rows_rejected", "rows_written"):
+        try:
+            rows[name] = int(getattr(metrics, name))
+        except (TypeError, ValueError, OverflowError):
+            run_logger().warning(
+                "The metric %s of the task %s is not counted, because it is no number: %r",
+                name,
+                metrics.task,
+                getattr(metrics, name),
+            )
+    return TaskMetrics(task=metrics.task, seconds=metrics.seconds, **rows)
 
 
 def _emit_event(metrics: TaskMetrics) -> None:
@@ -85,7 +102,7 @@ def _emit_event(metrics: TaskMetrics) -> None:
 
 
 def _export(metrics: TaskMetrics) -> None:
-    logger = get_run_logger()
+    logger = run_logger()
     try:
         sent = _collector().send(metrics, flow_run.get_flow_name() or "")
     except ImportError:

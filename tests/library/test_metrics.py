@@ -1,7 +1,9 @@
 """Task metrics: a Prefect event for each task, and OpenTelemetry only when it is configured."""
 
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_DELTA
@@ -57,6 +59,30 @@ def test_each_task_run_emits_its_metrics(
     assert event.resource.id.startswith("prefect.task-run.")
     flow_run_id = f"prefect.flow-run.{state.state_details.flow_run_id}"
     assert flow_run_id in [related.id for related in event.related]
+
+
+@flow
+def counted_by_numpy(rejected: Any) -> None:
+    with metrics_module.measure("measured") as metrics:
+        metrics.rows_read = np.int64(10)  # type: ignore[assignment]  # as `sum` of a column
+        metrics.rows_rejected = rejected
+
+
+@pytest.mark.parametrize("rejected", [np.int64(3), float("nan"), "many"], ids=repr)
+def test_counts_of_numpy_are_numbers_and_nothing_else_is_counted(
+    asserting_events_worker: EventsWorker,  # noqa: F811
+    caplog: pytest.LogCaptureFixture,
+    rejected: Any,
+) -> None:
+    counted_by_numpy(rejected)
+    asserting_events_worker.drain()
+    client = asserting_events_worker._client
+    assert isinstance(client, AssertingEventsClient)
+    (event,) = [event for event in client.events if event.event == metrics_module.EVENT]
+    json.dumps(event.payload)
+    is_number = isinstance(rejected, np.int64)
+    assert (event.payload["rows_read"], event.payload["rows_rejected"]) == (10, 3 * is_number)
+    assert ("rows_rejected of the task measured is not counted" in caplog.text) != is_number
 
 
 @pytest.fixture

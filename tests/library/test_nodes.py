@@ -1,6 +1,7 @@
 """`nodes="tasks"`: the nodes of a dataflow as task runs in Prefect's timeline."""
 
 import asyncio
+import importlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +151,29 @@ def test_only_nodes_with_the_given_tag_are_task_runs() -> None:
     attempts.extend([0, 0])
     state = computing(tagged, "last", nodes=None, return_state=True)
     assert set(task_runs(state, "compute")) == {"compute"}
+
+
+def test_nodes_between_two_tasks_may_have_any_number_of_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand million, of which each would have been followed."""
+    lines = ["from hamilton.function_modifiers import tag"]
+    lines += ['@tag(team="blue")', "def first(x: int) -> int:", "    return x"]
+    before = "first: int"
+    for layer in range(30):
+        for side in ("left", "right"):
+            lines += [f"def {side}_{layer}({before}) -> int:", "    return 1"]
+        before = f"left_{layer}: int, right_{layer}: int"
+    lines += ['@tag(team="blue")', f"def last({before}) -> int:", "    return 2"]
+    (tmp_path / "many_paths.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("many_paths")
+
+    state = computing(module, "last", nodes={"team": "blue"}, return_state=True)
+
+    runs = task_runs(state, "compute", "first", "last")
+    related = [item.id for items in runs["last"].task_inputs.values() for item in items]
+    assert sorted(related) == sorted([runs["compute"].id, runs["first"].id])
 
 
 def test_an_invalid_tag_is_reported() -> None:

@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.context import root_settings_context
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 from prefect_dask import DaskTaskRunner
@@ -17,7 +18,7 @@ from prefect_hamilton import dataflow
 from prefect_hamilton.dataflow import NodeError
 from tests import services
 from tests.conftest import HamiltonUi
-from tests.library import squares
+from tests.library import squares, together
 from tests.library.test_tracking import hamilton_run, node_states
 
 pytestmark = [pytest.mark.services, pytest.mark.usefixtures("prefect_api")]
@@ -100,6 +101,39 @@ def test_a_node_that_fails_in_another_process_is_named() -> None:
     with pytest.raises(ArithmeticError, match=r"2 is forbidden \(node square\)") as caught:
         adding("processes", forbidden=2)
     assert isinstance(caught.value, NodeError)
+
+
+def test_as_many_blocks_run_at_once_as_the_pool_has_threads() -> None:
+    """Each waits for all others."""
+    count = 200
+    together.barrier = threading.Barrier(count)
+
+    @flow(task_runner=ThreadPoolTaskRunner(max_workers=count))
+    def meeting() -> Any:
+        run = dataflow.execute(
+            together, "total", inputs={"count": count}, parallel=True, picture=False
+        )
+        return run["total"]
+
+    assert meeting() == count
+
+
+def test_a_dataflow_with_a_task_runner_is_executed_twice_at_once() -> None:
+    shared = dataflow.Dataflow(
+        together, parallel=ThreadPoolTaskRunner(max_workers=2), picture=False
+    )
+    # Both executions are between the start and the end of their runners.
+    together.barrier = threading.Barrier(2)
+
+    @task
+    def executed() -> Any:
+        return shared.execute("total", inputs={"count": 1})["total"]
+
+    @flow(task_runner=ThreadPoolTaskRunner(max_workers=2))
+    def twice() -> list[Any]:
+        return [future.result() for future in [executed.submit() for _ in range(2)]]
+
+    assert twice() == [1, 1]
 
 
 def test_without_a_flow_a_task_runner_must_be_given() -> None:

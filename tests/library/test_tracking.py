@@ -449,6 +449,29 @@ def test_large_and_unknown_values_are_not_summarised(
     }
 
 
+def by_day(days: int) -> pd.DataFrame:
+    """Columns that are dates, and one of intervals."""
+    return pd.DataFrame({pd.Timestamp("2026-01-05"): [1.0], pd.Interval(0, 1): [2.0]})
+
+
+def by_pair(by_day: pd.DataFrame) -> pd.Series:
+    return pd.Series([1.0], name=("amount", "sum"))
+
+
+def test_frames_whose_labels_are_no_text_are_tracked(
+    sent: list[Any], hamilton_ui: HamiltonUi, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = ad_hoc_utils.create_temporary_module(by_day, by_pair, module_name="labels")
+    with tracking.track("labels") as tracked:
+        dataflow = driver.Builder().with_modules(module).with_adapters(*tracked.adapters).build()
+        dataflow.execute(["by_pair"], inputs={"days": 1})
+
+    in_ui = hamilton_run(hamilton_ui, tracked.run_url)
+    assert node_states(in_ui) == {"by_day": "SUCCESS", "by_pair": "SUCCESS"}
+    assert "2026-01-05" in str(sent)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_nodes_are_tracked_after_the_time_limit_for_summaries(
     run: Run, hamilton_ui: HamiltonUi, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,12 +42,11 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.events import emit_event
-from prefect.exceptions import MissingContextError
-from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
 from prefect_hamilton._hamilton_api import HamiltonError
+from prefect_hamilton._run_logger import run_logger
 from prefect_hamilton.artifacts import slug
 from prefect_hamilton.masking import mask
 from prefect_hamilton.metrics import TRACKING_EVENT
@@ -198,14 +197,6 @@ def _import_sdk() -> ModuleType:
     if has_models:
         importlib.import_module(_MODEL_SUMMARIES)
     return sdk
-
-
-def run_logger() -> "logging.Logger | logging.LoggerAdapter[Any]":
-    """Return the logger of the task or flow run; outside of one, this module's."""
-    try:
-        return get_run_logger()
-    except MissingContextError:
-        return get_logger(__name__)
 
 
 def _tags(task_name: str, dag_name: str | None, run_id: str | None) -> dict[str, str]:

@@ -204,8 +204,9 @@ class Sender(clients.HamiltonClient):  # type: ignore[misc]  # the SDK has no ty
                     future.set_exception(error)
 
     def _flush_meanwhile(self) -> None:
-        # On failure the updates are kept; the end of the run decides whether tracking failed.
-        with contextlib.suppress(HamiltonError):
+        # On failure the updates are kept; the end of the run decides whether tracking failed, and
+        # says why. An update that is no JSON must not end this thread.
+        with contextlib.suppress(Exception):
             self._flush()
 
     def _flush(self) -> None:

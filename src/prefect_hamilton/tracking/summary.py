@@ -182,7 +182,9 @@ def masked(value: Any, of_text: Any = mask) -> Any:
         return of_text(value) if len(value) <= TEXT_LIMIT else f"{_what(value)}, not kept"
     if isinstance(value, dict):
         return {
-            masked(key): masked(item, mask_code if key in _CODE else of_text)
+            masked(key if isinstance(key, str) else str(key)): masked(
+                item, mask_code if isinstance(key, str) and key in _CODE else of_text
+            )
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
