@@ -151,9 +151,10 @@ class Site:
         state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due.isoformat()}}
         return UUID(self.api.post(path, parameters=parameters, state=state)["id"])
 
-    def set_state(self, run: UUID, state: str) -> None:
+    def set_state(self, run: UUID, state: str, **more: str) -> None:
         """Give a run a state of this type."""
-        self.api.post(f"/flow_runs/{run}/set_state", state={"type": state, "message": "No."})
+        wanted = {"type": state, "message": "No.", **more}
+        self.api.post(f"/flow_runs/{run}/set_state", state=wanted)
 
     def start_worker(self) -> None:
         command = ["-m", "prefect_hamilton.worker", "start", "--type", "process", "--pool", "pool"]
@@ -269,12 +270,19 @@ def test_each_preset_sends_one_message_for_its_cause(site: Site) -> None:
     site.api.post("/work_pools/lonely/workers/heartbeat", name="gone", heartbeat_interval_seconds=1)
     pending = without_process(site, "stuck", "PENDING")
     without_process(site, "begins", "PENDING", "RUNNING")
+    before = site.run("waits", pool="lonely")
+    site.set_state(before, "RUNNING")
     late = [site.run("waits", pool="lonely") for _ in range(2)]
     passed = site.run("waits_a_little", pool="lonely")
     site.start_worker()
     failed, poor, crashed = site.run("bad_end"), site.run("poor"), site.run("lost")
-    wait_until(lambda: site.api.state(passed)["name"] == "Late", 120)
+    for run in (passed, *late):
+        wait_until(lambda run=run: site.api.state(run)["name"] == "Late", 120)
     site.set_state(passed, "PENDING")
+    # The end of another run is no start.
+    site.set_state(before, "COMPLETED")
+    slow = without_process(site, "slow", "RUNNING")
+    site.set_state(slow, "FAILED", name="TimedOut")
 
     started = site.folder / "lost"
     wait_until(lambda: started.exists() and started.read_text() != "", 120)
@@ -282,11 +290,15 @@ def test_each_preset_sends_one_message_for_its_cause(site: Site) -> None:
     send_old_heartbeat(site, zombie)
     ended = without_process(site, "ends", "RUNNING", "COMPLETED")
     send_old_heartbeat(site, ended)
+    suspended = without_process(site, "suspends", "RUNNING")
+    site.set_state(suspended, "PAUSED", name="Suspended")
+    send_old_heartbeat(site, suspended)
     psutil.Process(int(started.read_text())).send_signal(signal.SIGKILL)
 
     flows = {
         "bad-end failed": (failed, "ValueError: No rows."),
         "lost crashed": (crashed, "SIGKILL"),
+        "slow timedout": (slow, "No."),
         "waits is late": (late[0], "for 20 seconds no run of its deployment has started"),
         "stuck does not start": (pending, "has been Pending for 10 seconds"),
         "poor: the quality of data is too low": (poor, "7 of 10 rows are rejected."),

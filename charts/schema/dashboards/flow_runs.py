@@ -64,7 +64,8 @@ NOW = Section(
             "Share of the flow runs that ended in this time and completed.",
             (
                 Query(
-                    f"{count(*_ended('Completed'))} / ({count(*_ended(ENDED))} > 0)",
+                    # Where no flow run has completed, there is no series of it.
+                    f"({count(*_ended('Completed'))} or vector(0)) / ({count(*_ended(ENDED))} > 0)",
                     "completed",
                 ),
             ),

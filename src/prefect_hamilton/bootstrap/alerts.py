@@ -49,10 +49,22 @@ TYPES = {
 }
 """The types of channels: the block type of each, and its secrets."""
 
+STATE_TYPE = "prefect.state-type"
+"""Label of the event of a state. Its name tells less: a flow that fails may be TimedOut."""
+
+GIVEN_UP = [f"prefect.flow-run.{state}" for state in ("Cancelling", "Cancelled", "Skipped")]
 ENDED = [
-    f"prefect.flow-run.{state}"
-    for state in ("Completed", "Failed", "Crashed", "Cancelling", "Cancelled")
+    *GIVEN_UP,
+    *(
+        f"prefect.flow-run.{state}"
+        for state in ("Completed", "Cached", "RolledBack", "Failed", "TimedOut", "Crashed")
+    ),
 ]
+WAITS = [
+    f"prefect.flow-run.{state}"
+    for state in ("Scheduled", "AwaitingRetry", "AwaitingConcurrencySlot", "Suspended")
+]
+"""The run has no process until a worker takes it up."""
 PENDING = ["prefect.flow-run.Pending", "prefect.flow-run.InfrastructurePending"]
 RUNNING = "prefect.flow-run.Running"
 HEARTBEAT = "prefect.flow-run.heartbeat"
@@ -307,13 +319,14 @@ def _messages(preset: Preset, link: str) -> Message:
         case Failed():
             return (
                 "Sends a message when a flow run failed or crashed.",
-                _reactive(preset, ["prefect.flow-run.Failed", "prefect.flow-run.Crashed"]),
+                _reactive(preset, ["prefect.flow-run.*"], {STATE_TYPE: ["FAILED", "CRASHED"]}),
                 "{{ flow.name }} {{ flow_run.state.name | lower }}",
                 "The flow run {{ flow_run.name }} {{ flow_run.state.name | lower }}: "
                 "{{ flow_run.state.message or 'there is no message' }}\n" + link,
             )
         case Late():
-            started = ["prefect.flow-run.AwaitingConcurrencySlot", *PENDING, RUNNING, *ENDED]
+            # The end of another run of the deployment is no start.
+            started = ["prefect.flow-run.AwaitingConcurrencySlot", *PENDING, RUNNING, *GIVEN_UP]
             return (
                 "Sends a message when flow runs of a deployment do not start.",
                 _proactive(preset, preset.seconds, ["prefect.flow-run.Late"], started)
@@ -356,7 +369,7 @@ def _messages(preset: Preset, link: str) -> Message:
         case Zombie():
             return (
                 "Sends a message when a flow run stops sending heartbeats.",
-                _proactive(preset, preset.seconds, [HEARTBEAT], [HEARTBEAT, *ENDED]),
+                _proactive(preset, preset.seconds, [HEARTBEAT], [HEARTBEAT, *WAITS, *ENDED]),
                 "{{ flow.name }} sends no heartbeat",
                 "The flow run {{ flow_run.name }} has sent no heartbeat for "
                 f"{preset.seconds} seconds: its process or pod may be gone.\n" + link,
@@ -371,9 +384,16 @@ def _messages(preset: Preset, link: str) -> Message:
     raise TypeError(type(preset))
 
 
-def _reactive(preset: _OncePerFlow, expect: list[str]) -> dict[str, Any]:
-    """Return a trigger of these events: of each run, or the first of a flow in the interval."""
-    return _of_runs(preset) | {
+def _reactive(
+    preset: _OncePerFlow, expect: list[str], match: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return a trigger of these events: of each run, or the first of a flow in the interval.
+
+    `match` are further labels of the events.
+    """
+    trigger = _of_runs(preset)
+    return trigger | {
+        "match": trigger["match"] | (match or {}),
         "posture": "Reactive",
         "expect": expect,
         "for_each": [FLOW if preset.interval else RUN],

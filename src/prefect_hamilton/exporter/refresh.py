@@ -153,14 +153,14 @@ class Refresh:
         self.counting.series.drop(lambda labels: labels.get("work_pool", NO_POOL) not in kept)
 
     async def _read_limits(self) -> None:
-        limits = await self._post("v2/concurrency_limits/filter", limit=PAGE)
         slots: dict[Labels, float] = {}
-        for limit in limits:
-            # Of a deployment, the limit has its id as its name, and a run may well fill it.
-            if not limit["active"] or limit["name"].startswith("deployment:"):
-                continue
-            slots[limit["name"], "used"] = limit["active_slots"]
-            slots[limit["name"], "max"] = limit["limit"]
+        async for page in self._pages("v2/concurrency_limits/filter"):
+            for limit in page:
+                # Of a deployment, the limit has its id as its name, and a run may well fill it.
+                if not limit["active"] or limit["name"].startswith("deployment:"):
+                    continue
+                slots[limit["name"], "used"] = limit["active_slots"]
+                slots[limit["name"], "max"] = limit["limit"]
         self.counting.series.replace(families.SLOTS, slots)
 
     async def _look_up(self) -> None:
