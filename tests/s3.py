@@ -13,11 +13,14 @@ from tests.services import ROOT
 VERSION = "v1.8.0"
 
 SERVE = """
-mkdir /tmp/data
+mkdir /tmp/data /tmp/attributes /tmp/users
 until test -x /tmp/versitygw; do sleep 0.1; done
-exec /tmp/versitygw $OPTIONS posix /tmp/data
+exec /tmp/versitygw --iam-dir /tmp/users posix --sidecar /tmp/attributes /tmp/data
 """
-"""Command of a pod that starts the server, at port 7070, as soon as it has the program."""
+"""Command of a pod that starts the server, at port 7070, as soon as it has the program.
+
+It may have users besides ROOT_ACCESS_KEY, whose secret is ROOT_SECRET_KEY.
+"""
 
 
 def program() -> Path:

@@ -201,7 +201,6 @@ def bucket(team: str, secret_key: str) -> dict[str, Any]:
 def s3_server(root: str) -> list[dict[str, Any]]:
     """An S3 server with users."""
     variables = {"ROOT_ACCESS_KEY": "root", "ROOT_SECRET_KEY": root}
-    variables |= {"OPTIONS": "--iam-dir /tmp/users --sidecar /tmp/attributes"}
     container = {
         "image": SERVER_IMAGE,
         "args": ["sh", "-c", s3.SERVE],
