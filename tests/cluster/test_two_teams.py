@@ -362,7 +362,7 @@ def test_results_are_in_the_bucket_of_the_team_alone(
     assert "Computed the square" in first
     assert "Computed the square" not in again
     assert "The square is 49" in again
-    assert re.search(rf"Listed results-{team}: \['results-{team}/\w+'\]", again), again
+    assert f"Listed results-{team}: ['results-{team}/" in again
     assert f"Forbidden results-{OTHER[team]}" in again
 
 
