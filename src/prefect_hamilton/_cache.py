@@ -10,7 +10,7 @@ apart. Hamilton's versions leave out types, names of columns, and rows with the 
 
 import hashlib
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hamilton.caching import fingerprinting
@@ -78,24 +78,19 @@ def _of_mapping(obj: Any, *_: Any, depth: int = 0, **__: Any) -> str:
     return str(fingerprinting.hash_mapping(obj, ignore_order=False, depth=depth))
 
 
-def _tell_apart() -> None:
-    """Replace Hamilton's versions in this process."""
-    for kind, version in list(fingerprinting.hash_value.registry.items()):
-        own = OWN.get(kind.__name__, version)
-        fingerprinting.hash_value.register(kind)(_typed(own))
-
-
-OWN: dict[str, Version] = {
-    h_databackends.AbstractPandasDataFrame.__name__: _of_pandas,
-    h_databackends.AbstractPandasColumn.__name__: _of_pandas,
-    h_databackends.AbstractPolarsDataFrame.__name__: _of_polars,
-    h_databackends.AbstractPolarsColumn.__name__: _of_polars,
-    h_databackends.AbstractNumpyArray.__name__: _of_numpy,
-    "Mapping": _of_mapping,
+OWN: dict[type, Version] = {
+    h_databackends.AbstractPandasDataFrame: _of_pandas,
+    h_databackends.AbstractPandasColumn: _of_pandas,
+    h_databackends.AbstractPolarsDataFrame: _of_polars,
+    h_databackends.AbstractPolarsColumn: _of_polars,
+    h_databackends.AbstractNumpyArray: _of_numpy,
+    Mapping: _of_mapping,
 }
-"""Versions that leave out nothing of an object, by the name of its type."""
+"""Versions that leave out nothing of an object, by its type."""
 
-_tell_apart()
+# In this process, they take the place of Hamilton's.
+for _kind, _version in [*fingerprinting.hash_value.registry.items()]:
+    fingerprinting.hash_value.register(_kind)(_typed(OWN.get(_kind, _version)))
 
 
 def stores() -> dict[str, Any]:

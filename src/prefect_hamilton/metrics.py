@@ -64,14 +64,14 @@ def measure(task: str) -> Iterator[TaskMetrics]:
 
 
 def _plain(metrics: TaskMetrics) -> TaskMetrics:
-    """Return the metrics with numbers of Python; what is no number of rows causes a warning."""
+    """Return the metrics with numbers of Python; what is not a number causes a warning."""
     rows = {}
     for name in ("rows_read", "rows_rejected", "rows_written"):
         try:
             rows[name] = int(getattr(metrics, name))
         except (TypeError, ValueError, OverflowError):
             run_logger().warning(
-                "The metric %s of the task %s is not counted, because it is no number: %r",
+                "The metric %s of the task %s is not counted, because it is not a number: %r",
                 name,
                 metrics.task,
                 getattr(metrics, name),

@@ -20,6 +20,9 @@ from prefect.types import DateTime
 
 from prefect_hamilton import _headers
 
+TAKEN_UP = "Pending"
+"""Name of the state with which a worker takes a run up; its id identifies the attempt."""
+
 CLAIM = "flow-pod-"
 """Prefix of the flow run's input that says who has an attempt at it."""
 
@@ -54,7 +57,7 @@ def beginning(states: Sequence[State[Any]]) -> int | None:
 
     What follows under another name, such as InfrastructurePending, belongs to the same attempt.
     """
-    taken_up = (i for i in reversed(range(len(states))) if states[i].name == "Pending")
+    taken_up = (i for i in reversed(range(len(states))) if states[i].name == TAKEN_UP)
     return next(taken_up, None)
 
 

@@ -58,7 +58,7 @@ def load(targets: list[str] | None = None) -> None:
     for bucket in ("results-team-a", "results-team-b"):
         try:
             print(f"Listed {bucket}: {s3fs.S3FileSystem().ls(bucket)}")
-        except PermissionError as error:
+        except PermissionError:
             print(f"Forbidden {bucket}")
 
     with psycopg.connect(os.environ["WAREHOUSE_URL"]) as connection:

@@ -52,22 +52,19 @@ TYPES = {
 STATE_TYPE = "prefect.state-type"
 """Label of the event of a state. Its name tells less: a flow that fails may be TimedOut."""
 
-GIVEN_UP = [f"prefect.flow-run.{state}" for state in ("Cancelling", "Cancelled", "Skipped")]
-ENDED = [
-    *GIVEN_UP,
-    *(
-        f"prefect.flow-run.{state}"
-        for state in ("Completed", "Cached", "RolledBack", "Failed", "TimedOut", "Crashed")
-    ),
-]
-WAITS = [
-    f"prefect.flow-run.{state}"
-    for state in ("Scheduled", "AwaitingRetry", "AwaitingConcurrencySlot", "Suspended")
-]
+
+def _events(*names: str) -> list[str]:
+    """Return events of flow runs; that of a state has its name."""
+    return [f"prefect.flow-run.{name}" for name in names]
+
+
+GIVEN_UP = _events("Cancelling", "Cancelled", "Skipped")
+ENDED = GIVEN_UP + _events("Completed", "Cached", "RolledBack", "Failed", "TimedOut", "Crashed")
+WAITS = _events("Scheduled", "AwaitingRetry", "AwaitingConcurrencySlot", "Suspended")
 """The run has no process until a worker takes it up."""
-PENDING = ["prefect.flow-run.Pending", "prefect.flow-run.InfrastructurePending"]
-RUNNING = "prefect.flow-run.Running"
-HEARTBEAT = "prefect.flow-run.heartbeat"
+PENDING = _events("Pending", "InfrastructurePending")
+RUNNING = _events("Running")
+HEARTBEAT = _events("heartbeat")
 
 RUN = "prefect.resource.id"
 FLOW = "related:flow:prefect.resource.id"
@@ -319,17 +316,17 @@ def _messages(preset: Preset, link: str) -> Message:
         case Failed():
             return (
                 "Sends a message when a flow run failed or crashed.",
-                _reactive(preset, ["prefect.flow-run.*"], {STATE_TYPE: ["FAILED", "CRASHED"]}),
+                _reactive(preset, _events("*"), {STATE_TYPE: ["FAILED", "CRASHED"]}),
                 "{{ flow.name }} {{ flow_run.state.name | lower }}",
                 "The flow run {{ flow_run.name }} {{ flow_run.state.name | lower }}: "
                 "{{ flow_run.state.message or 'there is no message' }}\n" + link,
             )
         case Late():
             # The end of another run of the deployment is no start.
-            started = ["prefect.flow-run.AwaitingConcurrencySlot", *PENDING, RUNNING, *GIVEN_UP]
+            started = _events("AwaitingConcurrencySlot") + PENDING + RUNNING + GIVEN_UP
             return (
                 "Sends a message when flow runs of a deployment do not start.",
-                _proactive(preset, preset.seconds, ["prefect.flow-run.Late"], started)
+                _proactive(preset, preset.seconds, _events("Late"), started)
                 | {"for_each": [DEPLOYMENT]},
                 "{{ flow.name }} is late",
                 "The flow run {{ flow_run.name }} is late, and for "
@@ -337,8 +334,7 @@ def _messages(preset: Preset, link: str) -> Message:
                 "online, and does the work pool or a limit allow another run?\n" + link,
             )
         case Pending():
-            begun = [RUNNING, "prefect.flow-run.Scheduled", *ENDED]
-            begun += [f"prefect.flow-run.{state}" for state in ("AwaitingRetry", "Late")]
+            begun = RUNNING + ENDED + _events("Scheduled", "AwaitingRetry", "Late")
             return (
                 "Sends a message when a flow run stays Pending.",
                 _proactive(preset, preset.seconds, PENDING, begun),
@@ -369,7 +365,7 @@ def _messages(preset: Preset, link: str) -> Message:
         case Zombie():
             return (
                 "Sends a message when a flow run stops sending heartbeats.",
-                _proactive(preset, preset.seconds, [HEARTBEAT], [HEARTBEAT, *WAITS, *ENDED]),
+                _proactive(preset, preset.seconds, HEARTBEAT, HEARTBEAT + WAITS + ENDED),
                 "{{ flow.name }} sends no heartbeat",
                 "The flow run {{ flow_run.name }} has sent no heartbeat for "
                 f"{preset.seconds} seconds: its process or pod may be gone.\n" + link,

@@ -205,28 +205,24 @@ def run(config_path: Path, go: int, *, clears: bool = True) -> int:
     if not said:
         return 0
     given: dict[str, str] = json.loads(said)
-    os.environ.update(given)
-    attempt.name_in_requests()
     if failure is not None:
+        os.environ.update(given)
+        attempt.name_in_requests()
         # A code other than 0 makes the supervisor mark the run as crashed.
         if anyio.run(report, config.flow_run_id, failure):
             return 0
         return NO_ANSWER if outages.explain(failure) else 1
+    prepared.environment.update(given)
     default = [_prefect.get_sys_executable(), "-m", "prefect.engine"]
     # Another command is the workspace's own interpreter or environment.
     if prepared.command[:3] != default:
         # It may not have this package: Prefect's own formatter then writes JSON.
         prepared.environment.pop(JSON_FORMATTER, None)
-        _become(
-            prepared.command,
-            prepared.folder,
-            outages.FOREIGN_SETTINGS | prepared.environment | given,
-        )
+        _become(prepared.command, prepared.folder, outages.FOREIGN_SETTINGS | prepared.environment)
     if prepared.needs_fresh_interpreter:
         fresh = [default[0], "-P", "-m", "prefect_hamilton.flow_pod.fresh"]
-        _become(fresh, prepared.folder, prepared.environment | given)
+        _become(fresh, prepared.folder, prepared.environment)
     adopt(prepared)
-    os.environ.update(given)
     attempt.name_in_requests()
     extensions.load_lazily()
     traces.start()

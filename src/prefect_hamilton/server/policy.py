@@ -36,13 +36,10 @@ from prefect_hamilton.server.rescheduled import (
     RecognizeRepeatedFailure,
     RescheduleForAnotherPod,
 )
-from prefect_hamilton.states import CLAIM
+from prefect_hamilton.states import CLAIM, TAKEN_UP
 
 EXPECTED_STATE = "expected-state"
 ATTEMPT = "attempt"
-
-TAKEN_UP = "Pending"
-"""Name of the state with which a worker takes a run up; its id identifies the attempt."""
 
 _UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 

@@ -181,11 +181,10 @@ def masked(value: Any, of_text: Any = mask) -> Any:
     if isinstance(value, str):
         return of_text(value) if len(value) <= TEXT_LIMIT else f"{_what(value)}, not kept"
     if isinstance(value, dict):
+        named = ((key if isinstance(key, str) else str(key), item) for key, item in value.items())
         return {
-            masked(key if isinstance(key, str) else str(key)): masked(
-                item, mask_code if isinstance(key, str) and key in _CODE else of_text
-            )
-            for key, item in value.items()
+            masked(name): masked(item, mask_code if name in _CODE else of_text)
+            for name, item in named
         }
     if isinstance(value, list | tuple):
         return [masked(item, of_text) for item in value]
