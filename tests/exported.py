@@ -47,6 +47,7 @@ EXPORTED = {
         "kube_deployment_spec_replicas",
         "kube_deployment_status_replicas_available",
         "kube_job_failed",
+        "kube_job_owner",
         "kube_pod_container_resource_limits",
         "kube_pod_container_status_restarts_total",
         "kube_pod_status_phase",

@@ -35,7 +35,7 @@ from prefect_hamilton.metrics import report_quality_breach
 
 @flow(name="bad-end")
 def bad_end(started: str = ""):
-    raise ValueError("No rows.")
+    raise ValueError("No rows in postgresql://loader:hunter2@db/flows.")
 
 @flow(name="lost")
 def lost(started: str = ""):
@@ -296,7 +296,7 @@ def test_each_preset_sends_one_message_for_its_cause(site: Site) -> None:
     psutil.Process(int(started.read_text())).send_signal(signal.SIGKILL)
 
     flows = {
-        "bad-end failed": (failed, "ValueError: No rows."),
+        "bad-end failed": (failed, "ValueError: No rows in postgresql://***@db/flows."),
         "lost crashed": (crashed, "SIGKILL"),
         "slow timedout": (slow, "No."),
         "waits is late": (late[0], "for 20 seconds no run of its deployment has started"),

@@ -14,7 +14,9 @@ from tests.exported import EXPORTED, names
 
 ALERTS: Object = {"prometheusRule": {"enabled": True}}
 SCRAPED: Object = ALERTS | {"server": {"metrics": True}, "serviceMonitor": {"enabled": True}}
+SCHEDULED_BOOTSTRAP: Object = ALERTS | {"bootstrap": {"schedule": "0 * * * *"}}
 MONITORED: Object = SCRAPED | {
+    "bootstrap": SCHEDULED_BOOTSTRAP["bootstrap"],
     "metrics": {"enabled": True},
     "valkey": {"enabled": True},
     "monitoring": {"postgresExporter": {"enabled": True}, "valkeyExporter": {"enabled": True}},
@@ -34,19 +36,25 @@ def deployment(component: str, *, desired: str, available: str) -> dict[str, str
     }
 
 
-def job(name: str, *, failed_pods: str, failed: bool | None) -> dict[str, str]:
+def job(
+    name: str, *, failed_pods: str, failed: bool | None, owner: str = "<none>"
+) -> dict[str, str]:
     """Return a Job that has failed, has not, or has not ended."""
     name = f"demo-prefect-hamilton-{name}"
-    series = {f'kube_job_status_failed{{namespace="flows",job_name="{name}"}}': failed_pods}
+    of_it = f'namespace="flows",job_name="{name}"'
+    series = {
+        f"kube_job_status_failed{{{of_it}}}": failed_pods,
+        f'kube_job_owner{{{of_it},owner_kind="{owner}"}}': "1x500",
+    }
     for condition in ("true", "false", "unknown") if failed is not None else ():
         labels = f'{{namespace="flows",job_name="{name}",condition="{condition}"}}'
         series[f"kube_job_failed{labels}"] = f"{int(condition == str(failed).lower())}x500"
     return series
 
 
-def retention(*, scheduled: str, succeeded: str | None, due: str) -> dict[str, str]:
-    """Return the CronJob; the values are in seconds since the start of the test."""
-    labels = '{namespace="flows",cronjob="demo-prefect-hamilton-ui-retention"}'
+def cron_job(component: str, *, scheduled: str, succeeded: str | None, due: str) -> dict[str, str]:
+    """Return a CronJob; the values are in seconds since the start of the test."""
+    labels = f'{{namespace="flows",cronjob="demo-prefect-hamilton-{component}"}}'
     series = {
         f"kube_cronjob_created{labels}": "0x500",
         f"kube_cronjob_status_last_schedule_time{labels}": scheduled,
@@ -63,7 +71,7 @@ SCHEDULED = f'docket_tasks_succeeded_total{{{OF_SERVER},docket_task="schedule_re
 HEALTHY = (
     deployment("server", desired="1x500", available="1x500")
     | job("bootstrap-1a2b3c4d", failed_pods="0x500", failed=False)
-    | retention(scheduled="60x500", succeeded="_ _ 120x500", due="86400x500")
+    | cron_job("ui-retention", scheduled="60x500", succeeded="_ _ 120x500", due="86400x500")
     | {UP: "1x500", SCHEDULED: "0+12x500"}
 )
 
@@ -127,38 +135,53 @@ CASES: dict[str, tuple[Object, dict[str, str], str, set[str]]] = {
     ),
     "a retention Job failed and the next one succeeded": (
         ALERTS,
-        job("ui-retention-29000000", failed_pods="3x500", failed=True)
-        | retention(scheduled="60x59 3660x500", succeeded="0x61 3720x500", due="86400x500"),
+        job("ui-retention-29000000", failed_pods="3x500", failed=True, owner="CronJob")
+        | cron_job(
+            "ui-retention", scheduled="60x59 3660x500", succeeded="0x61 3720x500", due="86400x500"
+        ),
         "4h",
         set(),
     ),
     "no retention Job has ever succeeded": (
         ALERTS,
-        retention(scheduled="60x500", succeeded=None, due="86400x500"),
+        cron_job("ui-retention", scheduled="60x500", succeeded=None, due="86400x500"),
         "2h2m",
         {"PrefectRetentionFailing"},
     ),
     "the last retention Job did not succeed": (
         ALERTS,
-        retention(scheduled="60x59 3660x500", succeeded="120x500", due="86400x500"),
+        cron_job("ui-retention", scheduled="60x59 3660x500", succeeded="120x500", due="86400x500"),
         "3h2m",
         {"PrefectRetentionFailing"},
     ),
     "a retention Job is running": (
         ALERTS,
-        retention(scheduled="60x59 3660x500", succeeded="120x500", due="86400x500"),
+        cron_job("ui-retention", scheduled="60x59 3660x500", succeeded="120x500", due="86400x500"),
         "2h",
         set(),
     ),
     "the retention Job was due and not created": (
         ALERTS,
-        retention(scheduled="60x500", succeeded="120x500", due="3600x500"),
+        cron_job("ui-retention", scheduled="60x500", succeeded="120x500", due="3600x500"),
         "3h2m",
         {"PrefectRetentionFailing"},
     ),
+    "a bootstrap Job of the schedule failed and the next one succeeded": (
+        SCHEDULED_BOOTSTRAP,
+        job("bootstrap-29000000", failed_pods="7x500", failed=True, owner="CronJob")
+        | cron_job("bootstrap", scheduled="60x5 360x500", succeeded="0x6 420x500", due="86400x500"),
+        "4h",
+        set(),
+    ),
+    "no bootstrap Job of the schedule has ever succeeded": (
+        SCHEDULED_BOOTSTRAP,
+        cron_job("bootstrap", scheduled="60x500", succeeded=None, due="86400x500"),
+        "32m",
+        {"PrefectBootstrapFailing"},
+    ),
     "there is no retention": (
         WITHOUT_RETENTION,
-        retention(scheduled="60x500", succeeded=None, due="3600x500"),
+        cron_job("ui-retention", scheduled="60x500", succeeded=None, due="3600x500"),
         "8h",
         set(),
     ),
@@ -234,8 +257,20 @@ LIVES: dict[str, tuple[dict[str, str], str, str]] = {
         "5m",
         "20m",
     ),
+    "PrefectBootstrapFailing": (
+        cron_job(
+            "bootstrap", scheduled="60x5 360x500", succeeded="120x45 2820x500", due="86400x500"
+        ),
+        "40m",
+        "50m",
+    ),
     "PrefectRetentionFailing": (
-        retention(scheduled="60x59 3660x500", succeeded="120x199 3720x300", due="86400x500"),
+        cron_job(
+            "ui-retention",
+            scheduled="60x59 3660x500",
+            succeeded="120x199 3720x300",
+            due="86400x500",
+        ),
         "3h2m",
         "3h30m",
     ),
@@ -337,8 +372,9 @@ LIVES: dict[str, tuple[dict[str, str], str, str]] = {
         "30m",
     ),
     "PrefectWorkPoolFull": (
-        metric("prefect_flow_runs", "4x40 1x30", **POOL, state="Running")
-        | metric("prefect_flow_runs", "6x40 1x30", **POOL, state="InfrastructurePending")
+        metric("prefect_flow_runs", "4x80", **POOL, state="Running")
+        | metric("prefect_flow_runs", "6x80", **POOL, state="InfrastructurePending")
+        | metric("prefect_flow_runs", "1x40 stale _x30", **POOL, state="Late")
         | metric("prefect_work_pool_concurrency_limit", "10x80", **POOL),
         "35m",
         "45m",

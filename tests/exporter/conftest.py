@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -100,12 +100,21 @@ class Api:
         )
         return str(automation["id"])
 
-    def emit(self, name: str, flow: str, *, payload: Any = None, **resource: str) -> None:
+    def emit(
+        self,
+        name: str,
+        flow: str,
+        *,
+        payload: Any = None,
+        id_: UUID | None = None,
+        age: timedelta = timedelta(0),
+        **resource: str,
+    ) -> None:
         """Send an event of a flow's deployment `main`."""
         resources = {"flow": flow, "deployment": "main"}
         event = {
-            "id": str(uuid4()),
-            "occurred": datetime.now(UTC).isoformat(),
+            "id": str(id_ or uuid4()),
+            "occurred": (datetime.now(UTC) - age).isoformat(),
             "event": name,
             "resource": {"prefect.resource.id": f"prefect.task-run.{uuid4()}", **resource},
             "related": [

@@ -35,8 +35,14 @@ INSERT INTO flow_run (name, flow_id, deployment_id, state_type, state_name, end_
     timestamptz '2025-01-01 00:00Z' + number * interval '1 minute'
   FROM deployment JOIN flow ON flow.id = flow_id, generate_series(1, 1000) AS number
   WHERE flow.name = 'flow-1' AND deployment.name = 'main-1';
+INSERT INTO concurrency_limit_v2 (name, "limit", active_slots, active,
+    denied_slots, slot_decay_per_second, avg_slot_occupancy_seconds)
+  SELECT each, 7, 2, true, 0, 0, 2 FROM (
+    SELECT 'deployment:' || id FROM deployment UNION SELECT 'warehouse-writes'
+  ) AS limits (each);
 """
 NEW_YEAR = 1735689600.0
+SLOTS = "prefect_concurrency_slots"
 LAST_SUCCESS = "prefect_deployment_last_success_timestamp_seconds"
 
 
@@ -84,6 +90,12 @@ def requests(server: services.Service, route: str) -> float:
 def test_each_deployment_is_listed(exporter: Exporter) -> None:
     """Many share a name, by which alone the API sorts them."""
     until(lambda: count(exporter, "prefect_deployment_schedule_active"), DEPLOYMENTS)
+
+
+def test_a_limit_beside_those_of_all_deployments_is_known(exporter: Exporter) -> None:
+    until(lambda: exporter.sum(SLOTS, limit="warehouse-writes", kind="max"), 7.0)
+    assert exporter.sum(SLOTS, limit="warehouse-writes", kind="used") == 2
+    assert count(exporter, SLOTS) == 2
 
 
 def test_each_success_before_the_start_is_known(

@@ -50,6 +50,9 @@ def samples() -> Iterator[Sample]:
         available = each["status"].get("availableReplicas", 0)
         yield "kube_deployment_status_replicas_available", labels, available
     for each in items(f"{BATCH}/jobs"):
+        for owner in each["metadata"].get("ownerReferences", []):
+            its = {"owner_kind": owner["kind"], "owner_name": owner["name"]}
+            yield "kube_job_owner", own(each, "job_name") | its, 1
         for condition in each["status"].get("conditions", []):
             if condition["type"] == "Failed":
                 for value in ("true", "false", "unknown"):

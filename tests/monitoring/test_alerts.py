@@ -67,6 +67,8 @@ def test_runs_that_wait(cluster: Monitored, runs: Runs) -> None:
         slots("increment")
         waiting.append(cluster.start("waits/late"))
         waiting.append(cluster.start(WALKTHROUGH, job_variables=no_pod_fits()))
+        cluster.wait_for_state(waiting[-1], "Pending", "InfrastructurePending")
+        waiting.append(cluster.start(WALKTHROUGH))  # late, as the pool is full
 
     def cure() -> None:
         limit(20)
@@ -80,7 +82,7 @@ def test_runs_that_wait(cluster: Monitored, runs: Runs) -> None:
         cure,
         Expected("A run in a work pool without a worker", "PrefectRunsLate"),
         Expected("A pod that fits on no node", "PrefectRunsStuckPending"),
-        Expected("As many runs as the work pool's limit", "PrefectWorkPoolFull"),
+        Expected("As many runs as the work pool's limit, and one more", "PrefectWorkPoolFull"),
         Expected("Every slot of a concurrency limit is held", "PrefectSlotsExhausted"),
     )
 
@@ -174,6 +176,9 @@ def test_jobs_that_fail(cluster: Monitored) -> None:
     def cause() -> None:
         patch("nowhere")
         cluster.kubectl("create", "job", job, f"--from=cronjob/{retention}")
+        # The Jobs of a CronJob have another alert.
+        not_its = [{"op": "remove", "path": "/metadata/ownerReferences"}]
+        cluster.kubectl("patch", "job", job, "--type=json", "-p", json.dumps(not_its))
 
     def cure() -> None:
         patch(database)

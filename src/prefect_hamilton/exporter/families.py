@@ -132,7 +132,7 @@ REFRESHED = Family(
 EVENT_DELAY = Family(
     "prefect_metrics_event_delay_seconds",
     "gauge",
-    "Time from the last event to its arrival here.",
+    "Time from the last state of a flow run to the arrival of its event here.",
 )
 EVENTS = Family(
     "prefect_metrics_events",

@@ -4,6 +4,8 @@ The server drops events of the stream that it cannot send fast enough, and a bro
 none. So each refresh compares how many events are stored with how many came, up to `SETTLE_SECONDS`
 ago, and reads them if the numbers differ. The same closes the gap after a restart of this process:
 the position of the last scrape is stored as a variable of Prefect, so that a new pod finds it too.
+
+Senders repeat events: the worker sends that of a pod whose image cannot be pulled at each attempt.
 """
 
 import asyncio
@@ -22,14 +24,14 @@ from prefect.events.filters import EventOccurredFilter, EventOrder
 from prefect.logging import get_logger
 
 from prefect_hamilton.exporter import families
-from prefect_hamilton.exporter.counting import Counting, wanted
+from prefect_hamilton.exporter.counting import RUN, Counting, wanted
 
 SETTLE_SECONDS = 15.0
 """The server stores events in batches, some seconds after they are in the stream."""
-OVERLAP = timedelta(seconds=60)
-"""Every period is compared twice, for events that were stored late."""
-LATEST = timedelta(minutes=10)
-"""How late the stream may bring an event that was read from the stored ones before."""
+OVERLAP = timedelta(minutes=10)
+"""Each period is compared for as long, as senders keep events while the server is away."""
+REMEMBERED = 2 * OVERLAP
+"""How long an event is known after it came last. Kubernetes tries again every five minutes."""
 REPLAY = timedelta(hours=1)
 """How far back a new process reads at most."""
 PAGE = 50
@@ -58,6 +60,17 @@ class Outage:
         self.failing = False
 
 
+@dataclass(slots=True)
+class _Seen:
+    """An event that has been counted."""
+
+    occurred: datetime
+    came: datetime
+    """When it came last."""
+    is_awaited: bool
+    """It was stored, and the stream has not brought it."""
+
+
 @dataclass
 class Listening:
     """Brings each event to `counting` once."""
@@ -69,9 +82,7 @@ class Listening:
     settle_seconds: float = SETTLE_SECONDS
     first: datetime = field(default_factory=lambda: datetime.now(UTC))
     """Events that occurred before are not counted."""
-    _seen: dict[UUID, datetime] = field(default_factory=dict)
-    _awaited: set[UUID] = field(default_factory=set)
-    """Those of the seen events that were stored and that the stream has not brought."""
+    _seen: dict[UUID, _Seen] = field(default_factory=dict)
     _newest: datetime | None = None
     _scraped: datetime | None = None
     _stored: datetime | None = None
@@ -115,7 +126,7 @@ class Listening:
         if until <= since:
             return
         page = await self._stored_events(since, until, limit=1)
-        if page["total"] > sum(since <= occurred <= until for occurred in self._seen.values()):
+        if page["total"] > sum(since <= seen.occurred <= until for seen in self._seen.values()):
             page = await self._stored_events(since, until, limit=PAGE)
             while True:
                 for each in page["events"]:
@@ -124,13 +135,10 @@ class Listening:
                     break
                 page = await self._next_page(page["next_page"])
         self._compared = until
-        kept, awaited = until - 2 * OVERLAP, until - LATEST
+        oldest = until - REMEMBERED
         self._seen = {
-            key: time
-            for key, time in self._seen.items()
-            if time >= (awaited if key in self._awaited else kept)
+            key: seen for key, seen in self._seen.items() if max(seen.occurred, seen.came) >= oldest
         }
-        self._awaited &= self._seen.keys()
 
     def scraped(self) -> None:
         """Note that all events up to now were in a scrape."""
@@ -153,21 +161,20 @@ class Listening:
         occurred = event.occurred
         if occurred < self.first:
             return
-        series = self.counting.series
-        is_new = event.id not in self._seen
-        if source == "stored":
-            if is_new:
-                self._awaited.add(event.id)
-        elif is_new or event.id in self._awaited:
-            # Not of one that it has brought: a new connection brings the last minute again.
-            self._awaited.discard(event.id)
-            delay = (datetime.now(UTC) - occurred).total_seconds()
+        series, now = self.counting.series, datetime.now(UTC)
+        seen = self._seen.get(event.id)
+        is_live = source == "stream" and (seen is None or seen.is_awaited)
+        if is_live and event.event.startswith(RUN):
+            # Of states only, which occur when the server accepts them, and not of one that the
+            # stream has brought before, as a new connection brings the last minute again.
+            delay = (now - occurred).total_seconds()
             series.set(families.EVENT_DELAY, (), max(delay, 0.0))
-        if not is_new:
+        if seen is not None:
+            seen.came, seen.is_awaited = now, seen.is_awaited and not is_live
             return
-        self._seen[event.id] = occurred
+        self._seen[event.id] = _Seen(occurred, now, is_awaited=source == "stored")
         # A sender's clock may be ahead: what occurs meanwhile must not count as scraped.
-        reached = min(occurred, datetime.now(UTC))
+        reached = min(occurred, now)
         self._newest = max(self._newest or reached, reached)
         series.add(families.EVENTS, (source,))
         self.counting.count(event)

@@ -29,7 +29,7 @@ def create_app(*, webserver_only: bool) -> FastAPI:
     for error in availability.AWAY:
         api.add_exception_handler(error, availability.answer)
     second_credential.accept(api)
-    notifications.report_failures()
+    notifications.correct()
     proactive_triggers.replace_windows()
     redelivery.shorten()
     repeated_actions.recognize()

@@ -20,7 +20,7 @@ METRICS_PORT = "PREFECT_HAMILTON_SERVICES_METRICS_PORT"
 def main() -> None:
     """Run until a signal. Everything else comes from Prefect's settings."""
     policy.apply_rules()
-    notifications.report_failures()
+    notifications.correct()
     proactive_triggers.replace_windows()
     redelivery.shorten()
     repeated_actions.recognize()

@@ -1,14 +1,21 @@
-"""A notification that a receiver refuses is a failed action, as it is for every other block.
+"""A notification that a receiver refuses is a failed action, and its text has no secret.
 
 With Prefect's own action, an error of the block `custom-webhook` leaves no event, and the message
-is sent four times at once, also to a receiver that has taken it and answered too late.
+is sent four times at once, also to a receiver that has taken it and answered too late. The message
+of a failed run, which a template may name, is the text of an exception, with whatever is in it.
 """
+
+from typing import Any
 
 import httpx
 from prefect.server.events.actions import ActionFailed, SendNotification
 from prefect.server.events.schemas.automations import TriggeredAction
+from prefect.server.utilities.schemas import PrefectBaseModel
+
+from prefect_hamilton.masking import mask
 
 _act = SendNotification.act
+_instantiate_object = SendNotification.instantiate_object
 
 
 async def act(self: SendNotification, triggered_action: TriggeredAction) -> None:
@@ -21,6 +28,16 @@ async def act(self: SendNotification, triggered_action: TriggeredAction) -> None
         raise ActionFailed(f"The receiver cannot be reached ({type(error).__name__})") from None
 
 
-def report_failures() -> None:
-    """Use `act` in this process."""
+def instantiate_object(self: SendNotification, *args: Any, **kwargs: Any) -> PrefectBaseModel:
+    """Return what a template names; of a run, the state's message is masked."""
+    found = _instantiate_object(self, *args, **kwargs)
+    state = getattr(found, "state", None)
+    if state and state.message:
+        state.message = mask(state.message)
+    return found
+
+
+def correct() -> None:
+    """Use `act` and `instantiate_object` in this process."""
     SendNotification.act = act  # type: ignore[method-assign]
+    SendNotification.instantiate_object = instantiate_object  # type: ignore[assignment,method-assign]

@@ -25,6 +25,15 @@ PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: false
 {{- if and .Values.valkey.enabled .Values.monitoring.valkeyExporter.enabled }}true{{ end }}
 {{- end }}
 
+{{/* When a CronJob has not succeeded since it was due, or has not been created: by its own times, so that it
+holds for every schedule. Takes namespace and name. */}}
+{{- define "prefect-hamilton.alert.cronJob" -}}
+{{- $of := printf `namespace="%s",cronjob="%s"` (index . 0) (index . 1) -}}
+kube_cronjob_status_last_schedule_time{ {{- $of -}} }
+> (kube_cronjob_status_last_successful_time or kube_cronjob_created)
+or time() - kube_cronjob_next_schedule_time{ {{- $of -}} } > 0
+{{- end }}
+
 {{/* Ingress of a pod's metrics. Takes root and port. */}}
 {{- define "prefect-hamilton.network.metrics" -}}
 {{- if .root.Values.networkPolicy.metricsFrom -}}
