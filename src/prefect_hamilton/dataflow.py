@@ -21,7 +21,7 @@ nor pandas.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from types import ModuleType
@@ -46,10 +46,12 @@ __all__ = ["Dataflow", "NodeError", "Run", "aexecute", "execute"]
 LONGEST = 3
 """Number of nodes in the log line about durations."""
 
+NOT_ASYNC = "Hamilton's async driver does not"
+
 traces.start()
 
 Modules = ModuleType | Sequence[ModuleType]
-Outputs = str | Sequence[str | Callable[..., Any]]
+Outputs = str | Iterable[str | Callable[..., Any]]
 
 
 class Options(TypedDict, total=False):
@@ -146,6 +148,8 @@ class Dataflow:
         """
 
         def add_cache(builder: "Builder") -> None:
+            if type(builder).__module__ == "hamilton.async_driver":
+                raise ValueError(f"{NOT_ASYNC} cache results: use execute()")
             if options.keys() & {"path", "metadata_store", "result_store"}:
                 builder.with_cache(**options)
             else:
@@ -179,7 +183,7 @@ class Dataflow:
 
         from prefect_hamilton._hooks import NodeSpans, Observer
 
-        observer = Observer()
+        observer, outputs = Observer(), _listed(outputs)
         with self._tracked() as tracked, self._traced(outputs) as span, _named_failures():
             spans = [NodeSpans(span, in_thread=True)] if span else []
             builder = self._builder(driver.Builder(), *tracked.adapters, *spans, observer)
@@ -188,7 +192,7 @@ class Dataflow:
             built: Driver = builder.build()
             self._select_tasks(built)
             started = time.perf_counter()
-            results = built.execute(_listed(outputs), inputs=inputs, overrides=overrides)
+            results = built.execute(outputs, inputs=inputs, overrides=overrides)
             seconds = time.perf_counter() - started
         self._publish(built, outputs, inputs, overrides, observer, seconds)
         return Run(results, tracked.run_url, seconds, observer.seconds)
@@ -202,20 +206,24 @@ class Dataflow:
     ) -> Run:
         """Execute with Hamilton's async driver: nodes may be coroutine functions.
 
-        The async driver does not support materializers.
+        Raises ValueError for a dataflow with materializers, a cache, or `parallel`, which the
+        async driver does not support.
         """
+        if self.parallel:
+            raise ValueError(f"{NOT_ASYNC} run blocks in parallel: use execute()")
+
         from hamilton import async_driver
 
         from prefect_hamilton._hooks import AsyncHooks, NodeSpans, Observer
 
-        observer = Observer()
+        observer, outputs = Observer(), _listed(outputs)
         with self._tracked() as tracked, self._traced(outputs) as span, _named_failures():
             spans = [NodeSpans(span, in_thread=False)] if span else []
             hooks = AsyncHooks(*tracked.adapters, *spans, observer)
             built: AsyncDriver = await self._builder(async_driver.Builder(), hooks).build()
             self._select_tasks(built)
             started = time.perf_counter()
-            results = await built.execute(_listed(outputs), inputs=inputs, overrides=overrides)
+            results = await built.execute(outputs, inputs=inputs, overrides=overrides)
             seconds = time.perf_counter() - started
         await asyncio.to_thread(self._publish, built, outputs, inputs, overrides, observer, seconds)
         return Run(results, tracked.run_url, seconds, observer.seconds)
@@ -248,8 +256,8 @@ class Dataflow:
     def _dag_name(self) -> str:
         return self.name or "+".join(m.__name__.rpartition(".")[2] for m in _modules(self.modules))
 
-    def _traced(self, outputs: Outputs) -> AbstractContextManager[Any]:
-        names = [o if isinstance(o, str) else o.__name__ for o in _listed(outputs)]
+    def _traced(self, outputs: list[Any]) -> AbstractContextManager[Any]:
+        names = [o if isinstance(o, str) else o.__name__ for o in outputs]
         return traces.dataflow(self._dag_name(), names)
 
     def _tracked(self) -> Any:
@@ -265,7 +273,7 @@ class Dataflow:
     def _publish(
         self,
         built: "Driver",
-        outputs: Outputs,
+        outputs: list[Any],
         inputs: Mapping[str, Any] | None,
         overrides: Mapping[str, Any] | None,
         observer: "Observer",
@@ -275,9 +283,7 @@ class Dataflow:
         if run_name is None:
             return
         if self.picture:
-            graphs.show(
-                run_name, built, _listed(outputs), inputs=inputs or {}, overrides=overrides or {}
-            )
+            graphs.show(run_name, built, outputs, inputs=inputs or {}, overrides=overrides or {})
         if self.timings:
             run_logger().info(_timings(observer.seconds, seconds))
 

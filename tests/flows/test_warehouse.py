@@ -116,6 +116,22 @@ def test_columns_have_their_type_whatever_is_in_them(any_warehouse: str) -> None
     assert found["is_anomaly"].dtype == bool
 
 
+def test_expressions_have_the_same_types_on_both_engines(any_warehouse: str) -> None:
+    query = """
+        SELECT sum(number) AS total, avg(number) AS mean, count(*) AS size, 1.5 AS literal,
+            max(CAST(number AS SMALLINT)) AS small, max(CAST(number AS REAL)) AS short
+        FROM (VALUES ('apple', CAST(3 AS BIGINT)), ('fig', 4), ('apricot', 4)) AS f (name, number)
+        WHERE name LIKE 'a%' AND number >= ?
+    """
+    with warehouse.connect(any_warehouse) as connection:
+        found = connection.read(query, [3])
+    whole = {"size": "int64", "small": "int64"}
+    types = dict.fromkeys(("total", "mean", "literal", "short"), "float64") | whole
+    assert found.dtypes.astype(str).to_dict() == types
+    (row,) = found.to_dict("records")
+    assert row == {"total": 7.0, "mean": 3.5, "size": 2, "literal": 1.5, "small": 4, "short": 4.0}
+
+
 @pytest.mark.parametrize(
     ("target", "because"),
     [

@@ -135,6 +135,24 @@ def test_coroutines_run_in_hamiltons_async_driver() -> None:
     assert set(run.node_seconds) == {"slow_double", "slow_check", "plus"}
 
 
+@pytest.mark.parametrize(
+    ("described", "what"),
+    [
+        (Dataflow(coroutines, parallel=True), "run blocks in parallel"),
+        (Dataflow(coroutines).with_cache(), "cache results"),
+    ],
+    ids=["parallel", "cache"],
+)
+def test_what_the_async_driver_cannot_is_refused(described: Dataflow, what: str) -> None:
+    with pytest.raises(ValueError, match=f"async driver does not {what}: use execute"):
+        asyncio.run(described.aexecute("plus", inputs={"x": 2}))
+
+
+def test_outputs_may_be_an_iterator() -> None:
+    run = dataflow.execute(totals, (name for name in ("total", "doubled")), inputs={"x": 2})
+    assert set(run.results) == {"total", "doubled"}
+
+
 # Failures
 
 

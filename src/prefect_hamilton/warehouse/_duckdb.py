@@ -12,7 +12,13 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_de
 
 from prefect_hamilton.warehouse import _sql
 from prefect_hamilton.warehouse._errors import WarehouseError
-from prefect_hamilton.warehouse._frames import READ_ROWS, Wanted, arrow_table, wanted_of
+from prefect_hamilton.warehouse._frames import (
+    READ_ROWS,
+    Wanted,
+    arrow_table,
+    read_schema,
+    wanted_of,
+)
 from prefect_hamilton.warehouse._tables import TableSpec, Target
 
 if TYPE_CHECKING:
@@ -119,8 +125,9 @@ class DuckDBWarehouse:
         import pyarrow as pa
 
         found = self._connection.sql(query, params=list(parameters)).to_arrow_reader(READ_ROWS)
-        tables = (pa.Table.from_batches([batch]) for batch in found)
-        return wanted_of(tables, found.schema, wanted)
+        schema = read_schema(found.schema)
+        tables = (pa.Table.from_batches([batch]).cast(schema) for batch in found)
+        return wanted_of(tables, schema, wanted)
 
     def has_table(self, target: Target, spec: TableSpec) -> bool:
         """Tell whether a table is there."""

@@ -36,6 +36,19 @@ def arrow_table(spec: TableSpec, frame: "pd.DataFrame") -> "pa.Table":
     return pa.Table.from_pandas(frame, schema=_arrow_schema(spec), preserve_index=False)
 
 
+def read_schema(found: "pa.Schema") -> "pa.Schema":
+    """Return the types in which a result is read: one for whole numbers, one for all others."""
+    import pyarrow as pa
+
+    def of(kind: pa.DataType) -> pa.DataType:
+        if pa.types.is_integer(kind):
+            return pa.int64()
+        is_number = pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        return pa.float64() if is_number else kind
+
+    return pa.schema([(column.name, of(column.type)) for column in found])
+
+
 def wanted_of(
     tables: "Iterable[pa.Table]", schema: "pa.Schema", wanted: Wanted | None
 ) -> "pd.DataFrame":

@@ -243,7 +243,7 @@ class PostgresWarehouse:
         self, query: str, parameters: Sequence[Any] = (), wanted: Wanted | None = None
     ) -> "pd.DataFrame":
         """Return what a query gives; `?` stands for a parameter."""
-        query, parameters = query.replace("?", "%s"), list(parameters)
+        query, parameters = query.replace("%", "%%").replace("?", "%s"), list(parameters)
         with self._connection.transaction(), self._connection.cursor() as cursor:
             without_rows = f"SELECT * FROM ({query}) AS described LIMIT 0"  # noqa: S608
             cursor.execute(without_rows.encode(), parameters)
@@ -314,8 +314,11 @@ def _described(cursor: "psycopg.Cursor[Any]") -> "pa.Schema":
 
     types = {
         "float8": pa.float64(),
+        "float4": pa.float64(),
+        "numeric": pa.float64(),
         "int8": pa.int64(),
         "int4": pa.int64(),
+        "int2": pa.int64(),
         "bool": pa.bool_(),
         "timestamp": pa.timestamp("us"),
     }
