@@ -36,15 +36,14 @@ def deployment(component: str, *, desired: str, available: str) -> dict[str, str
     }
 
 
-def job(
-    name: str, *, failed_pods: str, failed: bool | None, owner: str = "<none>"
-) -> dict[str, str]:
-    """Return a Job that has failed, has not, or has not ended."""
+def job(name: str, *, failed_pods: str, failed: bool | None, cron_job: str = "") -> dict[str, str]:
+    """Return a Job that has failed, has not, or has not ended; a CronJob may have created it."""
     name = f"demo-prefect-hamilton-{name}"
     of_it = f'namespace="flows",job_name="{name}"'
+    kind, owner = ("CronJob", f"demo-prefect-hamilton-{cron_job}") if cron_job else ("", "")
     series = {
         f"kube_job_status_failed{{{of_it}}}": failed_pods,
-        f'kube_job_owner{{{of_it},owner_kind="{owner}"}}': "1x500",
+        f'kube_job_owner{{{of_it},owner_kind="{kind}",owner_name="{owner}"}}': "1x500",
     }
     for condition in ("true", "false", "unknown") if failed is not None else ():
         labels = f'{{namespace="flows",job_name="{name}",condition="{condition}"}}'
@@ -115,6 +114,12 @@ CASES: dict[str, tuple[Object, dict[str, str], str, set[str]]] = {
         "1m",
         {"PrefectJobFailed"},
     ),
+    "a Job of another CronJob has failed": (
+        ALERTS,
+        job("backup-29000000", failed_pods="7x500", failed=True, cron_job="backup"),
+        "1m",
+        {"PrefectJobFailed"},
+    ),
     "a flow run in a standby pod has failed": (
         ALERTS,
         job("worker-kubernetes-standby-0-1a2b3c4d", failed_pods="1x500", failed=True),
@@ -135,7 +140,7 @@ CASES: dict[str, tuple[Object, dict[str, str], str, set[str]]] = {
     ),
     "a retention Job failed and the next one succeeded": (
         ALERTS,
-        job("ui-retention-29000000", failed_pods="3x500", failed=True, owner="CronJob")
+        job("ui-retention-29000000", failed_pods="3x500", failed=True, cron_job="ui-retention")
         | cron_job(
             "ui-retention", scheduled="60x59 3660x500", succeeded="0x61 3720x500", due="86400x500"
         ),
@@ -168,7 +173,7 @@ CASES: dict[str, tuple[Object, dict[str, str], str, set[str]]] = {
     ),
     "a bootstrap Job of the schedule failed and the next one succeeded": (
         SCHEDULED_BOOTSTRAP,
-        job("bootstrap-29000000", failed_pods="7x500", failed=True, owner="CronJob")
+        job("bootstrap-29000000", failed_pods="7x500", failed=True, cron_job="bootstrap")
         | cron_job("bootstrap", scheduled="60x5 360x500", succeeded="0x6 420x500", due="86400x500"),
         "4h",
         set(),
@@ -392,7 +397,7 @@ LIVES: dict[str, tuple[dict[str, str], str, str]] = {
     ),
     "PrefectEventsDelayed": (
         metric("prefect_metrics_event_delay_seconds", "1x5 90x20 1x30")
-        | metric("prefect_metrics_events_total", "0+5x60", source="stream"),
+        | transitions("Running", "0+5x60"),
         "20m",
         "30m",
     ),

@@ -98,6 +98,7 @@ async def test_an_event_that_is_repeated_counts_once(
 ) -> None:
     """The worker repeats that of a stuck pod when the period in which it occurred is compared."""
     monkeypatch.setattr(listening, "OVERLAP", timedelta(seconds=10))
+    monkeypatch.setattr(listening, "REMEMBERED", timedelta(seconds=30))
     stuck, marker = uuid4(), uuid4()
     async with here.stream():
         api.emit(POD, "stuck", id_=stuck, age=timedelta(seconds=40))

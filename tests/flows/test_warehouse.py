@@ -125,6 +125,8 @@ def test_expressions_have_the_same_types_on_both_engines(any_warehouse: str) -> 
     """
     with warehouse.connect(any_warehouse) as connection:
         found = connection.read(query, [3])
+        literal = connection.read("SELECT '50%' AS share, 7 % 2 AS rest").to_dict("records")
+    assert literal == [{"share": "50%", "rest": 1}]
     whole = {"size": "int64", "small": "int64"}
     types = dict.fromkeys(("total", "mean", "literal", "short"), "float64") | whole
     assert found.dtypes.astype(str).to_dict() == types

@@ -1,10 +1,11 @@
-"""A notification that a receiver refuses is a failed action, and its text has no secret.
+"""A notification is sent once, a refused one is a failed action, and a state's message is masked.
 
 With Prefect's own action, an error of the block `custom-webhook` leaves no event, and the message
-is sent four times at once, also to a receiver that has taken it and answered too late. The message
-of a failed run, which a template may name, is the text of an exception, with whatever is in it.
+is sent again, also to a receiver that has taken it and answered too late. The message of a failed
+run, which a template may name, is the text of an exception, with whatever is in it.
 """
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -14,6 +15,9 @@ from prefect.server.utilities.schemas import PrefectBaseModel
 
 from prefect_hamilton.masking import mask
 
+ANSWER_SECONDS = 12.0
+"""Time that a receiver has. Where replicas share the actions, another one would repeat it later."""
+
 _act = SendNotification.act
 _instantiate_object = SendNotification.instantiate_object
 
@@ -21,11 +25,16 @@ _instantiate_object = SendNotification.instantiate_object
 async def act(self: SendNotification, triggered_action: TriggeredAction) -> None:
     """Send the notification. Raises ActionFailed, whose reason has no address: it may be secret."""
     try:
-        await _act(self, triggered_action)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await _act(self, triggered_action)
     except httpx.HTTPStatusError as error:
         raise ActionFailed(f"The receiver answered {error.response.status_code}") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ActionFailed(f"The receiver cannot be reached ({type(error).__name__})") from None
+    except TimeoutError:
+        raise ActionFailed(
+            f"The receiver did not answer within {ANSWER_SECONDS:.0f} seconds"
+        ) from None
 
 
 def instantiate_object(self: SendNotification, *args: Any, **kwargs: Any) -> PrefectBaseModel:

@@ -87,7 +87,8 @@ class Warehouse(Protocol):
         are not held in memory.
 
         Columns are str, float64, int64, bool and datetime64[us] on both engines, also when no
-        value or no row is there; with nulls, int64 becomes float64 and bool becomes object.
+        value or no row is there; with nulls, int64 becomes float64 and bool becomes object. Sums of
+        whole numbers are float64 in DuckDB, and in PostgreSQL those of BIGINT.
         """
 
     def has_table(self, target: Target, spec: TableSpec) -> bool:

@@ -41,9 +41,9 @@ def read_schema(found: "pa.Schema") -> "pa.Schema":
     import pyarrow as pa
 
     def of(kind: pa.DataType) -> pa.DataType:
-        if pa.types.is_integer(kind):
+        if pa.types.is_integer(kind) and kind != pa.uint64():
             return pa.int64()
-        is_number = pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        is_number = pa.types.is_floating(kind) or pa.types.is_decimal(kind) or kind == pa.uint64()
         return pa.float64() if is_number else kind
 
     return pa.schema([(column.name, of(column.type)) for column in found])

@@ -243,12 +243,14 @@ class PostgresWarehouse:
         self, query: str, parameters: Sequence[Any] = (), wanted: Wanted | None = None
     ) -> "pd.DataFrame":
         """Return what a query gives; `?` stands for a parameter."""
-        query, parameters = query.replace("%", "%%").replace("?", "%s"), list(parameters)
+        values = list(parameters) or None
+        if values:  # psycopg leaves a query without any as it is
+            query = query.replace("%", "%%").replace("?", "%s")
         with self._connection.transaction(), self._connection.cursor() as cursor:
             without_rows = f"SELECT * FROM ({query}) AS described LIMIT 0"  # noqa: S608
-            cursor.execute(without_rows.encode(), parameters)
+            cursor.execute(without_rows.encode(), values)
             schema = _described(cursor)
-            with cursor.copy(f"COPY ({query}) TO STDOUT (FORMAT csv)".encode(), parameters) as copy:
+            with cursor.copy(f"COPY ({query}) TO STDOUT (FORMAT csv)".encode(), values) as copy:
                 return wanted_of(_from_csv(copy, schema), schema, wanted)
 
     def has_table(self, target: Target, spec: TableSpec) -> bool:

@@ -85,10 +85,8 @@ PREFECT_MESSAGING_BROKER: prefect_redis.messaging
 PREFECT_MESSAGING_CACHE: prefect_redis.messaging
 PREFECT_SERVER_EVENTS_CAUSAL_ORDERING: prefect_redis.ordering
 PREFECT_SERVER_WORKER_CHANNEL_CLEANUP_QUEUE_STORAGE: prefect_redis.cleanup_queue
-{{- /* Another replica does again what takes longer. The receiver of a message has 10 seconds for its answer. With
-so many attempts, no event is lost while the database is away for ten minutes. */}}
-PREFECT_REDIS_MESSAGING_CONSUMER_MIN_IDLE_TIME: 30
-PREFECT_REDIS_MESSAGING_CONSUMER_MAX_RETRIES: 20
+{{- /* Another replica does again what takes longer. The receiver of a message has 12 seconds for its answer. */}}
+PREFECT_REDIS_MESSAGING_CONSUMER_MIN_IDLE_TIME: 15
 {{- range list "PREFECT_REDIS_MESSAGING_URL" "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL" "PREFECT_SERVER_DOCKET_URL" }}
 {{ . }}:
   secretKeyRef:
