@@ -4,6 +4,7 @@ Between the pods and a real server is a proxy, which has the faults. No test wai
 fault is counted in requests, or ends when the pod has said what it does.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry, Crashed
 
+from prefect_hamilton import _headers
 from prefect_hamilton.flow_pod import attempt
 from prefect_hamilton.states import CLAIM, GIVEN_UP, NO_ANSWER, NOT_RESCHEDULED
 from tests import services
@@ -181,11 +183,17 @@ def test_a_workspace_interpreter_gets_the_prefect_settings(pods: Pods, tmp_path:
         PATH=f"{programs}:{os.environ['PATH']}",
         PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES="true",
         PREFECT_CLIENT_MAX_RETRIES="7",
+        PREFECT_CLIENT_CUSTOM_HEADERS='{"Team": "blue"}',
     )
 
     found = (tmp_path / "environment").read_text().splitlines()
     assert "PREFECT_CLIENT_RETRY_EXTRA_CODES=500,504" in found
     assert "PREFECT_CLIENT_MAX_RETRIES=7" in found  # the user's own
+    variables = dict(line.split("=", 1) for line in found if line.startswith("PREFECT_"))
+    named = variables[attempt.VARIABLE]
+    assert named.startswith(f"{run.id}:")
+    headers = json.loads(variables["PREFECT_CLIENT_CUSTOM_HEADERS"])
+    assert headers == {"Team": "blue", _headers.ATTEMPT: named}
 
 
 def test_a_long_outage_is_reported_by_exit_code_and_log(pods: Pods, proxy: FaultProxy) -> None:

@@ -6,9 +6,10 @@ accepts it even after a final state. A worker may also start a second pod if it 
 about the first.
 """
 
+import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -21,6 +22,8 @@ from prefect_hamilton.states import GIVEN_UP, NO_ANSWER, beginning, claim_attemp
 
 VARIABLE = "PREFECT__FLOW_RUN_ATTEMPT"
 """Variable of a process that executes a flow run: the run's id, a colon, and the attempt."""
+
+HEADERS = "PREFECT_CLIENT_CUSTOM_HEADERS"
 
 
 class NotWaitedForError(Exception):
@@ -82,6 +85,17 @@ def name_in_requests() -> None:
     if attempt := os.environ.get(VARIABLE):
         # As a variable it would cost each flow run 50 ms, since all settings would be read again.
         get_current_settings().client.custom_headers[_headers.ATTEMPT] = attempt
+
+
+def settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the setting of Prefect that does the same, for an interpreter without this package."""
+    try:
+        headers = dict(json.loads(environment.get(HEADERS) or "{}"))
+    except (TypeError, ValueError):  # of which Prefect will complain
+        return {}
+    if attempt := environment.get(VARIABLE):
+        headers[_headers.ATTEMPT] = attempt
+    return {HEADERS: json.dumps(headers)} if headers else {}
 
 
 def earned_state(states: Sequence[State[Any]]) -> State[Any] | None:

@@ -218,7 +218,9 @@ def run(config_path: Path, go: int, *, clears: bool = True) -> int:
     if prepared.command[:3] != default:
         # It may not have this package: Prefect's own formatter then writes JSON.
         prepared.environment.pop(JSON_FORMATTER, None)
-        _become(prepared.command, prepared.folder, outages.FOREIGN_SETTINGS | prepared.environment)
+        settings = outages.FOREIGN_SETTINGS | prepared.environment
+        settings |= attempt.settings(prepared.environment)
+        _become(prepared.command, prepared.folder, settings)
     if prepared.needs_fresh_interpreter:
         fresh = [default[0], "-P", "-m", "prefect_hamilton.flow_pod.fresh"]
         _become(fresh, prepared.folder, prepared.environment)
