@@ -12,7 +12,7 @@ import pytest
 import yaml
 from prefect_redis.messaging import RedisMessagingConsumerSettings
 
-from prefect_hamilton.server import notifications
+from prefect_hamilton.server import notifications, outages
 from prefect_hamilton.worker import work_pool
 from tests.chart.charts import (
     CHART,
@@ -206,15 +206,20 @@ def test_several_servers_share_everything(profiles: dict[str, Release]) -> None:
         assert pod_template(deployment)["spec"]["topologySpreadConstraints"]
 
 
-def test_no_replica_repeats_a_message_whose_receiver_may_still_answer(
+def test_a_message_is_repeated_through_an_outage_and_not_while_its_receiver_may_answer(
     profiles: dict[str, Release], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     services = profiles["high-availability"].get("Deployment", "background-services")
     (container,) = pod_template(services)["spec"]["containers"]
-    name = "PREFECT_REDIS_MESSAGING_CONSUMER_MIN_IDLE_TIME"
-    monkeypatch.setenv(name, env(container)[name])
-    idle = RedisMessagingConsumerSettings().min_idle_time
-    assert idle > timedelta(seconds=notifications.ANSWER_SECONDS)
+    for name in ("MIN_IDLE_TIME", "MAX_RETRIES"):
+        name = f"PREFECT_REDIS_MESSAGING_CONSUMER_{name}"
+        monkeypatch.setenv(name, env(container)[name])
+    settings = RedisMessagingConsumerSettings()
+    assert isinstance(settings.min_idle_time, timedelta)
+    assert settings.min_idle_time > timedelta(seconds=notifications.ANSWER_SECONDS)
+    # As a server with a broker of its own waits.
+    outage = settings.min_idle_time * settings.max_retries
+    assert outage >= timedelta(seconds=outages.PATIENCE_SECONDS)
 
 
 def test_a_replaced_server_leaves_its_service_first(
@@ -384,7 +389,9 @@ def test_json_logs_reach_every_program(default: Release, profiles: dict[str, Rel
     }
     for component, container in programs:
         assert variable in env(container), (component, container["name"])
-    assert variable in json.dumps(profiles["everything"].get("ConfigMap", "-bootstrap"))
+    pods = json.dumps(profiles["everything"].get("ConfigMap", "-bootstrap"))
+    assert variable in pods
+    assert "PREFECT_LOGGING_HANDLERS_DEBUG_FORMATTER" in pods
     assert variable not in default.text
 
 

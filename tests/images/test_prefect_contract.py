@@ -68,6 +68,9 @@ POD_SIGNATURES = {
     "prefect.runner._workspace_resolver:prepare_workspace": (
         "(client, flow_run, deployment, workspace_root)"
     ),
+    "prefect.runner._workspace_runtime:PreparedWorkspaceManifest": (
+        "(*, working_directory, project_root=None, runtime_entrypoint, hook_command, environment)"
+    ),
     "prefect.runner._workspace_runtime:WorkspaceSupervisorConfig": (
         "(*, flow_run_id, workspace_root, manifest_path, command=None)"
     ),
@@ -76,9 +79,24 @@ POD_SIGNATURES = {
     f"{SUPERVISOR}:_launch_engine": "(command, *, cwd, environment)",
     f"{SUPERVISOR}:prepare_workspace_for_flow_run": "(flow_run_id, workspace_root)",
     f"{SUPERVISOR}:supervise": "(config)",
+    # prefect_hamilton._run_spans
+    "prefect.task_engine:SyncTaskRunEngine.handle_timeout": "(self, exc)",
+    "prefect.telemetry.run_telemetry:RunTelemetry.end_span_on_failure": (
+        "(self, terminal_message=None)"
+    ),
+    "prefect.telemetry.run_telemetry:RunTelemetry.update_state": "(self, new_state)",
     "prefect.utilities.processutils:get_sys_executable": "()",
 }
 POD_CALLS = {
+    # A flow that is tried again: its span ends with the message of Running, which has none.
+    "prefect.flow_engine:FlowRunEngine.handle_exception": [
+        "set_state",
+        "is_scheduled",
+        "Running",
+        "set_state",
+        "end_span_on_failure",
+    ],
+    "prefect.task_engine:SyncTaskRunEngine.handle_timeout": ["handle_retry", "set_state"],
     # The engine is the last act: the manifest is written and the log sent before it.
     f"{SUPERVISOR}:supervise": [
         "prepare_workspace_for_flow_run",
@@ -132,6 +150,18 @@ SERVER_SIGNATURES = {
     "prefect.server.orchestration.core_policy:_release_concurrency_lease": (
         "(session, lease_id, fallback_concurrency_limit_ids=None, fallback_slots=1)"
     ),
+    # prefect_hamilton.server.outages
+    "prefect.server.events.actions:action_has_already_happened": "(id)",
+    "prefect.server.events.services.event_persister:write_events": "(session, events)",
+    "prefect.server.events.triggers:evaluate": (
+        "(session, trigger, bucket, now, triggering_event)"
+    ),
+    "prefect.server.events.triggers:reactive_evaluation": "(event, depth=0)",
+    "prefect.server.services.task_run_recorder:record_bulk_task_run_events": "(events)",
+    # prefect_hamilton.server.redelivery
+    "prefect_redis.messaging:_trim_stream_to_lowest_delivered_id": (
+        "(stream_name, latest_delivered_id=None)"
+    ),
     # scripts/prefect_ui.py
     "prefect.server.api.server:create_ui_app": "(ephemeral)",
     # bootstrap
@@ -177,6 +207,17 @@ COMMAND_CALLS = {
         "submit",
         "cancel",
     ]
+}
+# Where the names are called that prefect_hamilton.server.outages and redelivery replace.
+SERVICE_CALLS = {
+    "prefect.server.events.actions:consumer": ["action_has_already_happened", "act"],
+    "prefect.server.events.services.event_persister:create_handler": ["write_events"],
+    "prefect.server.events.triggers:reactive_evaluation": ["evaluate", "commit"],
+    "prefect.server.events.triggers:consumer": ["event_has_been_seen", "reactive_evaluation"],
+    "prefect.server.services.task_run_recorder:consumer": ["record_bulk_task_run_events"],
+    "prefect_redis.messaging:Consumer._trim_stream_if_necessary": [
+        "_trim_stream_to_lowest_delivered_id"
+    ],
 }
 
 
@@ -231,10 +272,10 @@ def test_the_server_schedules_runs_of_a_cron_schedule() -> None:
 
 
 def test_private_prefect_names_of_server_and_bootstrap_are_unchanged() -> None:
-    found = of_installed(sys.executable, SERVER_SIGNATURES, COMMAND_CALLS)
+    found = of_installed(sys.executable, SERVER_SIGNATURES, COMMAND_CALLS | SERVICE_CALLS)
 
     assert found["signatures"] == SERVER_SIGNATURES
-    assert found["calls"] == COMMAND_CALLS
+    assert found["calls"] == COMMAND_CALLS | SERVICE_CALLS
 
 
 def test_private_prefect_names_of_the_worker_are_unchanged() -> None:

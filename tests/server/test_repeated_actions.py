@@ -106,6 +106,77 @@ def test_an_event_that_is_evaluated_again_creates_one_flow_run(api: Api, databas
     assert causes(deployment) == causes(next_deployment) == ["first", "second"]
 
 
+FAIL_WITHOUT_END = """
+CREATE SEQUENCE attempts;
+CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM nextval('attempts');
+  RAISE EXCEPTION 'it cannot be stored';
+END $$;
+CREATE CONSTRAINT TRIGGER fail AFTER INSERT OR UPDATE ON automation_bucket
+DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (NEW.automation_id = '{automation}')
+EXECUTE FUNCTION fail();
+"""
+
+
+ATTEMPTS = 4
+"""How often a server with its own broker evaluates an event."""
+
+
+def test_an_automation_counts_an_event_once_though_another_one_fails(
+    api: Api, database: str
+) -> None:
+    """Whichever is evaluated first."""
+    flow = api.post("/flows/", name="counts")["id"]
+    deployment: str = api.post("/deployments/", name="counts", flow_id=flow)["id"]
+
+    def automation_of(name: str, threshold: int) -> str:
+        run = {"type": "run-deployment", "source": "selected", "deployment_id": deployment}
+        trigger = TRIGGER | {"threshold": threshold, "within": 600}
+        actions = [{**run, "parameters": {"cause": "{{ event.resource.id }}"}}]
+        found = api.post("/automations/", name=name, trigger=trigger, actions=actions)
+        return str(found["id"])
+
+    def happens(what: str) -> None:
+        event = {
+            "id": str(uuid4()),
+            "occurred": datetime.now(UTC).isoformat(),
+            "event": "something",
+            "resource": {"prefect.resource.id": what},
+        }
+        api.post_list("/events", [event])
+
+    def causes() -> list[str]:
+        found = api.post("/flow_runs/filter", deployments={"id": {"any_": [deployment]}})
+        return sorted(each["parameters"]["cause"] for each in found)
+
+    automation_of("before", 2)
+    fails = automation_of("fails", 2)
+    automation_of("after", 2)
+
+    def react() -> bool:
+        """Whether the service has learned of all three."""
+        happens("before")
+        return causes().count("before") >= 3
+
+    wait_until(react)
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(FAIL_WITHOUT_END.format(automation=fails))
+
+        def attempts() -> int:
+            row = connection.execute("SELECT last_value FROM attempts").fetchone()
+            assert row
+            return int(row[0])
+
+        happens("once")
+        wait_until(lambda: attempts() == ATTEMPTS)
+        connection.execute("DROP TRIGGER fail ON automation_bucket")
+    for _ in range(2):
+        happens("twice")
+    wait_until(lambda: causes().count("twice") == 3)
+    assert causes().count("once") == 0
+
+
 def something() -> ReceivedEvent:
     resource = {"prefect.resource.id": "anything"}
     return ReceivedEvent(

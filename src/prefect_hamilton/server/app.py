@@ -9,6 +9,7 @@ from prefect.settings import get_current_settings
 from prefect_hamilton.server import (
     availability,
     notifications,
+    outages,
     policy,
     proactive_triggers,
     redelivery,
@@ -30,7 +31,9 @@ def create_app(*, webserver_only: bool) -> FastAPI:
         api.add_exception_handler(error, availability.answer)
     second_credential.accept(api)
     notifications.correct()
+    outages.wait()
     proactive_triggers.replace_windows()
+    redelivery.keep_messages()
     redelivery.shorten()
     repeated_actions.recognize()
     # Before Prefect's own route of this path, which waits for a connection of the shared pool.

@@ -7,6 +7,7 @@ import sys
 from prefect_hamilton import _metrics_port
 from prefect_hamilton.server import (
     notifications,
+    outages,
     policy,
     proactive_triggers,
     redelivery,
@@ -21,7 +22,9 @@ def main() -> None:
     """Run until a signal. Everything else comes from Prefect's settings."""
     policy.apply_rules()
     notifications.correct()
+    outages.wait()
     proactive_triggers.replace_windows()
+    redelivery.keep_messages()
     redelivery.shorten()
     repeated_actions.recognize()
     if os.environ.get(METRICS_PORT):

@@ -5,6 +5,9 @@ the database fails at that moment, the event is evaluated again, and its actions
 new ids: a flow run was created each time. With ids that follow from the cause, Prefect recognizes
 an action that it has done, and the server a flow run that exists. The same is true of the event
 that an automation was triggered, for which other automations may act.
+
+Each automation is evaluated in a transaction of its own. One that has counted the event does not
+count it again if the evaluation of another one failed.
 """
 
 from functools import wraps
@@ -21,6 +24,9 @@ from prefect.server.events.schemas.automations import (
     TriggerState,
 )
 from prefect.server.events.schemas.events import ReceivedEvent
+from prefect.types._datetime import DateTime
+from sqlalchemy.event import listen
+from sqlalchemy.ext.asyncio import AsyncSession
 
 NAMESPACE = UUID("bcf1f1f2-1548-4b07-b967-7e4124678363")
 
@@ -58,8 +64,38 @@ def _events(firing: Firing) -> str | None:
     return " ".join(sorted(found))
 
 
+COUNTED = 10_000
+"""Number of evaluations that are known."""
+
+_counted: dict[tuple[UUID, UUID], None] = {}
+_evaluate = triggers.evaluate
+
+
+async def evaluate(
+    session: AsyncSession,
+    trigger: EventTrigger,
+    bucket: Any,
+    now: DateTime,
+    triggering_event: ReceivedEvent | None,
+) -> Any:
+    """Evaluate a trigger for an event, unless that has been done and stored."""
+    if triggering_event is not None:
+        key = (triggering_event.id, trigger.id)
+        if key in _counted:
+            return bucket
+
+        def note(_: object) -> None:
+            _counted[key] = None
+            if len(_counted) > COUNTED:
+                del _counted[next(iter(_counted))]
+
+        listen(session.sync_session, "after_commit", note, once=True)
+    return await _evaluate(session, trigger, bucket, now, triggering_event)
+
+
 def recognize() -> None:
     """Give the actions of this process, and the events about their automations, such ids."""
+    triggers.evaluate = evaluate
     setattr(triggers, "TriggeredAction", RepeatableAction)  # noqa: B010  # an import of Prefect's
     for kind in (EventTrigger, CompositeTrigger):
         _give_ids(kind)

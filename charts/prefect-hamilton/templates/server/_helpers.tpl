@@ -87,6 +87,8 @@ PREFECT_SERVER_EVENTS_CAUSAL_ORDERING: prefect_redis.ordering
 PREFECT_SERVER_WORKER_CHANNEL_CLEANUP_QUEUE_STORAGE: prefect_redis.cleanup_queue
 {{- /* Another replica does again what takes longer. The receiver of a message has 12 seconds for its answer. */}}
 PREFECT_REDIS_MESSAGING_CONSUMER_MIN_IDLE_TIME: 15
+{{- /* With that time, an event is evaluated, and an action done, after an outage of the database of 10 minutes. */}}
+PREFECT_REDIS_MESSAGING_CONSUMER_MAX_RETRIES: 40
 {{- range list "PREFECT_REDIS_MESSAGING_URL" "PREFECT_REDIS_WORKER_CLEANUP_QUEUE_URL" "PREFECT_SERVER_DOCKET_URL" }}
 {{ . }}:
   secretKeyRef:
