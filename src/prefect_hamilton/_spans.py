@@ -1,7 +1,6 @@
 """Sends the spans of `traces`. Imports OpenTelemetry's SDK: import it in functions only."""
 
 import atexit
-import logging
 import os
 import signal
 import threading
@@ -11,12 +10,13 @@ from urllib.parse import parse_qsl
 from opentelemetry import context, trace
 from opentelemetry.exporter.otlp.proto.http import trace_exporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import Status, StatusCode
+from prefect.client.schemas.objects import StateType
 from prefect.logging import get_logger
 
-from prefect_hamilton import _waiting, traces
+from prefect_hamilton import _otlp, _run_spans, _waiting, traces
 from prefect_hamilton.masking import mask
 
 RESOURCE_VARIABLE = "PREFECT_HAMILTON_TRACE_RESOURCE"
@@ -28,8 +28,8 @@ Not OTEL_RESOURCE_ATTRIBUTES, which would make a new series of each pod's metric
 EXPORT_SECONDS = 2.5
 """How long one request may take, with its repetitions: less than the end of the process waits."""
 
-STATE_TYPE = "prefect.state.type"
-"""Attribute of the event that Prefect adds to a span for each state of its run."""
+TEXTS = ("exception.message", "exception.stacktrace", "prefect.state.message")
+"""Attributes of events that may hold a secret."""
 
 logger = get_logger("prefect_hamilton.traces")
 
@@ -46,6 +46,7 @@ def start() -> None:
     end = _End(provider, end_spans, exporter)
     atexit.register(end)
     _call_on_sigterm(end)
+    _run_spans.correct()
 
 
 def resource() -> Resource:
@@ -58,13 +59,12 @@ class _Exporter(SpanExporter):
     """The OTLP exporter with one warning, which gives the reason, instead of many."""
 
     def __init__(self) -> None:
+        self._reason = _otlp.reason(trace_exporter.__name__)
         self._exporter = trace_exporter.OTLPSpanExporter(timeout=EXPORT_SECONDS)
-        self._said = "no answer"
         self._has_warned = False
-        logging.getLogger(trace_exporter.__name__).addFilter(self._keep)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        result = self._exporter.export([_with_status_of_run(span) for span in spans])
+        result = self._exporter.export([_presented(span) for span in spans])
         if result is not SpanExportResult.SUCCESS:
             self.warn()
         return result
@@ -75,40 +75,45 @@ class _Exporter(SpanExporter):
             self._has_warned = True
             logger.warning(
                 "Spans did not reach the OTLP endpoint (%s); the run continues without them",
-                self._said,
+                self._reason.text,
             )
 
     def shutdown(self) -> None:
         self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
-    def _keep(self, record: logging.LogRecord) -> bool:
-        # The first message of a request gives the cause, the last one only that it was given up.
-        if record.levelno == logging.WARNING or self._said == "no answer":
-            self._said = mask(record.getMessage())
-        return False
 
+def _presented(span: ReadableSpan) -> ReadableSpan:
+    """Return the span as it is sent: its texts masked, and an error if its run has failed.
 
-def _with_status_of_run(span: ReadableSpan) -> ReadableSpan:
-    """Return the span of a run that returned a Failed state as an error: Prefect says it is OK."""
-    states = [e.attributes for e in span.events if e.attributes and STATE_TYPE in e.attributes]
-    if span.status.status_code is not StatusCode.OK or not states:
-        return span
-    if states[-1][STATE_TYPE] not in {"FAILED", "CRASHED"}:
-        return span
+    Prefect records exceptions with their causes as they are, and says of a run that returned a
+    Failed state that it is OK.
+    """
+    events = [_masked(event) for event in span.events]
+    status = Status(span.status.status_code, mask(span.status.description or "") or None)
+    is_ok = status.status_code is StatusCode.OK
+    if is_ok and _run_spans.last_state(span) in {StateType.FAILED, StateType.CRASHED}:
+        messages = [e.attributes.get(TEXTS[-1]) for e in events if e.attributes]
+        status = Status(StatusCode.ERROR, str([each for each in messages if each is not None][-1]))
     return ReadableSpan(
         name=span.name,
         context=span.context,
         parent=span.parent,
         resource=span.resource,
         attributes=span.attributes,
-        events=span.events,
+        events=events,
         links=span.links,
         kind=span.kind,
-        status=Status(StatusCode.ERROR, str(states[-1]["prefect.state.message"])),
+        status=status,
         start_time=span.start_time,
         end_time=span.end_time,
         instrumentation_scope=span.instrumentation_scope,
     )
+
+
+def _masked(event: Event) -> Event:
+    attributes = dict(event.attributes or {})
+    attributes |= {name: mask(str(attributes[name])) for name in TEXTS if name in attributes}
+    return Event(event.name, attributes, event.timestamp)
 
 
 class _OpenSpans(SpanProcessor):
@@ -123,13 +128,16 @@ class _OpenSpans(SpanProcessor):
 
     def on_start(self, span: Span, parent_context: context.Context | None = None) -> None:
         self._spans[span.context.span_id] = span
+        _run_spans.note(span)
 
     def on_end(self, span: ReadableSpan) -> None:
         self._spans.pop(span.context.span_id, None)
 
     def end(self) -> None:
         for span in reversed(list(self._spans.values())):
-            span.set_status(Status(StatusCode.ERROR, "The process ended before this did"))
+            # A run that is suspended goes on in another process, as it should.
+            if _run_spans.last_state(span) is not StateType.PAUSED:
+                span.set_status(Status(StatusCode.ERROR, "The process ended before this did"))
             span.end()
 
 

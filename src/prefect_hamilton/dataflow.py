@@ -15,8 +15,8 @@ node; see `NodeError`. Outside of a run, as in a test, a dataflow is executed, b
 published.
 
 With an OTLP endpoint, the execution is a span of the flow run's trace, and each node a child of it;
-see `prefect_hamilton.traces`. Importing this module starts the traces. It imports neither Hamilton
-nor pandas.
+see `prefect_hamilton.traces`. Importing this module starts the traces, and masks secrets in the
+tracebacks that Prefect logs of runs. It imports neither Hamilton nor pandas.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 from prefect.runtime import flow_run, task_run
 
 from prefect_hamilton import graphs, traces, tracking
-from prefect_hamilton._run_logger import run_logger
+from prefect_hamilton._run_logger import mask_tracebacks, run_logger
 from prefect_hamilton.errors import NodeError, named
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ LONGEST = 3
 NOT_ASYNC = "Hamilton's async driver does not"
 
 traces.start()
+mask_tracebacks()
 
 Modules = ModuleType | Sequence[ModuleType]
 Outputs = str | Iterable[str | Callable[..., Any]]

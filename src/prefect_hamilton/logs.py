@@ -55,13 +55,13 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        run = dict(_of_process()) | dict(_of_context())
+        run = dict(_of_process()) | dict(_of_context(record))
         run |= {key: value for key in _OF_RECORD if (value := getattr(record, key, None))}
-        line.update(run, **_of_span())
+        line.update(run, **_of_span(record))
         if reference := getattr(record, "k8s_ref", None):  # a record of kopf
             line["object"] = {key: reference.get(key) for key in ("kind", "namespace", "name")}
         if record.exc_info and record.exc_info[1]:
-            line["exc_info"] = _exception(record.exc_info[1])
+            line["exc_info"] = _exception(record.exc_info[1], record.exc_text)
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
@@ -71,31 +71,56 @@ def _of_process() -> Iterator[tuple[str, Any]]:
         yield "flow_run_id", flow_run_id
 
 
-def _of_context() -> Iterator[tuple[str, Any]]:
+def _of_context(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
     """Yield what Prefect knows of the run that logs; nothing outside of one or without Prefect."""
-    context = getattr(sys.modules.get("prefect.context"), "FlowRunContext", None)
-    flow_run = getattr(context and context.get(), "flow_run", None)
-    for key, name in (
-        ("flow_run_id", "id"),
-        ("flow_run_name", "name"),
-        ("deployment_id", "deployment_id"),
-        ("work_pool", "work_pool_name"),
+    prefect = sys.modules.get("prefect.context")
+    of_flow, of_task = (
+        context and context.get()
+        for context in (getattr(prefect, f"{kind}RunContext", None) for kind in ("Flow", "Task"))
+    )
+    flow_run_id = getattr(getattr(of_flow, "flow_run", None), "id", None)
+    of_record = getattr(record, "flow_run_id", None) or flow_run_id
+    if str(getattr(getattr(of_task, "task_run", None), "flow_run_id", None)) != str(of_record):
+        of_task = None  # it calls a subflow, which logs
+    for key, of, path in (
+        ("flow_run_id", of_flow, "flow_run.id"),
+        ("flow_run_name", of_flow, "flow_run.name"),
+        ("deployment_id", of_flow, "flow_run.deployment_id"),
+        ("work_pool", of_flow, "flow_run.work_pool_name"),
+        ("flow_name", of_flow, "flow.name"),
+        ("task_run_id", of_task, "task_run.id"),
+        ("task_run_name", of_task, "task_run.name"),
+        ("task_name", of_task, "task.name"),
     ):
-        if value := getattr(flow_run, name, None):
+        first, _, second = path.partition(".")
+        if value := getattr(getattr(of, first, None), second, None):
             yield key, value
 
 
-def _of_span() -> dict[str, str]:
-    """Return the ids of the span that is recorded, in the form of W3C Trace Context."""
+def _of_span(record: logging.LogRecord) -> dict[str, str]:
+    """Return the ids of the span that is recorded, in the form of W3C Trace Context.
+
+    It is the current one; the last lines of a run, which has ended then, belong to its span.
+    """
     trace = sys.modules.get("opentelemetry.trace")
-    span = trace.get_current_span().get_span_context() if trace else None
-    if span is None or not span.is_valid:
+    if trace is None:
         return {}
-    return {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
+    span = trace.get_current_span()
+    context = span.get_span_context()
+    # The module may be in the middle of its import.
+    if of_run := getattr(sys.modules.get("prefect_hamilton._run_spans"), "context_of", None):
+        run_id = getattr(record, "task_run_id", None) or getattr(record, "flow_run_id", None)
+        # A span without it is that of a dataflow or node of the run.
+        current = (getattr(span, "attributes", None) or {}).get("prefect.run.id", run_id)
+        if not context.is_valid or current != run_id:
+            context = of_run(run_id) or context
+    if not (context.is_valid and context.trace_flags.sampled):
+        return {}
+    return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
 
-def _exception(error: BaseException) -> dict[str, str]:
-    text = "".join(traceback.format_exception(error))
+def _exception(error: BaseException, text: str | None) -> dict[str, str]:
+    text = text or "".join(traceback.format_exception(error))
     return {"type": type(error).__name__, "message": str(error), "traceback": text}
 
 

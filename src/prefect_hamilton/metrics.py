@@ -20,7 +20,7 @@ from prefect.events import emit_event
 from prefect.runtime import flow_run, task_run
 from pydantic import BaseModel
 
-from prefect_hamilton import _waiting, traces
+from prefect_hamilton import _otlp, _waiting, traces
 from prefect_hamilton._run_logger import run_logger
 from prefect_hamilton.masking import mask
 
@@ -104,7 +104,8 @@ def _emit_event(metrics: TaskMetrics) -> None:
 def _export(metrics: TaskMetrics) -> None:
     logger = run_logger()
     try:
-        sent = _collector().send(metrics, flow_run.get_flow_name() or "")
+        collector = _collector()
+        sent = collector.send(metrics, flow_run.get_flow_name() or "")
     except ImportError:
         logger.warning(
             "Task metrics are not sent, because OpenTelemetry is not installed: install the "
@@ -118,7 +119,8 @@ def _export(metrics: TaskMetrics) -> None:
         return
     if not sent:
         logger.warning(
-            "Task metrics did not reach the OTLP endpoint; the run continues without them"
+            "Task metrics did not reach the OTLP endpoint (%s); the run continues without them",
+            collector.reason.text,
         )
 
 
@@ -126,12 +128,13 @@ class _Collector:
     """Where this process sends its metrics; given up after the first failure."""
 
     def __init__(self) -> None:
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+        from opentelemetry.exporter.otlp.proto.http import metric_exporter
         from opentelemetry.sdk.metrics import Counter, Histogram, MeterProvider
         from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
         from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, Resource
 
-        self._exporter = OTLPMetricExporter(timeout=_waiting.SECONDS)
+        self.reason = _otlp.reason(metric_exporter.__name__)
+        self._exporter = metric_exporter.OTLPMetricExporter(timeout=_waiting.SECONDS)
         # Read when a task ends, not by the clock: what a short run does not send then may never go.
         self._reader = InMemoryMetricReader(
             preferred_temporality=dict.fromkeys((Counter, Histogram), AggregationTemporality.DELTA)

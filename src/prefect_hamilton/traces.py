@@ -27,6 +27,8 @@ from prefect_hamilton.masking import mask
 TRACER = "prefect_hamilton"
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
+_is_postponed = False
+
 
 def start() -> None:
     """Send the spans of this process from now on, if the environment names an endpoint.
@@ -34,7 +36,7 @@ def start() -> None:
     What is left is sent when the process ends, also by SIGTERM. Call it after a fork. Further calls
     do nothing.
     """
-    if not _is_wanted():
+    if _is_postponed or not _is_wanted():
         return
     logger = get_logger(__name__)
     try:
@@ -48,6 +50,17 @@ def start() -> None:
         )
     except Exception as error:  # whatever OpenTelemetry makes of its environment variables
         logger.warning("No traces are sent: %s; the run continues without them", mask(repr(error)))
+
+
+@contextmanager
+def postponed() -> Iterator[None]:
+    """Let `start` do nothing in the block: a fork that follows would lose the thread that sends."""
+    global _is_postponed
+    _is_postponed = True
+    try:
+        yield
+    finally:
+        _is_postponed = False
 
 
 @contextmanager
@@ -100,7 +113,7 @@ def is_on() -> bool:
 
 
 def _is_wanted(environment: Mapping[str, str] = os.environ) -> bool:
-    exporters = environment.get("OTEL_TRACES_EXPORTER", "otlp").split(",")
+    exporters = (environment.get("OTEL_TRACES_EXPORTER") or "otlp").split(",")
     return (
         any(environment.get(name) for name in ENDPOINT_VARIABLES)
         and "otlp" in [exporter.strip() for exporter in exporters]

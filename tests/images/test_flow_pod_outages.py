@@ -172,8 +172,9 @@ def test_a_workspace_interpreter_gets_the_prefect_settings(pods: Pods, tmp_path:
     programs.mkdir()
     uv = programs / "uv"
     # Called again for the hook of the crash.
+    first, second = tmp_path / "environment", tmp_path / "of-hook"
     uv.write_text(
-        f"#!/bin/sh\n[ -e {tmp_path}/environment ] || env > {tmp_path}/environment\nexit 3\n"
+        f"#!/bin/sh\n[ -e {first} ] && file={second} || file={first}\nenv > $file\nexit 3\n"
     )
     uv.chmod(0o755)
     run = pods.taken_up(pull=workspace)
@@ -184,9 +185,13 @@ def test_a_workspace_interpreter_gets_the_prefect_settings(pods: Pods, tmp_path:
         PREFECT_RUNNER_AUTO_INSTALL_DEPENDENCIES="true",
         PREFECT_CLIENT_MAX_RETRIES="7",
         PREFECT_CLIENT_CUSTOM_HEADERS='{"Team": "blue"}',
+        PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER="json",
     )
 
-    found = (tmp_path / "environment").read_text().splitlines()
+    # It need not have the class of this package.
+    for each in (first, second):
+        assert "PREFECT_LOGGING_FORMATTERS_JSON_CLASS" not in each.read_text()
+    found = first.read_text().splitlines()
     assert "PREFECT_CLIENT_RETRY_EXTRA_CODES=500,504" in found
     assert "PREFECT_CLIENT_MAX_RETRIES=7" in found  # the user's own
     variables = dict(line.split("=", 1) for line in found if line.startswith("PREFECT_"))

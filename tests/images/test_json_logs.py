@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import opentelemetry.sdk.trace
 import pytest
@@ -61,6 +62,37 @@ def test_a_traceback_is_part_of_its_line(pods: Pods) -> None:
     assert (failed["level"], failed["exc_info"]["type"]) == ("ERROR", "ValueError")
     assert failed["exc_info"]["message"] == "as asked"
     assert failed["exc_info"]["traceback"].startswith("Traceback (most recent call last):\n")
+
+
+def test_a_failed_pull_step_is_a_line_with_its_traceback(pods: Pods, tmp_path: Path) -> None:
+    run = pods.taken_up(pull=tmp_path / "nowhere")
+
+    _, output = pods.execute(run, **JSON)
+
+    (failed,) = [line for line in objects(output) if "exc_info" in line]
+    assert failed["level"] == "ERROR"
+    assert failed["flow_run_id"] == str(run.id)
+    assert "nowhere" in failed["exc_info"]["traceback"]
+
+
+@pytest.mark.parametrize(
+    ("env", "status", "message"),
+    [
+        ({"PREFECT__FLOW_RUN_ID": str(uuid4())}, 1, "The flow run is not executed: Client error"),
+        ({"PREFECT__FLOW_RUN_ID": "one"}, 2, "flow_pod: 'one' is not the id of a flow run"),
+        ({"PREFECT_HAMILTON_GIT_OUTAGE_SECONDS": "1m"}, 2, "flow_pod: '1m' is not a number"),
+    ],
+    ids=["refused by the API", "no id", "no number"],
+)
+def test_a_pod_that_cannot_begin_says_so_in_json(
+    pods: Pods, env: dict[str, str], status: int, message: str
+) -> None:
+    with pods._started(**JSON, **env) as pod:
+        output, _ = pod.communicate(timeout=60)
+
+    assert pod.returncode == status
+    assert any(line["message"].startswith(message) for line in objects(output)), output
+    assert "Traceback" not in output
 
 
 def test_each_line_of_the_server_is_json(tmp_path: Path) -> None:
@@ -173,3 +205,14 @@ def test_ids_of_a_span_are_in_the_form_of_trace_context() -> None:
     assert int(line["trace_id"], 16) == span.get_span_context().trace_id
     assert (len(line["trace_id"]), len(line["span_id"])) == (32, 16)
     assert "trace_id" not in json.loads(JsonFormatter().format(record))
+
+
+def test_a_span_that_is_not_recorded_has_no_ids() -> None:
+    sampler = opentelemetry.sdk.trace.sampling.ALWAYS_OFF
+    tracer = opentelemetry.sdk.trace.TracerProvider(sampler=sampler).get_tracer("test")
+    record = logging.LogRecord("mine", logging.INFO, "", 0, "a line", None, None)
+
+    with tracer.start_as_current_span("work"):
+        line = json.loads(JsonFormatter().format(record))
+
+    assert "trace_id" not in line

@@ -18,6 +18,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 
 from prefect_hamilton import _spans, _waiting, metrics
 from tests.images.pods import Pods
+from tests.images.test_standby import assignment, tell
 from tests.services import ROOT, Service
 from tests.web import Answer, WebServer
 
@@ -125,10 +126,7 @@ def test_a_run_is_one_trace_from_flow_to_node(prefect_api: str, collector: Colle
     assert resource["prefect.work-pool.name"] == "a pool"
     assert resource["deployment.environment.name"] == "test"
     assert "b" not in resource
-    lines: list[dict[str, Any]] = [
-        json.loads(line) for line in output.splitlines() if line.startswith("{")
-    ]
-    (of_node,) = [line for line in lines if line["message"] == "in the node"]
+    (of_node,) = [line for line in of_json(output) if line["message"] == "in the node"]
     assert of_node["trace_id"] == collector.span("amount").trace_id.hex()
     assert of_node["span_id"] == collector.span("amount").span_id.hex()
 
@@ -155,6 +153,88 @@ def test_a_run_that_returns_a_failed_state_is_an_error(
     span = collector.span("returned")
     assert span.status.code == Status.STATUS_CODE_ERROR
     assert span.status.message == "Not today"
+
+
+def of_json(output: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+
+def test_a_flow_that_is_tried_again_is_one_span(prefect_api: str, collector: Collector) -> None:
+    output = run(prefect_api, "retried", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+
+    assert "\nCOMPLETED " in output
+    span = collector.span("retried")
+    assert span.status.code == Status.STATUS_CODE_OK
+    tasks = [each for each in collector.spans if each.name == "last"]
+    assert len(tasks) == 2
+    assert all(span.end_time_unix_nano >= each.end_time_unix_nano for each in tasks)
+    assert "exception" in [event.name for event in span.events]
+
+
+def test_a_task_that_times_out_or_never_runs_ends_its_span(
+    prefect_api: str, collector: Collector
+) -> None:
+    run(prefect_api, "late", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url)
+
+    late, last = (collector.span(name) for name in ("attempt", "last"))
+    (never,) = [span for span in collector.spans if span.name.startswith("follows-")]
+    assert late.status.code == Status.STATUS_CODE_ERROR
+    assert late.status.message == "Task run exceeded timeout of 0.1 second(s)"
+    assert "exception" in [event.name for event in late.events]
+    assert never.status.code == Status.STATUS_CODE_ERROR
+    assert "did not reach a 'COMPLETED' state" in never.status.message
+    for each in (late, never):
+        assert each.end_time_unix_nano <= last.start_time_unix_nano
+
+
+def test_the_lines_of_a_run_are_those_of_its_span(prefect_api: str, collector: Collector) -> None:
+    """Also the last ones, and those of other loggers."""
+    env = {"PREFECT_LOGGING_EXTRA_LOGGERS": "mine"}
+    output = run(prefect_api, "late", OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, **env, **JSON)
+
+    lines = of_json(output)
+    ended = [line for line in lines if line["message"].startswith("Finished in state")]
+    names = [line.get("task_run_name", "late") for line in ended]
+    assert (names[0], names[2:]) == ("attempt", ["last", "late"])
+    spans = [collector.span(name).span_id.hex() for name in names]
+    assert [line["span_id"] for line in ended] == spans
+    (of_mine,) = [line for line in lines if line["message"] == "in the last task"]
+    assert (of_mine["task_name"], of_mine["task_run_name"]) == ("last", "last")
+    assert of_mine["span_id"] == collector.span("last").span_id.hex()
+    assert of_mine["flow_name"] == "late"
+
+
+def test_no_secret_of_an_exception_is_sent_or_logged(
+    prefect_api: str, collector: Collector
+) -> None:
+    for format_ in ({}, JSON):
+        output = run(
+            prefect_api,
+            "secret",
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+            DATABASE_PASSWORD="hunter2",
+            **format_,
+        )
+        assert "\nFAILED " in output
+        assert "Cannot connect to postgresql://***@db/w" in output
+        assert "hunter2" not in output
+    assert len([span for span in collector.spans if span.name == "connection"]) == 2
+    assert not [each for each in collector.requests if b"hunter2" in each.SerializeToString()]
+
+
+@pytest.mark.parametrize("argument", ["returned", "measured"])
+def test_a_credential_that_is_malformed_is_not_logged(
+    prefect_api: str, collector: Collector, argument: str
+) -> None:
+    output = run(
+        prefect_api,
+        argument,
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+        OTEL_EXPORTER_OTLP_HEADERS="Authorization: Bearer hunter2",
+    )
+
+    assert "Header format invalid" in output
+    assert "hunter2" not in output
 
 
 def test_nodes_of_parallel_blocks_and_coroutines_are_in_the_trace(
@@ -185,10 +265,12 @@ def test_numbers_of_a_measured_task_are_on_its_span(prefect_api: str, collector:
     assert not {name for name in of_run if name.startswith("flows.task")}
 
 
-def test_the_standard_sampler_applies(prefect_api: str, collector: Collector) -> None:
-    output = run(
-        prefect_api, OTEL_EXPORTER_OTLP_ENDPOINT=collector.url, OTEL_TRACES_SAMPLER="always_off"
-    )
+@pytest.mark.parametrize("argument", [1, "retried", "late"])
+def test_the_standard_sampler_applies(
+    prefect_api: str, collector: Collector, argument: int | str
+) -> None:
+    off = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_TRACES_SAMPLER": "always_off"}
+    output = run(prefect_api, argument, **off)
     assert "\nCOMPLETED " in output
     assert collector.requests == []
 
@@ -237,6 +319,7 @@ def test_metrics_and_spans_that_a_collector_does_not_answer_cause_a_warning_each
     assert output.count("Task metrics did not reach") == 1
     assert output.count("Spans did not reach") == 1
     assert "Traceback" not in output
+    assert "Transient error" not in output
 
 
 @pytest.fixture
@@ -318,3 +401,21 @@ def test_a_pod_that_ends_and_the_next_one_share_a_trace(
     assert before.status.code == Status.STATUS_CODE_ERROR
     assert after.parent_span_id == before.span_id
     assert after.status.code == Status.STATUS_CODE_OK
+
+
+def test_the_traces_of_a_pod_that_has_preloaded_a_dataflow_arrive(
+    client: SyncPrefectClient, prefect_server: Service, collector: Collector, tmp_path: Path
+) -> None:
+    """The process that is forked for the flow sends them."""
+    pods = Pods(client, prefect_server, Path(sys.executable), tmp_path)
+    run = pods.taken_up("traced", FLOW.parent, FLOW)
+    with pods.standing_by(
+        PREFECT_HAMILTON_STANDBY_PRELOAD="prefect_hamilton.dataflow",
+        OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+    ) as pod:
+        tell(pod, assignment(run, PREFECT_HAMILTON_TRACE_RESOURCE="k8s.pod.name=quick-fox"))
+        output, _ = pod.communicate(timeout=120)
+
+    assert pod.returncode == 0, output
+    assert collector.path(collector.span("share")) == ["traced", "compute", "shares", "share"]
+    assert collector.resource["k8s.pod.name"] == "quick-fox"

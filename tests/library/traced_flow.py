@@ -1,13 +1,16 @@
 """A program with a flow, a task and a dataflow, whose spans and log a test looks at."""
 
 import asyncio
+import logging
 import os
 import signal
 import sys
+import time
 
 from hamilton import ad_hoc_utils
 from hamilton.htypes import Collect, Parallelizable
 from prefect import State, flow, get_run_logger, task
+from prefect.runtime import flow_run as run_time
 from prefect.states import Failed
 
 from prefect_hamilton import dataflow
@@ -80,13 +83,60 @@ def returned() -> State[None]:
     return Failed(message="Not today")
 
 
+@task(task_run_name="attempt", timeout_seconds=0.1)
+def too_slow() -> None:
+    time.sleep(0.3)
+
+
+@task
+def follows(_: None) -> None:
+    pass
+
+
+@task(task_run_name="last")
+def last() -> None:
+    logging.getLogger("mine").warning("in the last task")
+
+
+@flow(flow_run_name="retried", retries=1)
+def retried() -> None:
+    last()
+    if run_time.run_count == 1:
+        raise ValueError("The first attempt fails.")
+
+
+@flow(flow_run_name="late")
+def late() -> None:
+    """One task times out, another one cannot run, and a third one runs after them."""
+    states = [too_slow(return_state=True)]
+    states.append(follows(states[0], return_state=True))
+    last()
+
+
+def connection(url: str) -> int:
+    raise ConnectionError(f"Cannot connect to {url}")
+
+
+@task(task_run_name="connects")
+def connects() -> None:
+    url = f"postgresql://etl:{os.environ['DATABASE_PASSWORD']}@db/w"
+    nodes = ad_hoc_utils.create_temporary_module(connection, module_name="connections")
+    dataflow.execute(nodes, "connection", inputs={"url": url}, picture=False)
+
+
+@flow(flow_run_name="secret")
+def secret() -> None:
+    connects()
+
+
 @flow(flow_run_name="measured")
 def measured() -> None:
     load()
 
 
 if __name__ == "__main__":
-    others = {each.__name__: each for each in (other, measured, returned)}
+    flows = (other, measured, returned, retried, late, secret)
+    others = {each.__name__: each for each in flows}
     if named := others.get(sys.argv[1]):
         state = named(return_state=True)
     else:

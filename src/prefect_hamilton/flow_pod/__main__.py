@@ -9,6 +9,7 @@ import signal
 import sys
 from uuid import UUID
 
+from prefect_hamilton import logs
 from prefect_hamilton.flow_pod import JSON_FORMATTER
 
 
@@ -18,10 +19,11 @@ def flow_run_id() -> UUID:
     try:
         return UUID(value)
     except ValueError:
-        sys.stderr.write(
-            f"flow_pod: {value!r} is not the id of a flow run; set PREFECT__FLOW_RUN_ID\n"
-        )
-        sys.exit(2)
+        with logs.lines("prefect.flow_pod"):
+            sys.stderr.write(
+                f"flow_pod: {value!r} is not the id of a flow run; set PREFECT__FLOW_RUN_ID\n"
+            )
+            sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,17 @@ from typing import Any
 
 import prefect
 
+from prefect_hamilton import logs
+
 SUPPORTED = "3.9"
 
 
 def exit_unsupported(missing: str = "") -> None:
     """End the process with the required and the installed version of Prefect in one sentence."""
     lacks = f", where {missing}" if missing else ""
-    sys.exit(
-        f"flow_pod: this image supports Prefect {SUPPORTED}.x; found {prefect.__version__}{lacks}"
-    )
+    found = f"found {prefect.__version__}{lacks}"
+    with logs.lines("prefect.flow_pod"):
+        sys.exit(f"flow_pod: this image supports Prefect {SUPPORTED}.x; {found}")
 
 
 if prefect.__version__.split(".")[:2] != SUPPORTED.split("."):
@@ -59,6 +61,7 @@ try:
     from prefect.runner._workspace_hook_runner import WorkspaceHookRunner
     from prefect.runner._workspace_resolver import prepare_workspace as prepare_with_deployment
     from prefect.runner._workspace_runtime import (
+        PreparedWorkspaceManifest,
         WorkspaceSupervisorConfig,
         read_model,
         write_private_model,
@@ -85,6 +88,7 @@ __all__ = [
     "Intent",
     "PrefectHttpxAsyncClient",
     "PrefectHttpxSyncClient",
+    "PreparedWorkspaceManifest",
     "ProcessHandle",
     "StateProposer",
     "WorkspaceHookRunner",

@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -28,6 +27,8 @@ from tenacity import (
 from prefect_hamilton import extensions, traces
 from prefect_hamilton.flow_pod import JSON_FORMATTER, _prefect, attempt, outages, pull_errors
 from prefect_hamilton.states import NO_ANSWER
+
+logger = logging.getLogger("prefect.flow_pod")
 
 LEAVE_NO_TRACE = (
     "prefect.deployments.steps.git_clone",
@@ -197,9 +198,11 @@ def run(config_path: Path, go: int, *, clears: bool = True) -> int:
     except Exception as error:
         failure = error
         if sentence := outages.explain(error):
-            sys.stderr.write(f"flow_pod: {sentence}\n")
+            logger.error("%s", sentence)
         elif pull_errors.git_failure(error) is None:
-            traceback.print_exception(error)
+            refusal = outages.refusal(error)
+            traced = None if refusal else error
+            logger.error("The flow cannot be prepared: %s", refusal or error, exc_info=traced)
     with os.fdopen(go, encoding="utf-8") as words:
         said = words.read()
     if not said:
@@ -216,8 +219,11 @@ def run(config_path: Path, go: int, *, clears: bool = True) -> int:
     default = [_prefect.get_sys_executable(), "-m", "prefect.engine"]
     # Another command is the workspace's own interpreter or environment.
     if prepared.command[:3] != default:
-        # It may not have this package: Prefect's own formatter then writes JSON.
+        # It may not have this package: Prefect's own formatter then writes JSON, also for hooks.
         prepared.environment.pop(JSON_FORMATTER, None)
+        manifest = _prefect.read_model(config.manifest_path, _prefect.PreparedWorkspaceManifest)
+        manifest.environment.pop(JSON_FORMATTER, None)
+        _prefect.write_private_model(config.manifest_path, manifest)
         settings = outages.FOREIGN_SETTINGS | prepared.environment
         settings |= attempt.settings(prepared.environment)
         _become(prepared.command, prepared.folder, settings)

@@ -415,6 +415,13 @@ def execute(flow_run_id: UUID) -> int:
     process = fork_engine(folder / "supervisor.json")
     try:
         return anyio.run(supervise, flow_run_id, process, config.manifest_path)
+    except Exception as error:
+        while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        refusal = outages.refusal(error)
+        traced = None if refusal else error
+        logger.error("The flow run is not executed: %s", refusal or error, exc_info=traced)
+        return 1
     finally:
         process.kill()
         shutil.rmtree(folder, ignore_errors=True)

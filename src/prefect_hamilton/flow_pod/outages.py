@@ -21,6 +21,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from prefect_hamilton import logs
 from prefect_hamilton.flow_pod import _prefect
 
 VARIABLE = "PREFECT_HAMILTON_API_OUTAGE_SECONDS"
@@ -59,8 +60,11 @@ def _seconds(variable: str, default: float) -> float:
     try:
         return float(value)
     except ValueError:
-        sys.stderr.write(f"flow_pod: {value!r} is not a number of seconds; correct {variable}\n")
-        sys.exit(2)
+        with logs.lines("prefect.flow_pod"):
+            sys.stderr.write(
+                f"flow_pod: {value!r} is not a number of seconds; correct {variable}\n"
+            )
+            sys.exit(2)
 
 
 def repeat_requests() -> None:
@@ -95,6 +99,14 @@ def explain(error: BaseException) -> str | None:
     """Return the sentence of the outage behind an error; None if there is none."""
     notes = (note for each in _chain(error) for note in getattr(each, "__notes__", ()))
     return next((note for note in notes if note.startswith(_NOTE)), None)
+
+
+def refusal(error: BaseException) -> str | None:
+    """Return what the API refused, as without a credential, in one line; None for other errors."""
+    for each in _chain(error):
+        if isinstance(each, httpx.HTTPStatusError):
+            return str(each).split("\n")[0]
+    return None
 
 
 _NOTE = "The Prefect API has not answered for"

@@ -4,7 +4,7 @@ A worker sends an assignment: a line of JSON on standard input, which arrives at
 an annotation of the pod, which Kubernetes writes to a file some time later. The annotation counts
 as well, because the worker may have died before it could write the line.
 
-This module imports nothing of Prefect: the worker uses its constants, too.
+The worker uses the constants of this module, too.
 """
 
 import importlib
@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from prefect_hamilton import extensions
+from prefect_hamilton import extensions, traces
 
 SECONDS = "PREFECT_HAMILTON_STANDBY_SECONDS"
 """Variable that makes a pod a standby: the number of seconds after which an idle one ends."""
@@ -62,11 +62,13 @@ def preload(names: str) -> None:
         extensions.load_lazily()
     for name in IMPORTED_LATE:
         importlib.import_module(name)
-    for name in modules:
-        try:
-            importlib.import_module(name)
-        except Exception as error:
-            logger.warning("Cannot preload %s: %r. Correct flows.standby.preload.", name, error)
+    # Threads do not outlive the fork; the process of the flow starts the traces.
+    with traces.postponed():
+        for name in modules:
+            try:
+                importlib.import_module(name)
+            except Exception as error:
+                logger.warning("Cannot preload %s: %r. Correct flows.standby.preload.", name, error)
 
 
 def become_flow_run() -> None:

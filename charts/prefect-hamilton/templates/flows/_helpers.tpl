@@ -167,6 +167,7 @@ GIT_SSH_COMMAND: {{ include "prefect-hamilton.flows.sshCommand" "/git-credential
 {{- end }}
 {{- if eq .root.Values.logs.format "json" }}
 PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER: json
+PREFECT_LOGGING_HANDLERS_DEBUG_FORMATTER: json
 {{- end }}
 {{- with .root.Values.telemetry.otlp.endpoint }}
 OTEL_EXPORTER_OTLP_ENDPOINT: {{ . | toYaml }}
