@@ -160,36 +160,59 @@ def test_no_postgresql(cluster: Monitored) -> None:
     kind.wait_until_ready(cluster.context, timeout=180)
 
 
-def test_jobs_that_fail(cluster: Monitored) -> None:
-    """The retention runs each minute and cannot reach its database, nor can another Job."""
-    retention = f"{RELEASE}-ui-retention"
-    job = f"{RELEASE}-broken"
-    database = f"{RELEASE}-postgres"
+class CronJob:
+    """A CronJob of the release that runs each minute."""
 
-    def patch(host: str) -> None:
-        containers = [{"name": "prune", "env": [{"name": "DB_HOST", "value": host}]}]
+    def __init__(self, cluster: Monitored, component: str) -> None:
+        self._cluster, self.name = cluster, f"{RELEASE}-{component}"
+        spec = cluster.get("cronjob", self.name)["spec"]
+        (self._container,) = spec["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+        self._schedule = spec["schedule"]
+
+    def fail(self) -> None:
         # Without attempts that come later and later.
-        job = {"backoffLimit": 0, "template": {"spec": {"containers": containers}}}
-        spec = {"schedule": "* * * * *", "jobTemplate": {"spec": job}}
-        cluster.kubectl("patch", "cronjob", retention, "-p", json.dumps({"spec": spec}))
+        self._run("* * * * *", ["false"], backoffLimit=0)
+
+    def succeed(self) -> None:
+        self._run("* * * * *", self._container.get("command"))
+
+    def restore(self) -> None:
+        self._run(self._schedule, self._container.get("command"))
+
+    def _run(self, schedule: str, command: list[str] | None, **settings: int) -> None:
+        containers = [{"name": self._container["name"], "command": command}]
+        job = {"spec": {**settings, "template": {"spec": {"containers": containers}}}}
+        patch = json.dumps({"spec": {"schedule": schedule, "jobTemplate": job}})
+        self._cluster.kubectl("patch", "cronjob", self.name, "-p", patch)
+
+
+def test_jobs_that_fail(cluster: Monitored) -> None:
+    """Those of both CronJobs, each minute, and one that a person has created."""
+    job = f"{RELEASE}-broken"
+    of_cron = [CronJob(cluster, component) for component in ("ui-retention", "bootstrap")]
 
     def cause() -> None:
-        patch("nowhere")
-        cluster.kubectl("create", "job", job, f"--from=cronjob/{retention}")
+        for each in of_cron:
+            each.fail()
+        cluster.kubectl("create", "job", job, f"--from=cronjob/{of_cron[0].name}")
         # The Jobs of a CronJob have another alert.
         not_its = [{"op": "remove", "path": "/metadata/ownerReferences"}]
         cluster.kubectl("patch", "job", job, "--type=json", "-p", json.dumps(not_its))
 
     def cure() -> None:
-        patch(database)
+        for each in of_cron:
+            each.succeed()
         cluster.kubectl("delete", "job", job)
 
     cluster.provoke(
         cause,
         cure,
         Expected("A Job fails at all its attempts", "PrefectJobFailed", (("job_name", job),)),
-        Expected("The retention cannot reach its database", "PrefectRetentionFailing"),
+        Expected("The retention fails", "PrefectRetentionFailing"),
+        Expected("The bootstrap of `bootstrap.schedule` fails", "PrefectBootstrapFailing"),
     )
+    for each in of_cron:
+        each.restore()
 
 
 @contextmanager
