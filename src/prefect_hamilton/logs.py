@@ -26,6 +26,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from prefect_hamilton.masking import mask
+
 VARIABLE = "PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER"
 """Says `json` where log lines are JSON."""
 
@@ -78,9 +80,8 @@ def _of_context(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
         context and context.get()
         for context in (getattr(prefect, f"{kind}RunContext", None) for kind in ("Flow", "Task"))
     )
-    flow_run_id = getattr(getattr(of_flow, "flow_run", None), "id", None)
-    of_record = getattr(record, "flow_run_id", None) or flow_run_id
-    if str(getattr(getattr(of_task, "task_run", None), "flow_run_id", None)) != str(of_record):
+    flow_run_id = getattr(record, "flow_run_id", None) or _find(of_flow, "flow_run.id")
+    if str(_find(of_task, "task_run.flow_run_id")) != str(flow_run_id):
         of_task = None  # it calls a subflow, which logs
     for key, of, path in (
         ("flow_run_id", of_flow, "flow_run.id"),
@@ -92,9 +93,15 @@ def _of_context(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
         ("task_run_name", of_task, "task_run.name"),
         ("task_name", of_task, "task.name"),
     ):
-        first, _, second = path.partition(".")
-        if value := getattr(getattr(of, first, None), second, None):
+        if value := _find(of, path):
             yield key, value
+
+
+def _find(found: Any, path: str) -> Any:
+    """Return the attribute at the path; None if there is none, so that a line is always written."""
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 def _of_span(record: logging.LogRecord) -> dict[str, str]:
@@ -119,9 +126,11 @@ def _of_span(record: logging.LogRecord) -> dict[str, str]:
     return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
 
-def _exception(error: BaseException, text: str | None) -> dict[str, str]:
-    text = text or "".join(traceback.format_exception(error))
-    return {"type": type(error).__name__, "message": str(error), "traceback": text}
+def _exception(error: BaseException, masked: str | None) -> dict[str, str]:
+    """Return the parts of an exception; `masked` is its traceback if a filter has masked it."""
+    message = mask(str(error)) if masked else str(error)
+    text = masked or "".join(traceback.format_exception(error))
+    return {"type": type(error).__name__, "message": message, "traceback": text}
 
 
 @contextmanager

@@ -68,37 +68,47 @@ COUNTED = 10_000
 """Number of evaluations that are known."""
 
 _counted: dict[tuple[UUID, UUID], None] = {}
-_evaluate = triggers.evaluate
 
 
-async def evaluate(
-    session: AsyncSession,
-    trigger: EventTrigger,
-    bucket: Any,
-    now: DateTime,
-    triggering_event: ReceivedEvent | None,
-) -> Any:
-    """Evaluate a trigger for an event, unless that has been done and stored."""
-    if triggering_event is not None:
+def recognize() -> None:
+    """Give the actions of this process, and the events about their automations, such ids.
+
+    Call it after others have replaced the evaluation: it holds for what they have made of it.
+    """
+    setattr(triggers, "TriggeredAction", RepeatableAction)  # noqa: B010  # an import of Prefect's
+    for kind in (EventTrigger, CompositeTrigger):
+        _give_ids(kind)
+    _count_once()
+
+
+def _count_once() -> None:
+    prefects = triggers.evaluate
+
+    @wraps(prefects)
+    async def evaluate(
+        session: AsyncSession,
+        trigger: EventTrigger,
+        bucket: Any,
+        now: DateTime,
+        triggering_event: ReceivedEvent | None,
+    ) -> Any:
+        if triggering_event is None:
+            return await prefects(session, trigger, bucket, now, triggering_event)
         key = (triggering_event.id, trigger.id)
         if key in _counted:
             return bucket
+        evaluated = await prefects(session, trigger, bucket, now, triggering_event)
 
         def note(_: object) -> None:
             _counted[key] = None
             if len(_counted) > COUNTED:
                 del _counted[next(iter(_counted))]
 
+        # Not if it failed: Prefect commits then, too.
         listen(session.sync_session, "after_commit", note, once=True)
-    return await _evaluate(session, trigger, bucket, now, triggering_event)
+        return evaluated
 
-
-def recognize() -> None:
-    """Give the actions of this process, and the events about their automations, such ids."""
     triggers.evaluate = evaluate
-    setattr(triggers, "TriggeredAction", RepeatableAction)  # noqa: B010  # an import of Prefect's
-    for kind in (EventTrigger, CompositeTrigger):
-        _give_ids(kind)
 
 
 def _give_ids(kind: type[Any]) -> None:
