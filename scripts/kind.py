@@ -361,8 +361,9 @@ def repository_at(flows: Path | None) -> Path:
 def snapshot(repository: Path = ROOT) -> tuple[str, str]:
     """Commit the working tree without touching branch and index; returns commit and tree.
 
-    Every pod in the cluster can read the commit. Of the untracked files it therefore contains only
-    those in flows/. Other files, which may hold passwords, are left out and listed.
+    In a cluster that does not enforce NetworkPolicies, every pod can read the commit. Of the
+    untracked files it therefore contains only those in flows/. Other files, which may hold
+    passwords, are left out and listed.
     """
     untracked = run(
         "git", "ls-files", "-z", "--others", "--exclude-standard", cwd=repository

@@ -84,7 +84,7 @@ class HamiltonUi(Component):
     url: Url = Field(
         default="",
         description="Public URL of the Hamilton UI, used in links. Defaults to a URL made "
-        "from `host`.",
+        "from `host` if `ingress` or `gateway` is enabled.",
     )
     allowed_hosts: list[AllowedHost] = Field(
         default_factory=list, description="Additional host names that requests may use."

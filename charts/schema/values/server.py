@@ -96,7 +96,7 @@ class Server(Component):
     url: Url = Field(
         default="",
         description="Public URL of the Prefect UI, used in links. Defaults to a URL made from"
-        " `host`.",
+        " `host` if `ingress` or `gateway` is enabled.",
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="WARNING", description="Log level of the server."

@@ -89,7 +89,7 @@ OLDEST_LATE = Family(
 OLDEST_PENDING = Family(
     "prefect_flow_run_oldest_pending_seconds",
     "gauge",
-    "Time in state Pending of the flow run that was due first; 0 if none is pending.",
+    "Longest time in state Pending, of the 200 runs that were due first; 0 if none is pending.",
     ("work_pool",),
 )
 POOL_READY = Family(
