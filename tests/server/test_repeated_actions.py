@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from prefect.server.events.schemas.automations import Automation, Firing
 from prefect.server.events.schemas.events import ReceivedEvent
+from psycopg import sql
 
 from prefect_hamilton.server.repeated_actions import RepeatableAction
 from tests import services
@@ -58,6 +59,31 @@ def api(database: str, tmp_path: Path) -> Iterator[Api]:
         yield Api(server.url)
 
 
+def happens(api: Api, what: str) -> None:
+    """Send an event about a resource."""
+    event = {
+        "id": str(uuid4()),
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": "something",
+        "resource": {"prefect.resource.id": what},
+    }
+    api.post_list("/events", [event])
+
+
+def causes(api: Api, deployment: str) -> list[Any]:
+    """The parameters with which automations have run a deployment."""
+    found = api.post("/flow_runs/filter", deployments={"id": {"any_": [deployment]}})
+    return sorted(each["parameters"]["cause"] for each in found)
+
+
+def count(connection: psycopg.Connection[Any], sequence: str) -> int:
+    """The last number of a sequence."""
+    query = sql.SQL("SELECT last_value FROM {}").format(sql.Identifier(sequence))
+    row = connection.execute(query).fetchone()
+    assert row
+    return int(row[0])
+
+
 def test_an_event_that_is_evaluated_again_creates_one_flow_run(api: Api, database: str) -> None:
     flow = api.post("/flows/", name="follows")["id"]
 
@@ -77,33 +103,15 @@ def test_an_event_that_is_evaluated_again_creates_one_flow_run(api: Api, databas
     cause = "{{ event.payload.triggering_event.resource['prefect.resource.id'] }}"
     _, next_deployment = follow("next", triggered, cause)
 
-    def happens(what: str) -> None:
-        event = {
-            "id": str(uuid4()),
-            "occurred": datetime.now(UTC).isoformat(),
-            "event": "something",
-            "resource": {"prefect.resource.id": what},
-        }
-        api.post_list("/events", [event])
-
-    def causes(deployment: str) -> list[Any]:
-        found = api.post("/flow_runs/filter", deployments={"id": {"any_": [deployment]}})
-        return sorted(each["parameters"]["cause"] for each in found)
-
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(FAIL_AT_COMMIT)
 
-        def commits() -> int:
-            row = connection.execute("SELECT last_value FROM commits").fetchone()
-            assert row
-            return int(row[0])
-
-        happens("first")
-        wait_until(lambda: commits() > FAILURES)
+        happens(api, "first")
+        wait_until(lambda: count(connection, "commits") > FAILURES)
     # Its actions come after those of the first one.
-    happens("second")
-    wait_until(lambda: "second" in causes(next_deployment))
-    assert causes(deployment) == causes(next_deployment) == ["first", "second"]
+    happens(api, "second")
+    wait_until(lambda: "second" in causes(api, next_deployment))
+    assert causes(api, deployment) == causes(api, next_deployment) == ["first", "second"]
 
 
 FAIL_WITHOUT_END = """
@@ -137,44 +145,25 @@ def test_an_automation_counts_an_event_once_though_another_one_fails(
         found = api.post("/automations/", name=name, trigger=trigger, actions=actions)
         return str(found["id"])
 
-    def happens(what: str) -> None:
-        event = {
-            "id": str(uuid4()),
-            "occurred": datetime.now(UTC).isoformat(),
-            "event": "something",
-            "resource": {"prefect.resource.id": what},
-        }
-        api.post_list("/events", [event])
-
-    def causes() -> list[str]:
-        found = api.post("/flow_runs/filter", deployments={"id": {"any_": [deployment]}})
-        return sorted(each["parameters"]["cause"] for each in found)
-
     automation_of("before", 2)
     fails = automation_of("fails", 2)
     automation_of("after", 2)
 
     def react() -> bool:
         """Whether the service has learned of all three."""
-        happens("before")
-        return causes().count("before") >= 3
+        happens(api, "before")
+        return causes(api, deployment).count("before") >= 3
 
     wait_until(react)
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(FAIL_WITHOUT_END.format(automation=fails))
-
-        def attempts() -> int:
-            row = connection.execute("SELECT last_value FROM attempts").fetchone()
-            assert row
-            return int(row[0])
-
-        happens("once")
-        wait_until(lambda: attempts() == ATTEMPTS)
+        happens(api, "once")
+        wait_until(lambda: count(connection, "attempts") == ATTEMPTS)
         connection.execute("DROP TRIGGER fail ON automation_bucket")
     for _ in range(2):
-        happens("twice")
-    wait_until(lambda: causes().count("twice") == 3)
-    assert causes().count("once") == 0
+        happens(api, "twice")
+    wait_until(lambda: causes(api, deployment).count("twice") == 3)
+    assert causes(api, deployment).count("once") == 0
 
 
 def something() -> ReceivedEvent:

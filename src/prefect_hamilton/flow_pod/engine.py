@@ -200,9 +200,7 @@ def run(config_path: Path, go: int, *, clears: bool = True) -> int:
         if sentence := outages.explain(error):
             logger.error("%s", sentence)
         elif pull_errors.git_failure(error) is None:
-            refusal = outages.refusal(error)
-            traced = None if refusal else error
-            logger.error("The flow cannot be prepared: %s", refusal or error, exc_info=traced)
+            outages.log_failure("The flow cannot be prepared", error)
     with os.fdopen(go, encoding="utf-8") as words:
         said = words.read()
     if not said:

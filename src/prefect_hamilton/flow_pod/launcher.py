@@ -418,9 +418,7 @@ def execute(flow_run_id: UUID) -> int:
     except Exception as error:
         while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]
-        refusal = outages.refusal(error)
-        traced = None if refusal else error
-        logger.error("The flow run is not executed: %s", refusal or error, exc_info=traced)
+        outages.log_failure("The flow run is not executed", error)
         return 1
     finally:
         process.kill()

@@ -101,12 +101,13 @@ def explain(error: BaseException) -> str | None:
     return next((note for note in notes if note.startswith(_NOTE)), None)
 
 
-def refusal(error: BaseException) -> str | None:
-    """Return what the API refused, as without a credential, in one line; None for other errors."""
-    for each in _chain(error):
-        if isinstance(each, httpx.HTTPStatusError):
-            return str(each).split("\n")[0]
-    return None
+def log_failure(what: str, error: BaseException) -> None:
+    """Log why something failed: what the API refused in one line, all else with its traceback."""
+    refused = (each for each in _chain(error) if isinstance(each, httpx.HTTPStatusError))
+    if refusal := next(refused, None):
+        logger.error("%s: %s", what, str(refusal).split("\n")[0])
+    else:
+        logger.error("%s: %s", what, error, exc_info=error)
 
 
 _NOTE = "The Prefect API has not answered for"
