@@ -162,10 +162,9 @@ WORKERS = ("dask-worker-0", "dask-worker-1")
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A team's repository whose flows need a package, for a bucket another, and for Dask one."""
+    """A team's repository whose flows need a package, and for Dask another."""
     folder = make(tmp_path_factory.mktemp("team") / "team-flows")
     uv("add", "--quiet", "--project", str(folder), "--no-sync", "roman")
-    uv("add", "--quiet", "--project", str(folder), "--no-sync", "--group", "bucket", "s3fs")
     uv("add", "--quiet", "--project", str(folder), "--no-sync", "--group", "dask", "prefect-dask")
     (folder / "packages").mkdir()
     (folder / "packages/pyproject.toml").write_text(ONE_PACKAGE)
@@ -180,7 +179,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with (folder / name).open("a") as file:
             file.write(text)
     dockerfile = folder / "Dockerfile"
-    options = "--group bucket --group dask --prune prefect"
+    options = "--group dask --prune prefect"
     lines = dockerfile.read_text().replace("install-locked\n", f"install-locked {options}\n")
     dockerfile.write_text(lines)
     squares = (ROOT / "tests/library/squares.py").read_text()

@@ -122,7 +122,7 @@ def test_every_module_is_compiled(name: str) -> None:
 def test_flows_can_import_their_packages() -> None:
     lean = (
         "import hamilton.driver, hamilton_sdk.adapters, opentelemetry.exporter.otlp.proto.http, "
-        "pandas, prefect.runner._flow_run_executor, prefect_hamilton.graphs"
+        "pandas, prefect.runner._flow_run_executor, prefect_hamilton.graphs, s3fs"
     )
     run("flows", "python", "-c", lean)
     run(
@@ -130,7 +130,7 @@ def test_flows_can_import_their_packages() -> None:
         "python",
         "-c",
         f"{lean}, duckdb, matplotlib.pyplot, numpy.testing, pandera.pandas, psycopg, "
-        "pyarrow.dataset, pyarrow.parquet, s3fs, scipy.optimize, scipy.stats, sklearn.ensemble, "
+        "pyarrow.dataset, pyarrow.parquet, scipy.optimize, scipy.stats, sklearn.ensemble, "
         "sklearn.metrics",
     )
 

@@ -7,7 +7,9 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import partial
+from uuid import uuid4
 
 import pytest
 
@@ -34,6 +36,8 @@ export REDISCLI_AUTH="$VALKEY_PASSWORD"
 for key in 1 2 3 4 5 6; do head -c 10000000 /dev/zero | valkey-cli -x SET filler:$key; done
 """
 LESS = 'REDISCLI_AUTH="$VALKEY_PASSWORD" valkey-cli DEL filler:1 filler:2 filler:3'
+PAUSE = 'REDISCLI_AUTH="$VALKEY_PASSWORD" valkey-cli CLIENT PAUSE 25000 ALL'
+LOCKED_EVENTS = "BEGIN; LOCK TABLE events; SELECT pg_sleep(600)"
 LONG_TRANSACTION = "BEGIN; SELECT pg_sleep(600)"
 MANY_CONNECTIONS = """
 used="SELECT round(0.7 * current_setting('max_connections')::int) - count(datname)"
@@ -145,6 +149,62 @@ def test_much_data_in_valkey(cluster: Monitored) -> None:
         partial(cluster.kubectl, *inside, LESS),
         Expected("Data take half of Valkey's memory", "PrefectValkeyMemoryHigh"),
     )
+
+
+def test_valkey_that_does_not_answer(cluster: Monitored) -> None:
+    """What happens meanwhile reaches the services and the exporter when it answers again."""
+    later = datetime.now(UTC) + timedelta(days=1)
+    valkey = ("exec", f"sts/{RELEASE}-valkey", "--container=valkey", "--", "sh", "-c")
+
+    def change_state() -> None:
+        state = {
+            "type": "SCHEDULED",
+            "state_details": {"scheduled_time": later.isoformat()},
+        }
+        flow = cluster.post("/flows/filter", limit=1)[0]["id"]
+        cluster.api.post("/flow_runs/", json={"flow_id": flow, "state": state}).raise_for_status()
+
+    def cause() -> None:
+        cluster.kubectl(*valkey, PAUSE)
+        change_state()
+
+    cluster.provoke(
+        cause,
+        change_state,
+        Expected("Valkey does not answer for 25 s", "PrefectEventsDelayed"),
+        Expected(
+            "Valkey does not answer for 25 s",
+            "PrefectServicesLate",
+            (("docket_task", "schedule_recent_deployments"),),
+        ),
+    )
+
+
+def test_messages_that_nobody_reads(cluster: Monitored) -> None:
+    """The server stores no event meanwhile, and reads no further ones."""
+    events = [
+        {
+            "occurred": datetime.now(UTC).isoformat(),
+            "event": "example.counted",
+            "resource": {"prefect.resource.id": f"example.{number}"},
+            "id": str(uuid4()),
+        }
+        for number in range(300)
+    ]
+
+    def cause() -> None:
+        cluster.api.post("/events", json=events).raise_for_status()
+
+    with in_postgres(cluster, "psql", "-U", "postgres", "-d", "prefect", "-c", LOCKED_EVENTS):
+        cluster.provoke(
+            cause,
+            lambda: end_sessions(cluster),
+            Expected(
+                "A transaction locks the table of events",
+                "PrefectValkeyBacklog",
+                (("stream", "events"), ("group", "event-persister")),
+            ),
+        )
 
 
 def test_no_postgresql(cluster: Monitored) -> None:

@@ -74,9 +74,8 @@ class Results(Values):
 
     bucket: BucketUrl = Field(
         default="",
-        description="Bucket, with an optional path: `s3://…`, `gs://…` or `az://…`. The image of "
-        "the flow pods needs the library's extra `s3`, `gcs` or `azure`; the image `flows` has "
-        "none. "
+        description="Bucket, with an optional path: `s3://…`, `gs://…` or `az://…`. For the "
+        "last two, the image of the flow pods needs the library's extra `gcs` or `azure`. "
         "A work pool can have another bucket or path, and an empty one turns it off for the pool.",
         examples=["s3://my-bucket/results"],
     )
