@@ -4,6 +4,7 @@ The tests of a file run in order: each goes on where the one before it ended.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +19,9 @@ from tests.gitops.conftest import (
     eventually,
     prepare_staging,
 )
+from tests.services import ROOT
 
+DRIFT = ROOT / "docs/drift.md"
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 ARGO = "kustomize/gitops/argocd"
@@ -125,8 +128,14 @@ def test_a_second_sync_of_the_overlay_changes_nothing(overlay: Argo) -> None:
 
 
 def sync_again_changes_nothing(argo: Argo) -> None:
+    before = argo.team.objects(argo.namespace)
+    sync_again(argo)
+    assert argo.team.objects(argo.namespace) == before
+
+
+def sync_again(argo: Argo) -> None:
+    """Sync what is synced, as by hand."""
     team = argo.team
-    before = team.objects(argo.namespace)
     finished = argo.status()["operationState"]["finishedAt"]
     operation = {"operation": {"sync": {"revision": team.head(), "prune": True}}}
     team.kubectl("patch", "application", argo.application, "-n", "argocd", "--type=merge",
@@ -139,7 +148,6 @@ def sync_again_changes_nothing(argo: Argo) -> None:
         ),
     )
     argo.wait_until_healthy(team.head())
-    assert team.objects(argo.namespace) == before
 
 
 def test_a_new_image_tag_rolls_its_pods_and_no_others(overlay: Argo) -> None:
@@ -197,6 +205,26 @@ def test_drift_is_reverted(overlay: Argo) -> None:
 
     healed()
     overlay.wait_until_healthy(team.head())
+
+
+def test_each_sync_runs_the_bootstrap_with_the_patch_of_the_docs(overlay: Argo) -> None:
+    team = overlay.team
+    (patch,) = re.findall(r"```yaml\npatches:\n(.+?)```", DRIFT.read_text(), re.DOTALL)
+    team.append(STAGING, patch)
+    overlay.wait_until_healthy(team.commit("A bootstrap at each sync"))
+    before = bootstraps(overlay)
+    sync_again(overlay)
+    after = bootstraps(overlay)
+    assert after.keys() == before.keys()
+    assert not set(after.values()) & set(before.values())
+    overlay.wait_until_healthy(team.revert())
+
+
+def bootstraps(argo: Argo) -> dict[str, str]:
+    """The UID of each Job of the bootstrap, by name."""
+    label = "--selector=app.kubernetes.io/component=bootstrap"
+    jobs = argo.team.get("jobs", label, "-n", argo.namespace)["items"]
+    return {job["metadata"]["name"]: job["metadata"]["uid"] for job in jobs}
 
 
 def test_an_image_that_is_missing_leaves_the_release_serving(overlay: Argo) -> None:
