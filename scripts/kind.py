@@ -416,20 +416,22 @@ def wait_until_ready(context: str, timeout: int) -> None:
 
 
 def wait_for_bootstrap(context: str, timeout: int) -> None:
-    """Wait for the bootstrap Job. Raises KindError with its last log lines on timeout."""
+    """Wait for the bootstrap Job. Raises KindError with its last log lines on timeout.
+
+    The Jobs of `bootstrap.schedule` are not waited for: one may have failed before.
+    """
     selector = "app.kubernetes.io/component=bootstrap"
+    found = json.loads(kubectl(context, "get", "jobs", "-l", selector, "-o", "json"))
+    names = [
+        each["metadata"]["name"]
+        for each in found["items"]
+        if "ownerReferences" not in each["metadata"]
+    ]
+    jobs = [f"job/{name}" for name in names]
     try:
-        kubectl(
-            context,
-            "wait",
-            "job",
-            "-l",
-            selector,
-            "--for=condition=complete",
-            f"--timeout={timeout}s",
-        )
+        kubectl(context, "wait", *jobs, "--for=condition=complete", f"--timeout={timeout}s")
     except KindError as error:
-        log = kubectl(context, "logs", "-l", selector, "--tail=5")
+        log = "".join(kubectl(context, "logs", job, "--tail=5") for job in jobs)
         raise KindError(
             f"The bootstrap did not complete within {timeout} s. Its last log lines:\n{log}"
         ) from error

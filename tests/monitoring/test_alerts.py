@@ -237,7 +237,12 @@ class CronJob:
         self._run("* * * * *", self._container.get("command"))
 
     def restore(self) -> None:
+        """Restore it; deletes the Jobs that failed."""
         self._run(self._schedule, self._container.get("command"))
+        for job in self._cluster.get("jobs")["items"]:
+            owners = [owner["name"] for owner in job["metadata"].get("ownerReferences", [])]
+            if owners == [self.name] and job["status"].get("failed"):
+                self._cluster.kubectl("delete", "job", job["metadata"]["name"])
 
     def _run(self, schedule: str, command: list[str] | None, **settings: int) -> None:
         containers = [{"name": self._container["name"], "command": command}]

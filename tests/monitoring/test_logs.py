@@ -19,11 +19,13 @@ TEXT = (
 def test_every_pod_is_there(cluster: Monitored, runs: Runs) -> None:
     pods = {pod["metadata"]["name"] for pod in cluster.get("pods")["items"]}
 
-    def missing() -> set[str]:
+    def all_are_there() -> bool:
         found = cluster.lines("| uniq by (k8s.pod.name)")
-        return pods - {each["k8s.pod.name"] for each in found}
+        missing = pods - {each["k8s.pod.name"] for each in found}
+        assert missing == set()
+        return True
 
-    until(lambda: not missing())
+    until(all_are_there)
 
 
 def test_every_line_is_json_but_for_those_that_are_named(cluster: Monitored, runs: Runs) -> None:
