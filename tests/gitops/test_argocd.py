@@ -113,6 +113,11 @@ def give_addresses(team: Team, namespace: str) -> None:
 # --- the overlay
 
 
+def add_patch(team: Team, patch: str) -> None:
+    """Add a patch, an indented item of YAML, to those of the overlay."""
+    team.edit(STAGING, "\npatches:\n", f"\npatches:\n{patch}")
+
+
 def test_an_overlay_syncs_to_an_empty_cluster_without_manual_steps(overlay: Argo) -> None:
     overlay.team.apply(f"{ARGO}/application-overlay.yaml")
     give_addresses(overlay.team, overlay.namespace)
@@ -172,7 +177,7 @@ def test_a_worker_limit_rolls_the_worker_only(overlay: Argo) -> None:
         "    patch: |\n"
         "      - {op: add, path: /spec/template/spec/containers/0/args/-, value: --limit=7}\n"
     )
-    team.append(STAGING, patch)
+    add_patch(team, patch)
     commit = team.commit("At most 7 flow runs at once")
     overlay.wait_until_healthy(commit)
     assert changed(before, team.pods(overlay.namespace)) == {"worker"}
@@ -210,7 +215,7 @@ def test_drift_is_reverted(overlay: Argo) -> None:
 def test_each_sync_runs_the_bootstrap_with_the_patch_of_the_docs(overlay: Argo) -> None:
     team = overlay.team
     (patch,) = re.findall(r"```yaml\npatches:\n(.+?)```", DRIFT.read_text(), re.DOTALL)
-    team.append(STAGING, patch)
+    add_patch(team, patch)
     overlay.wait_until_healthy(team.commit("A bootstrap at each sync"))
     before = bootstraps(overlay)
     sync_again(overlay)
@@ -269,7 +274,7 @@ def test_a_migration_that_fails_leaves_the_release_serving(overlay: Argo) -> Non
         "              - name: server\n"
         "                env: [{name: PREFECT_SERVER_DATABASE_USER, value: nobody}]\n"
     )
-    team.append(STAGING, patch)
+    add_patch(team, patch)
     commit = team.commit("A migration that fails")
     overlay.wait_for(commit, lambda status: status["health"]["status"] != "Healthy")
 
