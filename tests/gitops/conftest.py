@@ -176,15 +176,21 @@ class Team:
         }
 
     def pods(self, namespace: str) -> dict[str, str]:
-        """The ids of the long-lived pods, by component."""
+        """The ids of the long-lived pods that are ready, by component."""
         found = self.get("pods", "-n", namespace, "-l", f"app.kubernetes.io/instance={RELEASE}")
         return {
             component(pod): pod["metadata"]["uid"]
             for pod in found["items"]
-            if pod["status"]["phase"] == "Running"
+            if is_ready(pod)
             and "deletionTimestamp" not in pod["metadata"]
             and component(pod) != "flow-run"
         }
+
+
+def is_ready(pod: Any) -> bool:
+    """Whether a pod serves; one that has ended does not."""
+    conditions = pod["status"].get("conditions", [])
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
 
 def component(obj: Any) -> str:

@@ -106,19 +106,13 @@ def test_server_exporter_and_worker_listen(network: Network, api_url: str, tmp_p
     worker, exporter = tmp_path / "worker", tmp_path / "exporter"
     worker.mkdir()
     exporter.mkdir()
-    start = ("-m", "prefect", "worker", "start", "--pool=pool", "--type=process")
+    start = ("-m", "prefect_hamilton.worker", "start", "--pool=pool", "--type=process")
     with ExitStack() as stack:
         stack.enter_context(
             network.running(exporter, "-m", "prefect_hamilton.exporter", PREFECT_API_URL=api_url)
         )
         stack.enter_context(
-            network.running(
-                worker,
-                *start,
-                "--with-healthcheck",
-                PREFECT_API_URL=api_url,
-                PREFECT_WORKER_WEBSERVER_HOST="",
-            )
+            network.running(worker, *start, "--with-healthcheck", PREFECT_API_URL=api_url)
         )
         network.assert_answers(exporter, 9090, "/metrics")
         network.assert_answers(worker, 8080, "/health")

@@ -6,6 +6,7 @@ Other options are as there. With `--no-create-pool-if-not-found`, it starts when
 # A process that is forked imports this module, too: nothing here may be slow.
 import argparse
 import importlib
+import os
 import signal
 import sys
 import warnings
@@ -13,6 +14,8 @@ import warnings
 
 def main() -> None:
     """Run the command."""
+    # The health check is at every address, of IPv4 and of IPv6: Prefect's default is 0.0.0.0.
+    os.environ.setdefault("PREFECT_WORKER_WEBSERVER_HOST", "")
     from prefect.cli import app
     from prefect.plugins import load_prefect_collections
 

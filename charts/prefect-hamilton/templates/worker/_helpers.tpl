@@ -86,8 +86,6 @@ PREFECT_LOGGING_LEVEL: {{ .settings.logLevel | toYaml }}
 PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: {{ include "prefect-hamilton.server.wantsCsrfTokens" .root | eq "true" }}
 PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED: false
 {{- end }}
-{{- /* Every address, of IPv4 and of IPv6: Prefect's default is 0.0.0.0. */}}
-PREFECT_WORKER_WEBSERVER_HOST: ""
 {{- if .root.Values.metrics.enabled }}
 PREFECT_HAMILTON_WORKER_METRICS_PORT: 9090
 {{- end }}
