@@ -127,7 +127,10 @@ def test_an_overlay_is_valid_and_restricted(name: str) -> None:
 
 
 def check_all(objects: tuple[Object, ...] | list[Object]) -> None:
-    """Check schema, Pod Security, and that each variable is defined before another names it."""
+    """Check schema and Pod Security, and each variable: it is defined before another names it.
+
+    Kubernetes drops an empty value, so that each `kubectl apply` would write the object again.
+    """
     for obj in objects:
         if obj["kind"] == "Namespace":
             continue
@@ -139,6 +142,7 @@ def check_all(objects: tuple[Object, ...] | list[Object]) -> None:
                 named = set(re.findall(r"\$\((\w+)\)", variable.get("value", "")))
                 assert named <= defined, f"{obj['metadata']['name']}: {variable}"
                 defined.add(variable["name"])
+                assert variable.get("value") != "", f"{obj['metadata']['name']}: {variable}"
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
